@@ -1,0 +1,1 @@
+"""Make a trained BatchNorm network better without retraining it."""

@@ -1,0 +1,69 @@
+"""Every error alphatune raises on purpose.
+
+    AlphatuneError                 70  internal: nobody foresaw this one
+    ├── ConfigurationError          2  an option or argument that cannot be right
+    ├── InputError                  3  something on disk is missing, unreadable or corrupt
+    │   ├── CheckpointError         3    weights that cannot be read or do not fit the architecture
+    │   ├── UntrustedError          3    reading it would run code that nobody allowed
+    │   └── DataError               3    an image, folder or archive that cannot be read
+    ├── UnsupportedModelError       4  the model has no layer, or an unknown layer, to work on
+    ├── ResourceError               5  out of memory, disk or worker processes
+    └── NumericError                6  NaN, infinity or an impossible variance
+
+The number is the exit code of the command line. A message says what was
+expected and what came; the hint says what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class AlphatuneError(Exception):
+    """Base class: ``str(error)`` is the message, ``error.hint`` what to do about it."""
+
+    exit_code = 70
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigurationError(AlphatuneError):
+    """An option or argument that cannot be right."""
+
+    exit_code = 2
+
+
+class InputError(AlphatuneError):
+    """Something on disk is missing, unreadable or corrupt."""
+
+    exit_code = 3
+
+
+class CheckpointError(InputError):
+    """Weights that cannot be read or do not fit the architecture."""
+
+
+class UntrustedError(InputError):
+    """Reading this input would run code that nobody allowed."""
+
+
+class DataError(InputError):
+    """An image, folder or archive that cannot be read."""
+
+
+class UnsupportedModelError(AlphatuneError):
+    """The model has no norm layer to work on, or one of an unknown kind."""
+
+    exit_code = 4
+
+
+class ResourceError(AlphatuneError):
+    """Out of memory, disk or worker processes."""
+
+    exit_code = 5
+
+
+class NumericError(AlphatuneError):
+    """NaN, infinity or an impossible variance."""
+
+    exit_code = 6

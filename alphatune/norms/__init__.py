@@ -1,0 +1,1 @@
+"""Normalisation layers: their mathematics, and changing them inside a model."""

@@ -1,0 +1,155 @@
+"""Moments of one example, and how they mix with moving averages.
+
+Notation of the paper (Summers & Dinneen, ICLR 2020, section 3.1): for an
+activation of shape (N, C, *), μᵢ and sᵢ are the mean and the *biased* variance
+of one example's channel over its spatial positions; m and v are the layer's
+``running_mean`` and ``running_var``; α is the weight of the example.
+
+Equation 3 mixes moments, not variances:
+
+    mean     = α·μᵢ + (1−α)·m
+    E[x²]    = α·(sᵢ + μᵢ²) + (1−α)·(v + m²)
+    variance = E[x²] − mean²
+
+Written out, the squares cancel and leave a sum of non-negative terms,
+
+    variance = (1−α)·v + α·sᵢ + α·(1−α)·(μᵢ − m)²
+
+which is what is computed here: it cannot turn negative and loses no digits
+when the mean is large. The last term is the variance *between* the example
+and the population; mixing variances without it is a different method.
+
+All statistics are computed in float32 or better, whatever the activation's
+dtype: the square of a float16 activation overflows at 256.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def example_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each example and channel over space.
+
+    Args:
+        x: activations (N, C, *); with no spatial dimension each variance is 0.
+
+    Returns:
+        ``(mean, variance)``, both (N, C), in float32 or better.
+    """
+    mean, centred = _centre(x)
+    variance = _mean_square(centred)
+    return mean.flatten(1), variance.flatten(1)
+
+
+def mix_moments(
+    mean: Tensor,
+    variance: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    alpha: Tensor | float,
+) -> tuple[Tensor, Tensor]:
+    """Weigh an example's moments into the moving averages (paper Eq. 3).
+
+        mean     = α·μᵢ + (1−α)·m
+        variance = (1−α)·v + α·sᵢ + α·(1−α)·(μᵢ − m)²
+
+    Args:
+        mean, variance: the example's moments (N, C).
+        running_mean, running_var: the moving averages (C,).
+        alpha: weight of the example in [0, 1], a number, () or (C,).
+
+    Returns:
+        ``(mean, variance)``, both (N, C). Arguments need only broadcast
+        together, so (N, C, 1, 1) with (1, C, 1, 1) is equally good.
+    """
+    deviation = mean - running_mean
+    mixed_mean = running_mean + alpha * deviation
+    mixed_variance = (
+        (1 - alpha) * running_var + alpha * variance + alpha * (1 - alpha) * deviation * deviation
+    )
+    return mixed_mean, mixed_variance
+
+
+def example_weighted_norm(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    alpha: Tensor,
+    eps: float,
+) -> Tensor:
+    """Normalise every example by a mixture of its own and the moving moments.
+
+        y = γ · (x − mean) / sqrt(variance + ε) + β,   mean, variance from Eq. 3
+
+    Args:
+        x: activations (N, C, *).
+        running_mean, running_var: moving averages (C,).
+        weight, bias: γ and β (C,), or None.
+        alpha: weight of the example, shape () or (C,).
+        eps: ε.
+
+    Returns:
+        (N, C, *), in the dtype and memory format of ``x``. Row i depends on
+        row i of ``x`` only, whatever else is in the batch.
+
+    Source: paper section 3.1, Eq. 3.
+    """
+    dtype = _statistics_dtype(x)
+
+    def per_channel(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype).reshape((1, -1) + (1,) * (x.ndim - 2))
+
+    mean, centred = _centre(x)
+    mixed_mean, mixed_variance = mix_moments(
+        mean,
+        _mean_square(centred),
+        per_channel(running_mean),
+        per_channel(running_var),
+        per_channel(alpha),
+    )
+    # x − mixed_mean = (x − μᵢ) + (μᵢ − mixed_mean): the large tensor is already
+    # centred, so a big common offset has been subtracted before any scaling.
+    scale = torch.rsqrt(mixed_variance + eps)
+    if weight is not None:
+        scale = scale * per_channel(weight)
+    shift = (mean - mixed_mean) * scale
+    if bias is not None:
+        shift = shift + per_channel(bias)
+    if torch.is_grad_enabled():
+        y = torch.addcmul(shift, centred, scale)
+    else:  # `centred` is ours: reusing it saves an allocation the size of x
+        y = centred.mul_(scale).add_(shift)
+    return y.to(x.dtype)
+
+
+def _statistics_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _centre(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``(μᵢ, x − μᵢ)`` of shapes (N, C, 1, ...) and (N, C, *)."""
+    dtype = _statistics_dtype(x)
+    if x.ndim == 2:  # one position: reducing over no dimension would mean "over all" to torch
+        mean = x.to(dtype)
+        return mean, torch.zeros_like(mean)
+    mean = x.mean(tuple(range(2, x.ndim)), keepdim=True, dtype=dtype)
+    return mean, x - mean
+
+
+def _mean_square(centred: Tensor) -> Tensor:
+    """Mean over space of the square of (N, C, *), kept as (N, C, 1, ...).
+
+    ``vector_norm`` squares and sums in one read; on a CPU ``torch.var_mean``
+    takes two to three times as long (docs/benchmarks.md).
+    """
+    if centred.ndim == 2:
+        return centred.square()
+    spatial = tuple(range(2, centred.ndim))
+    positions = math.prod(centred.shape[2:])
+    return torch.linalg.vector_norm(centred, dim=spatial, keepdim=True).square() / positions

@@ -1,0 +1,171 @@
+"""Patch a model for example-weighted inference, set α, and undo it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from alphatune.errors import ConfigurationError, UnsupportedModelError
+from alphatune.norms.example_weighted import ExampleWeighted
+from alphatune.norms.surgery import become_example_weighted_, become_stock_
+from alphatune.norms.survey import NormLayer, survey
+
+Alpha = float | Tensor
+
+
+def patch_(
+    model: nn.Module,
+    alpha: Alpha | Mapping[str, Alpha] = 0.0,
+    *,
+    exclude: Collection[str] = (),
+    skip_unknown: bool = False,
+) -> tuple[str, ...]:
+    """Make every BatchNorm of a model weigh the example in, in place.
+
+        y = γ · (x − mean) / sqrt(variance + ε) + β
+
+    with mean and variance mixed from the example's moments (weight α) and the
+    moving averages (weight 1 − α): paper section 3.1, Eq. 3. At α = 0 outputs
+    are the unpatched model's, bit for bit; state-dict keys never change.
+    Layers that are patched already only get the new α.
+
+    Args:
+        model: any module; put it in eval mode to see the effect.
+        alpha: one weight for all layers, or a mapping from layer name to weight
+            (layers it does not name get 0).
+        exclude: layer names or globs (``"layer4.*"``) to leave alone.
+        skip_unknown: leave layers of unknown kind as they are instead of refusing.
+
+    Returns:
+        The names of all example-weighted layers, in model order.
+
+    Raises:
+        UnsupportedModelError: nothing to patch, or a layer of unknown kind.
+        ConfigurationError: α outside [0, 1]; a name or glob that matches nothing.
+    """
+    layers = survey(model)
+    _refuse_unknown(layers, skip_unknown)
+    chosen = [
+        layer
+        for layer in layers
+        if layer.status in ("patchable", "patched") and not _matches(layer, exclude)
+    ]
+    for pattern in exclude:
+        if not any(_matches(layer, (pattern,)) for layer in layers):
+            raise ConfigurationError(
+                f"exclude pattern {pattern!r} matches no norm layer",
+                "`alphatune inspect` lists the names",
+            )
+    if not chosen:
+        raise UnsupportedModelError(_nothing_to_patch(layers), "`alphatune inspect` shows each layer and why")
+    modules = dict(model.named_modules())
+    added: list[ExampleWeighted] = []
+    try:
+        for layer in chosen:
+            module = modules[layer.name]
+            if layer.status == "patchable":
+                become_example_weighted_(module)
+                added.append(module)  # type: ignore[arg-type]
+        set_alpha_(model, alpha)
+    except BaseException:
+        for module in added:
+            become_stock_(module)
+        raise
+    return tuple(layer.name for layer in chosen)
+
+
+def unpatch_(model: nn.Module) -> None:
+    """Undo ``patch_``: every layer is the very object, of the class, it was before."""
+    for _, module in example_weighted_layers(model):
+        become_stock_(module)
+
+
+def set_alpha_(model: nn.Module, alpha: Alpha | Mapping[str, Alpha]) -> None:
+    """Set α of a patched model: one for all, or a mapping from layer name.
+
+    Raises:
+        UnsupportedModelError: the model is not patched.
+        ConfigurationError: α outside [0, 1], or an unknown layer name.
+    """
+    layers = dict(example_weighted_layers(model))
+    if not layers:
+        raise UnsupportedModelError("the model has no example-weighted layer", "call patch_(model) first")
+    wanted: dict[ExampleWeighted, Alpha]
+    if isinstance(alpha, Mapping):
+        wanted = dict.fromkeys(layers.values(), 0.0)
+        by_any_name = dict(model.named_modules(remove_duplicate=False))
+        for name, value in alpha.items():
+            layer = by_any_name.get(name)
+            if not isinstance(layer, ExampleWeighted):
+                raise ConfigurationError(
+                    f"alpha names {name!r}, which is no example-weighted layer of this model",
+                    f"layers are called like {next(iter(layers))!r}",
+                )
+            wanted[layer] = value
+    else:
+        wanted = dict.fromkeys(layers.values(), alpha)
+    for layer, value in wanted.items():  # all are checked before any is changed
+        layer.check_alpha(value)
+    for layer, value in wanted.items():
+        layer.set_alpha(value)
+
+
+def get_alpha(model: nn.Module) -> dict[str, float | list[float]]:
+    """α of every example-weighted layer by name; empty for an unpatched model."""
+    return {name: layer.alpha.tolist() for name, layer in example_weighted_layers(model)}
+
+
+def example_weighted_layers(model: nn.Module) -> list[tuple[str, ExampleWeighted]]:
+    """Names and modules of the patched layers, each shared module once."""
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, ExampleWeighted)]
+
+
+@contextmanager
+def patched(
+    model: nn.Module, *, exclude: Collection[str] = (), skip_unknown: bool = False
+) -> Iterator[tuple[str, ...]]:
+    """Patch for the time of a ``with`` block, in eval mode; undone on any exit.
+
+    A model that was patched already keeps its layers and gets its α back.
+    """
+    training = {module: module.training for module in model.modules()}
+    before = {module: module.alpha.clone() for _, module in example_weighted_layers(model)}
+    try:
+        model.eval()
+        yield patch_(model, exclude=exclude, skip_unknown=skip_unknown)
+    finally:
+        for _, layer in example_weighted_layers(model):
+            if layer in before:
+                layer.set_alpha(before[layer])
+            else:
+                become_stock_(layer)
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _matches(layer: NormLayer, patterns: Collection[str]) -> bool:
+    return any(fnmatchcase(name, p) for p in patterns for name in (layer.name, *layer.aliases))
+
+
+def _refuse_unknown(layers: tuple[NormLayer, ...], skip_unknown: bool) -> None:
+    unknown = [layer for layer in layers if layer.status == "unsupported"]
+    if unknown and not skip_unknown:
+        shown = "; ".join(f"{layer.name or '(root)'}: {layer.reason}" for layer in unknown[:3])
+        more = f"; and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise UnsupportedModelError(
+            f"{len(unknown)} norm layer(s) cannot be example-weighted: {shown}{more}",
+            "--skip-unknown (skip_unknown=True) leaves them as they are and tunes the rest",
+        )
+
+
+def _nothing_to_patch(layers: tuple[NormLayer, ...]) -> str:
+    if not layers:
+        return (
+            "expected a model with BatchNorm layers, found no normalisation layer at all: "
+            "it has none, or they are folded into the convolutions or quantised"
+        )
+    kinds = ", ".join(sorted({layer.kind for layer in layers}))
+    return f"expected at least one BatchNorm layer with moving averages to patch, found only: {kinds}"

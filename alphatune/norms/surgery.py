@@ -1,0 +1,28 @@
+"""Turn a norm layer into another kind in place, and back.
+
+The class of the module changes, not the module: the way torch's own lazy
+layers and parametrizations do it. Parameters, buffers, hooks, drop and
+activation stay where they are; a module shared by two parents stays shared;
+an optimiser or a list that holds the module still holds the right one; and
+going back restores the very same object, because it never left.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from alphatune.norms.example_weighted import EXAMPLE_WEIGHTED, STOCK, ExampleWeighted
+
+
+def become_example_weighted_(module: nn.Module, alpha: float | Tensor = 0.0) -> None:
+    """Change a stock norm layer, of a class in ``EXAMPLE_WEIGHTED``, in place."""
+    module.__class__ = EXAMPLE_WEIGHTED[type(module)]
+    cast(ExampleWeighted, module).start_weighing(alpha)
+
+
+def become_stock_(module: ExampleWeighted) -> None:
+    """Change an example-weighted layer back into the layer it was."""
+    module.stop_weighing()
+    module.__class__ = STOCK[type(module)]
