@@ -67,3 +67,9 @@ class NumericError(AlphatuneError):
     """NaN, infinity or an impossible variance."""
 
     exit_code = 6
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """The text of somebody else's exception, fit for one of our messages."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"

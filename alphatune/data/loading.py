@@ -1,0 +1,176 @@
+"""From examples to batches on the device: workers, pinned memory, async copies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from alphatune.data.datasets import Examples, Unreadable, read_image
+from alphatune.data.preprocessing import Preprocessing
+from alphatune.errors import ConfigurationError, DataError, ResourceError, one_line
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Model inputs (N, ...), class indices (N,) and example ids (N,)."""
+
+    inputs: Tensor
+    targets: Tensor
+    ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches of examples, in order, on a device; iterate as often as needed."""
+
+    examples: Examples
+    preprocessing: Preprocessing
+    batch_size: int
+    device: torch.device
+    workers: int = 0
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.examples)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.examples.load is not None:
+            dataset: Any = _IndexedImages(self.examples, self.preprocessing)
+            workers = min(self.workers, -(-len(self.examples) // self.batch_size))
+        else:
+            # Several workers would interleave a stream; one keeps its order.
+            dataset = _StreamedImages(self.examples, self.preprocessing)
+            workers = min(self.workers, 1)
+        pinned = self.device.type == "cuda"
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=pinned,
+            prefetch_factor=4 if workers else None,
+        )
+        targets = torch.from_numpy(self.examples.targets)
+        start = 0
+        try:
+            for images, ids in loader:
+                if isinstance(images, Unreadable):
+                    raise DataError(f"unreadable image {images.name}: {images.reason}")
+                batch_targets = targets[start : start + len(ids)]
+                start += len(ids)
+                images = images.to(self.device, non_blocking=pinned)
+                yield Batch(
+                    inputs=self.preprocessing.normalise(images),
+                    targets=batch_targets.to(self.device, non_blocking=pinned),
+                    ids=ids,
+                )
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ResourceError(
+                f"a worker process that reads images died: {str(error).splitlines()[0]}",
+                "often memory or /dev/shm ran out: try fewer --workers",
+            ) from None
+        if start != len(self.examples):
+            raise DataError(
+                f"{self.examples.source} gave {start} examples where {len(self.examples)} were counted before"
+            )
+
+
+class _IndexedImages(Dataset[Any]):
+    def __init__(self, examples: Examples, preprocessing: Preprocessing) -> None:
+        self._load = examples.load
+        self._indices = examples.indices
+        self._mode = preprocessing.image_mode
+        self._transform = preprocessing.transform()
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, position: int) -> tuple[Tensor | Unreadable, int]:
+        index = int(self._indices[position])
+        name = f"number {index}"
+        try:
+            # Anything a decoder raises is this image's fault, and is reported
+            # by name from the main process instead of as a worker's traceback.
+            source, name = self._load(index)  # type: ignore[misc]
+            return self._transform(read_image(source, self._mode)), index
+        except MemoryError:
+            raise
+        except Exception as error:
+            return Unreadable(name, f"{type(error).__name__}: {one_line(error)}"), index
+
+
+class _StreamedImages(IterableDataset[Any]):
+    def __init__(self, examples: Examples, preprocessing: Preprocessing) -> None:
+        self._examples = examples
+        self._mode = preprocessing.image_mode
+        self._transform = preprocessing.transform()
+
+    def __iter__(self) -> Iterator[tuple[Tensor | Unreadable, int]]:
+        keep = set(self._examples.indices.tolist())
+        stream = self._examples.stream
+        try:
+            for index, (image, _) in enumerate(stream()):  # type: ignore[misc]
+                if index in keep:
+                    yield self._transform(read_image(image, self._mode)), index
+        except DataError as error:
+            yield Unreadable("in the stream", str(error)), -1
+
+
+def _collate(samples: list[tuple[Tensor | Unreadable, int]]) -> tuple[Tensor | Unreadable, Tensor]:
+    ids = torch.tensor([index for _, index in samples])
+    images: list[Tensor] = []
+    for image, _ in samples:
+        if isinstance(image, Unreadable):
+            return image, ids
+        images.append(image)
+    return torch.stack(images), ids
+
+
+def automatic_workers() -> int:
+    """One worker a core, at most 8: decoding is the bottleneck of small models."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def automatic_batch_size(preprocessing: Preprocessing, device: torch.device) -> int:
+    """A power of two from the image size alone, so that it repeats: 256 at 32×32, 32 at 224×224 on a CPU."""
+    _, height, width = preprocessing.input_size
+    budget = (8 if device.type == "cuda" else 1) * 32 * 224 * 224
+    largest = 1024 if device.type == "cuda" else 256
+    return max(8, min(largest, 1 << (budget // (height * width)).bit_length() - 1))
+
+
+def loader_batches(loader: Iterable[Any], device: torch.device) -> Iterator[Batch]:
+    """Batches of a user's own DataLoader of (inputs, targets); ids count up.
+
+    Raises:
+        ConfigurationError: the loader yields something else.
+    """
+    start = 0
+    for item in loader:
+        if not isinstance(item, (tuple, list)) or len(item) < 2:
+            raise ConfigurationError(
+                f"expected the loader to yield (inputs, targets), got {type(item).__name__}"
+            )
+        inputs, targets = item[0], torch.as_tensor(np.asarray(item[1]) if not torch.is_tensor(item[1]) else item[1])
+        if targets.ndim != 1 or targets.is_floating_point() or len(targets) != len(inputs):
+            raise ConfigurationError(
+                f"expected integer class indices of shape ({len(inputs)},), "
+                f"got {targets.dtype} of shape {tuple(targets.shape)}"
+            )
+        ids = torch.arange(start, start + len(targets))
+        start += len(targets)
+        yield Batch(
+            inputs.to(device, non_blocking=True), targets.to(device=device, dtype=torch.int64), ids
+        )

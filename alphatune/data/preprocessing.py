@@ -1,0 +1,163 @@
+"""How an image becomes the model's input: resize, crop, normalise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor, nn
+
+from alphatune.errors import ConfigurationError
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+CROP_MODES = ("center", "squash", "border")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The deterministic evaluation transform, in timm's terms.
+
+    The shorter side is resized to ``size / crop_pct``, the centre cropped to
+    ``input_size`` (C, H, W), and pixels become (value / 255 − mean) / std.
+    """
+
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        channels = self.input_size[0]
+        if len(self.input_size) != 3 or min(self.input_size) < 1:
+            raise ConfigurationError(f"input size must be C,H,W of positive numbers, got {self.input_size}")
+        if channels not in (1, 3):
+            raise ConfigurationError(f"images have 1 or 3 channels, the input size asks for {channels}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != channels or not all(math.isfinite(v) for v in values):
+                raise ConfigurationError(f"{name} must be {channels} numbers, one per channel, got {list(values)}")
+        if min(self.std) <= 0:
+            raise ConfigurationError(f"std must be positive, got {list(self.std)}")
+        if not 0 < self.crop_pct <= 1:
+            raise ConfigurationError(f"crop-pct must lie in (0, 1], got {self.crop_pct}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ConfigurationError(
+                f"unknown interpolation {self.interpolation!r}", f"one of: {', '.join(INTERPOLATIONS)}"
+            )
+        if self.crop_mode not in CROP_MODES:
+            raise ConfigurationError(f"unknown crop mode {self.crop_mode!r}", f"one of: {', '.join(CROP_MODES)}")
+
+    def override(self, **parts: Any) -> Preprocessing:
+        """A copy with the given parts changed; None means "keep".
+
+        One mean or std is repeated over the channels; an ``input_size`` of
+        (S,) or (H, W) keeps the channels.
+        """
+        parts = {name: value for name, value in parts.items() if value is not None}
+        if "input_size" in parts:
+            size = tuple(int(v) for v in parts["input_size"])
+            if len(size) == 1:
+                size = (self.input_size[0], size[0], size[0])
+            elif len(size) == 2:
+                size = (self.input_size[0], *size)
+            parts["input_size"] = size
+        channels = parts.get("input_size", self.input_size)[0]
+        for name in ("mean", "std"):
+            values = tuple(float(v) for v in parts.get(name, getattr(self, name)))
+            if len(set(values)) == 1:
+                values = (values[0],) * channels
+            parts[name] = values
+        return replace(self, **parts)
+
+    @property
+    def image_mode(self) -> str:
+        """The PIL mode that matches the number of channels."""
+        return "L" if self.input_size[0] == 1 else "RGB"
+
+    def transform(self) -> Any:
+        """PIL image -> uint8 tensor (C, H, W): the part done by worker processes."""
+        return create_transform(
+            input_size=self.input_size,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            mean=self.mean,
+            normalize=False,
+        )
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (N, C, H, W) -> float32 on the same device, as torchvision computes it."""
+        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
+        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Read back what ``to_dict`` wrote; raises ConfigurationError on anything else."""
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"not a preprocessing description: {error}") from None
+
+
+def preprocessing_of_timm(model: nn.Module) -> Preprocessing:
+    """What a timm model's ``pretrained_cfg`` says about its weights."""
+    config = resolve_data_config(model=model)
+    return _from_timm_config(config)
+
+
+def preprocessing_of_torchvision(preset: Any) -> Preprocessing:
+    """What torchvision's ``weights.transforms()`` does, in timm's terms.
+
+    torchvision names the size before the crop; timm derives it as
+    ``floor(size / crop_pct)``, so the percentage is chosen to give that size.
+    """
+    size, resize = int(preset.crop_size[0]), int(preset.resize_size[0])
+    crop_pct = size / resize
+    if math.floor(size / crop_pct) != resize:
+        crop_pct = math.nextafter(crop_pct, 0)
+    return Preprocessing(
+        input_size=(3, size, size),
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation=preset.interpolation.value,
+        crop_pct=crop_pct,
+    )
+
+
+def _from_timm_config(config: Mapping[str, Any]) -> Preprocessing:
+    channels, height, width = (int(v) for v in config["input_size"])
+    interpolation = config["interpolation"]
+    return Preprocessing(
+        input_size=(channels, height, width),
+        mean=_per_channel(config["mean"], channels),
+        std=_per_channel(config["std"], channels),
+        interpolation="bicubic" if interpolation == "random" else interpolation,
+        crop_pct=float(config["crop_pct"]),
+        crop_mode=config["crop_mode"] or "center",
+    )
+
+
+def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
+    numbers = tuple(float(v) for v in values)
+    if len(numbers) == channels:
+        return numbers
+    return (sum(numbers) / len(numbers),) * channels  # as timm adapts them to in_chans
+
+
+def parse_numbers(text: str, option: str) -> tuple[float, ...]:
+    """``"0.5,0.5,0.5"`` -> (0.5, 0.5, 0.5); raises ConfigurationError naming the option."""
+    try:
+        return tuple(float(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise ConfigurationError(f"{option} takes numbers separated by commas, got {text!r}") from None
+
+

@@ -1,0 +1,217 @@
+"""Where a model comes from: the forms the MODEL argument takes.
+
+    NAME, NAME.TAG               timm, e.g. resnet50.a1_in1k
+    hf-hub:USER/REPO             timm, from the Hugging Face hub
+    local-dir:FOLDER             timm, from a folder in the hub's layout
+    torchvision:NAME[:WEIGHTS]   torchvision, e.g. torchvision:resnet50:IMAGENET1K_V2
+    package.module:factory       a function or class of your own, or a method of one
+    path/to/file.py:factory      the same, from a file
+    FOLDER                       a folder that alphatune wrote
+
+Only the two factory forms run code, and only code that the caller names.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import io
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torchvision
+from timm.data import resolve_data_config
+from torch import nn
+
+from alphatune.data.preprocessing import Preprocessing, preprocessing_of_timm, preprocessing_of_torchvision
+from alphatune.errors import AlphatuneError, CheckpointError, ConfigurationError, one_line
+
+#: factories a tuned folder may name without the reader's consent: none runs foreign code
+TRUSTED_FACTORIES = "alphatune.models.cifar:"
+
+
+@dataclass(frozen=True)
+class Source:
+    """An architecture, built: the module and what is known about it."""
+
+    spec: str
+    kind: str  # timm | torchvision | factory
+    model: nn.Module
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None  # None: the source does not say
+    weights: str = ""  # which pretrained weights came along, "" for none
+
+
+def build(spec: str, *, pretrained: bool = True, model_kwargs: Mapping[str, Any] | None = None) -> Source:
+    """Build the architecture that MODEL names, with its pretrained weights if it has any.
+
+    Args:
+        spec: any form above but a tuned folder (``alphatune.load`` reads those).
+        pretrained: fetch the weights that timm or torchvision has for the name.
+        model_kwargs: passed to the factory.
+
+    Raises:
+        ConfigurationError: an unknown name, or arguments the factory refuses.
+        CheckpointError: pretrained weights that cannot be had.
+    """
+    kwargs = dict(model_kwargs or {})
+    scheme, _, rest = spec.partition(":")
+    if scheme == "torchvision":
+        return _torchvision(spec, rest, pretrained, kwargs)
+    if scheme in ("hf-hub", "hf_hub", "local-dir"):
+        return _timm(spec, pretrained, kwargs)
+    if Path(spec).is_dir():
+        if (Path(spec) / "config.json").is_file():
+            return _timm(f"local-dir:{spec}", pretrained, kwargs)
+        raise ConfigurationError(f"the folder {spec} was not written by alphatune and has no config.json")
+    if Path(spec).is_file():
+        raise ConfigurationError(
+            f"MODEL names an architecture, got the file {spec}",
+            f"try: MODEL --checkpoint {spec}" if not spec.endswith(".py") else f"try: {spec}:FACTORY",
+        )
+    if rest:
+        return _factory(spec, scheme, rest, kwargs)
+    return _timm(spec, pretrained, kwargs)
+
+
+def parse_model_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["num_classes=10", "act=relu"]`` -> {"num_classes": 10, "act": "relu"}.
+
+    Values are Python literals; what is none is taken as text.
+    """
+    kwargs: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigurationError(f"--model-kwargs takes name=value, got {pair!r}")
+        try:
+            kwargs[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            kwargs[key] = {"true": True, "false": False}.get(text.lower(), text)
+    return kwargs
+
+
+def _timm(spec: str, pretrained: bool, kwargs: dict[str, Any]) -> Source:
+    if ":" not in spec:
+        name = spec.partition(".")[0]
+        if "/" in spec or not timm.is_model(name):
+            raise ConfigurationError(f"unknown model {spec!r}", _suggest(name))
+        if pretrained and not timm.is_model_pretrained(spec):
+            tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{name}.*")]
+            raise ConfigurationError(
+                f"timm has no pretrained weights {spec!r}",
+                f"give --checkpoint FILE{', or one of the tags ' + ', '.join(tags[:8]) if tags else ''}",
+            )
+    model = _call(timm.create_model, spec, spec, pretrained=pretrained, **kwargs)
+    config = model.pretrained_cfg
+    weights = f"{config.get('architecture')}.{config.get('tag') or 'default'}" if pretrained else ""
+    return Source(spec, "timm", model, kwargs, preprocessing_of_timm(model), weights)
+
+
+def _torchvision(spec: str, rest: str, pretrained: bool, kwargs: dict[str, Any]) -> Source:
+    name, _, weights_name = rest.partition(":")
+    if name not in torchvision.models.list_models():
+        close = difflib.get_close_matches(name, torchvision.models.list_models(), 3)
+        raise ConfigurationError(
+            f"unknown torchvision model {name!r}", f"did you mean {', '.join(close)}?" if close else ""
+        )
+    available = torchvision.models.get_model_weights(name)
+    try:
+        weights = available[weights_name or "DEFAULT"]
+    except KeyError:
+        names = ", ".join(w.name for w in available) or "none"
+        raise ConfigurationError(f"torchvision has no weights {weights_name!r} for {name}", f"it has: {names}") from None
+    model = _call(
+        torchvision.models.get_model, spec, name, weights=weights if pretrained else None, **kwargs
+    )
+    preset = weights.transforms()
+    preprocessing = preprocessing_of_torchvision(preset) if hasattr(preset, "crop_size") else None
+    return Source(
+        spec, "torchvision", model, kwargs, preprocessing, str(weights) if pretrained else ""
+    )
+
+
+def _factory(spec: str, location: str, attribute: str, kwargs: dict[str, Any]) -> Source:
+    module = _import(location, spec)
+    factory: Any = module
+    for part in attribute.split("."):
+        if not hasattr(factory, part):
+            known = [n for n in dir(factory) if not n.startswith("_") and callable(getattr(factory, n))]
+            close = difflib.get_close_matches(part, known, 3)
+            raise ConfigurationError(
+                f"{location} has no {attribute!r}", f"did you mean {', '.join(close)}?" if close else ""
+            )
+        factory = getattr(factory, part)
+    model = factory if isinstance(factory, nn.Module) else _call(factory, spec, **kwargs)
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"{spec} must give a torch.nn.Module, got {type(model).__name__}")
+    preprocessing = None
+    if getattr(model, "pretrained_cfg", None):
+        with contextlib.suppress(Exception):  # a foreign pretrained_cfg may be anything
+            resolve_data_config(model=model)
+            preprocessing = preprocessing_of_timm(model)
+    return Source(spec, "factory", model, kwargs, preprocessing)
+
+
+def _import(location: str, spec: str) -> Any:
+    try:
+        if location.endswith(".py"):
+            path = Path(location)
+            if not path.is_file():
+                raise ConfigurationError(f"no such file: {location}")
+            name = "_alphatune_model_" + re.sub(r"\W", "_", path.stem)
+            module_spec = importlib.util.spec_from_file_location(name, path)
+            module = importlib.util.module_from_spec(module_spec)  # type: ignore[arg-type]
+            sys.modules[name] = module  # so that the model's classes can be pickled
+            module_spec.loader.exec_module(module)  # type: ignore[union-attr]
+            return module
+        if not all(part.isidentifier() for part in location.split(".")):
+            raise ConfigurationError(
+                f"cannot understand MODEL {spec!r}",
+                "a timm name, hf-hub:…, local-dir:…, torchvision:NAME, package.module:factory, file.py:factory",
+            )
+        # As `python -m` does: a module beside the command line is the user's own.
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        return importlib.import_module(location)
+    except AlphatuneError:
+        raise
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"cannot import {location}: {error}", "is its package installed?") from None
+    except Exception as error:  # the user's module may raise anything while it is imported
+        raise ConfigurationError(f"{location} failed to import: {type(error).__name__}: {one_line(error)}") from None
+
+
+def _call(factory: Callable[..., Any], spec: str, *args: Any, **kwargs: Any) -> Any:
+    """Call a factory with stdout kept clean, its errors turned into ours."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return factory(*args, **kwargs)
+    except AlphatuneError:
+        raise
+    except TypeError as error:
+        raise ConfigurationError(
+            f"{spec} does not take these arguments: {one_line(error)}", "see --model-kwargs"
+        ) from None
+    except (OSError, FileNotFoundError) as error:  # huggingface_hub's and urllib's errors are OSErrors
+        raise CheckpointError(
+            f"cannot get the pretrained weights of {spec}: {one_line(error)}",
+            "give the weights as --checkpoint FILE",
+        ) from None
+    except Exception as error:  # any factory may raise anything
+        raise ConfigurationError(f"cannot build {spec}: {type(error).__name__}: {one_line(error)}") from None
+
+
+def _suggest(name: str) -> str:
+    close = difflib.get_close_matches(name, timm.list_models(), 3)
+    if close:
+        return f"did you mean {', '.join(close)}?"
+    return "a timm name, torchvision:NAME, hf-hub:…, local-dir:…, package.module:factory or file.py:factory"
