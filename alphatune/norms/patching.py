@@ -127,14 +127,12 @@ def example_weighted_layers(model: nn.Module) -> list[tuple[str, ExampleWeighted
 def patched(
     model: nn.Module, *, exclude: Collection[str] = (), skip_unknown: bool = False
 ) -> Iterator[tuple[str, ...]]:
-    """Patch for the time of a ``with`` block, in eval mode; undone on any exit.
+    """Patch for the time of a ``with`` block; undone on any exit.
 
     A model that was patched already keeps its layers and gets its α back.
     """
-    training = {module: module.training for module in model.modules()}
     before = {module: module.alpha.clone() for _, module in example_weighted_layers(model)}
     try:
-        model.eval()
         yield patch_(model, exclude=exclude, skip_unknown=skip_unknown)
     finally:
         for _, layer in example_weighted_layers(model):
@@ -142,8 +140,6 @@ def patched(
                 layer.set_alpha(before[layer])
             else:
                 become_stock_(layer)
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _matches(layer: NormLayer, patterns: Collection[str]) -> bool:

@@ -1,0 +1,224 @@
+"""One pass over batches gives a score per example; averages come later.
+
+Knows nothing of α: the sweep calls ``score_logits`` once per α and batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from alphatune.data.loading import Batch
+from alphatune.errors import ConfigurationError, DataError, NumericError, ResourceError
+
+#: called after every batch with (examples done, examples in all or None)
+Progress = Callable[[int, int | None], None]
+
+#: number of equal-width confidence bins of the expected calibration error
+ECE_BINS = 15
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of n examples, in the order of their ids."""
+
+    ids: NDArray[np.int64]
+    targets: NDArray[np.int32]
+    predicted: NDArray[np.int32]  # class with the largest logit
+    loss: NDArray[np.float32]  # cross-entropy, nats
+    top1: NDArray[np.bool_]
+    top5: NDArray[np.bool_]
+    confidence: NDArray[np.float32]  # softmax probability of the predicted class
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: NDArray[np.int64] | slice) -> Scores:
+        """The scores of some of the examples."""
+        return Scores(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Averages over examples: accuracies as fractions, loss in nats."""
+
+    n: int
+    top1: float
+    top5: float
+    loss: float
+    ece: float
+
+
+def summarise(scores: Scores) -> Metrics:
+    """Average the scores; ECE as in ``expected_calibration_error``."""
+    return Metrics(
+        n=len(scores),
+        top1=float(scores.top1.mean(dtype=np.float64)),
+        top5=float(scores.top5.mean(dtype=np.float64)),
+        loss=float(scores.loss.mean(dtype=np.float64)),
+        ece=expected_calibration_error(scores.confidence, scores.top1),
+    )
+
+
+def expected_calibration_error(
+    confidence: NDArray[np.float32], correct: NDArray[np.bool_], bins: int = ECE_BINS
+) -> float:
+    """Mean gap between confidence and accuracy over equal-width bins of confidence.
+
+        ECE = Σ_b |Σ_{i in b} (confidence_i − correct_i)| / n,  bins (j/B, (j+1)/B]
+
+    Source: Naeini et al. 2015; Guo et al. 2017.
+    """
+    # Bins are closed on the right, so confidence 1.0 belongs to the last one.
+    index = np.clip(np.ceil(confidence.astype(np.float64) * bins).astype(np.int64) - 1, 0, bins - 1)
+    gap = np.bincount(index, weights=confidence.astype(np.float64) - correct, minlength=bins)
+    return float(np.abs(gap).sum() / len(confidence))
+
+
+def score_logits(logits: Tensor, batch: Batch, where: str = "") -> Scores:
+    """Score one batch of logits (N, classes) against its targets.
+
+    Args:
+        where: appended to the error message, e.g. "at α = 0.1".
+
+    Raises:
+        ConfigurationError: the output is not (N, classes), or a label does not fit.
+        NumericError: a logit that is NaN or infinite.
+    """
+    if logits.ndim != 2 or logits.shape[0] != len(batch):
+        raise ConfigurationError(
+            f"expected logits of shape ({len(batch)}, classes), got {tuple(logits.shape)}",
+            "alphatune tunes classifiers that return one row of logits per example",
+        )
+    logits, targets = logits.float(), batch.targets
+    classes = logits.shape[1]
+    if bool((targets >= classes).any()) or bool((targets < 0).any()):
+        wrong = int(targets[(targets >= classes) | (targets < 0)][0])
+        raise ConfigurationError(
+            f"the data has label {wrong}, the model {classes} outputs",
+            "give --class-map, or the checkpoint that belongs to these classes",
+        )
+    if not bool(torch.isfinite(logits).all()):
+        bad = batch.ids[~torch.isfinite(logits).all(dim=1).cpu()]
+        raise NumericError(f"the model's output is NaN or infinite for example {int(bad[0])}{where and ' ' + where}")
+    log_probabilities = torch.log_softmax(logits, dim=1)
+    best, predicted = log_probabilities.max(dim=1)
+    own = log_probabilities.gather(1, targets[:, None]).squeeze(1)
+    # Rank by counting, so that ties are broken the same way on every device:
+    # the lower class index wins, as it does in max.
+    index = torch.arange(classes, device=logits.device)
+    target_logits = logits.gather(1, targets[:, None])
+    ahead = (logits > target_logits) | ((logits == target_logits) & (index < targets[:, None]))
+    return Scores(
+        ids=batch.ids.numpy(),
+        targets=targets.to(torch.int32).cpu().numpy(),
+        predicted=predicted.to(torch.int32).cpu().numpy(),
+        loss=(-own).cpu().numpy(),
+        top1=(predicted == targets).cpu().numpy(),
+        top5=(ahead.sum(dim=1) < 5).cpu().numpy(),
+        confidence=best.exp().cpu().numpy(),
+    )
+
+
+def concatenate(parts: list[Scores]) -> Scores:
+    """Join the scores of batches and order them by id.
+
+    Raises:
+        DataError: no example at all, or one that came twice.
+    """
+    if not parts:
+        raise DataError("the data holds no example")
+    joined = {f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Scores)}
+    order = np.argsort(joined["ids"], kind="stable")
+    if len(np.unique(joined["ids"])) != len(order):
+        raise DataError("an example came twice: every id must be scored once")
+    return Scores(**{name: values[order] for name, values in joined.items()})
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    dtype: torch.dtype = torch.float32,
+    total: int | None = None,
+    progress: Progress | None = None,
+) -> Scores:
+    """Score a model, as it is, on every example; it is in eval mode meanwhile.
+
+    Raises:
+        NumericError, ConfigurationError, DataError: as ``score_logits`` and the batches do.
+        ResourceError: one example does not fit into memory.
+    """
+    parts: list[Scores] = []
+    done = 0
+    with evaluation_mode(model):
+        for batch in batches:
+            parts.append(score_logits(predict(model, batch.inputs, dtype), batch))
+            done += len(batch)
+            if progress:
+                progress(done, total)
+    return concatenate(parts)
+
+
+def predict(model: nn.Module, inputs: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Forward pass; a batch that does not fit into memory is halved, no example lost.
+
+    ``float16`` and ``bfloat16`` mean autocast: weights and moving averages stay
+    as they are. Keyed outputs of segmentation and distilled models give "out"
+    or "logits"; a tuple gives its first entry.
+    """
+    low_precision = dtype in (torch.float16, torch.bfloat16)
+    try:
+        with torch.autocast(inputs.device.type, dtype) if low_precision else contextlib.nullcontext():
+            return _logits(model(inputs))
+    except torch.OutOfMemoryError:
+        if len(inputs) == 1:
+            raise ResourceError(
+                f"one example of shape {tuple(inputs.shape[1:])} does not fit into the device's memory",
+                "use a smaller --input-size, --dtype bfloat16 or --device cpu",
+            ) from None
+    torch.cuda.empty_cache()
+    half = len(inputs) // 2
+    return torch.cat([predict(model, part, dtype) for part in (inputs[:half], inputs[half:])])
+
+
+def _logits(output: object) -> Tensor:
+    if isinstance(output, dict):
+        output = output.get("logits", output.get("out"))
+    elif isinstance(output, (tuple, list)) and output:
+        output = getattr(output, "logits", output[0])
+    elif not torch.is_tensor(output):
+        output = getattr(output, "logits", None)
+    if not torch.is_tensor(output):
+        raise ConfigurationError("the model's output holds no tensor of logits")
+    return output
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, float32 that is float32; all undone on any exit.
+
+    TF32 and cuDNN's autotuner make an output depend on the batch size, so both
+    are off.
+    """
+    training = {module: module.training for module in model.modules()}
+    matmul_tf32 = torch.backends.cuda.matmul.allow_tf32
+    cudnn = torch.backends.cudnn
+    cudnn_tf32, benchmark = cudnn.allow_tf32, cudnn.benchmark
+    try:
+        model.eval()
+        torch.backends.cuda.matmul.allow_tf32 = False
+        cudnn.allow_tf32, cudnn.benchmark = False, False
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul_tf32
+        cudnn.allow_tf32, cudnn.benchmark = cudnn_tf32, benchmark
+        for module, mode in training.items():
+            module.training = mode

@@ -1,0 +1,1 @@
+"""Find α: sweep, choose, and tell gain from luck."""

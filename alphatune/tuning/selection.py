@@ -1,0 +1,200 @@
+"""Choose α, and tell a gain from luck.
+
+Scores are per example and all comparisons are paired: the same examples with
+α and without. Choosing α and measuring its gain on the same examples flatters
+it, so the gain is cross-fitted: α is chosen on k − 1 folds and scored on the
+fold left out, for each fold in turn. The gain reported is the mean over all
+left-out examples, with a paired bootstrap interval; for top-1 and top-5 McNemar's exact
+test counts the examples that changed sides.
+
+The α that is returned is the optimum over all examples. The cross-fitted gain
+is what choosing in this way is worth on examples that it has not seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from alphatune.evaluation import Scores, expected_calibration_error
+from alphatune.tuning.sweep import Sweep
+
+Metric = Literal["top1", "top5", "loss", "ece"]
+Accept = Literal["significant", "best"]
+METRICS: tuple[Metric, ...] = ("top1", "top5", "loss", "ece")
+HIGHER_IS_BETTER = {"top1": True, "top5": True, "loss": False, "ece": False}
+
+FOLDS = 10
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+#: with fewer examples no interval means anything, and α = 0 is kept
+FEWEST_EXAMPLES = 20
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What choosing α is worth on unseen examples, in the metric's unit; positive is better."""
+
+    metric: Metric
+    delta: float
+    ci: tuple[float, float]
+    p: float
+    method: str
+    confidence: float
+    folds: int
+    fold_alphas: tuple[float, ...]  # the α each fold's complement chose
+    significant: bool
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which α to deploy, and why."""
+
+    alpha: float
+    reason: str
+    best: dict[Metric, float]  # optimum of each metric on all examples
+    gain: Gain | None  # None with fewer than FEWEST_EXAMPLES examples
+
+
+def select(
+    sweep: Sweep, metric: Metric, *, accept: Accept = "significant", seed: int = 0, folds: int = FOLDS
+) -> Decision:
+    """Choose α for a metric and decide whether it pays.
+
+    With ``accept="significant"`` α > 0 needs a cross-fitted gain whose interval
+    lies above 0 and, for top-1 and top-5, a McNemar p-value within 1 − confidence.
+    With ``accept="best"`` the optimum is taken whatever its gain.
+    """
+    best = {m: sweep.alphas[best_index(sweep, m)] for m in METRICS}
+    alpha = best[metric]
+    if len(sweep.baseline) < FEWEST_EXAMPLES:
+        chosen = alpha if accept == "best" else 0.0
+        return Decision(chosen, f"only {len(sweep.baseline)} examples: too few to tell gain from luck", best, None)
+    gain = cross_fitted_gain(sweep, metric, seed=seed, folds=folds)
+    if alpha == 0:
+        return Decision(0.0, f"no alpha > 0 has a better {metric} than plain BatchNorm", best, gain)
+    if gain.significant:
+        return Decision(alpha, f"the cross-fitted gain in {metric} is significant", best, gain)
+    if accept == "best":
+        return Decision(alpha, f"the gain in {metric} is not significant, but --accept best was asked for", best, gain)
+    return Decision(0.0, f"the cross-fitted gain in {metric} is not significant", best, gain)
+
+
+def best_index(sweep: Sweep, metric: Metric, rows: NDArray[np.int64] | None = None) -> int:
+    """Index of the best α on some examples; among equals the smallest α wins."""
+    values = [_value(s if rows is None else s.take(rows), metric) for s in sweep.scores]
+    return int(np.argmax(values))
+
+
+def cross_fitted_gain(sweep: Sweep, metric: Metric, *, seed: int = 0, folds: int = FOLDS) -> Gain:
+    """Choose on k − 1 folds, score on the other; see the module's text."""
+    n = len(sweep.baseline)
+    folds = max(2, min(folds, n // 2))
+    rng = np.random.default_rng(seed)
+    fold = _stratified_folds(sweep.baseline.targets, folds, rng)
+    chosen = np.array([best_index(sweep, metric, np.flatnonzero(fold != k)) for k in range(folds)])
+    alphas = tuple(sweep.alphas[i] for i in chosen)
+    if metric == "ece":
+        delta, ci, p, method = _calibration_gain(sweep, chosen[fold], rng)
+    else:
+        values = np.stack([_per_example(s, metric) for s in sweep.scores])
+        difference = values[chosen[fold], np.arange(n)] - values[0]
+        delta, ci, p, method = _mean_gain(difference, metric, rng)
+    return Gain(
+        metric, delta, ci, p, method, CONFIDENCE, folds, alphas, ci[0] > 0 and p <= 1 - CONFIDENCE
+    )
+
+
+def paired_difference(scores: Scores, baseline: Scores, metric: Metric) -> tuple[float, float]:
+    """Interval of metric(scores) − metric(baseline) over the same examples.
+
+    The normal interval of a paired mean, for the band of a curve; it is not
+    corrected for looking at many α.
+    """
+    difference = _per_example(scores, metric) - _per_example(baseline, metric)
+    if not HIGHER_IS_BETTER[metric]:
+        difference = -difference
+    half = stats.norm.ppf(0.5 + CONFIDENCE / 2) * difference.std(ddof=1) / np.sqrt(len(difference))
+    return float(difference.mean() - half), float(difference.mean() + half)
+
+
+def _value(scores: Scores, metric: Metric) -> float:
+    """The metric with its sign turned so that larger is better."""
+    if metric == "ece":
+        return -expected_calibration_error(scores.confidence, scores.top1)
+    return float(_per_example(scores, metric).mean())
+
+
+def _per_example(scores: Scores, metric: Metric) -> FloatArray:
+    """One number an example, larger is better, whose mean is the metric."""
+    values: FloatArray = getattr(scores, metric).astype(np.float64)
+    return values if HIGHER_IS_BETTER[metric] else -values
+
+
+def _stratified_folds(targets: NDArray[np.int32], folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Fold of each example: random, with each class spread evenly over the folds."""
+    shuffled = rng.permutation(len(targets))
+    by_class = shuffled[np.argsort(targets[shuffled], kind="stable")]
+    fold = np.empty(len(targets), dtype=np.int64)
+    fold[by_class] = np.arange(len(targets)) % folds
+    return fold
+
+
+def _mean_gain(
+    difference: FloatArray, metric: Metric, rng: np.random.Generator
+) -> tuple[float, tuple[float, float], float, str]:
+    delta = float(difference.mean())
+    if np.ptp(difference) == 0:  # nothing varies: nothing to resample or to test
+        return delta, (delta, delta), 1.0 if delta == 0 else 0.0, "no example differs"
+    ci = _interval(difference, rng)
+    if metric == "loss":
+        p = float(stats.ttest_1samp(difference, 0.0).pvalue)
+        return delta, ci, p, "paired bootstrap interval, paired t-test"
+    better, worse = int((difference > 0).sum()), int((difference < 0).sum())
+    p = float(stats.binomtest(better, better + worse).pvalue)
+    return delta, ci, p, f"paired bootstrap interval, McNemar exact test ({better} better, {worse} worse)"
+
+
+def _calibration_gain(
+    sweep: Sweep, chosen: NDArray[np.int64], rng: np.random.Generator
+) -> tuple[float, tuple[float, float], float, str]:
+    """ECE is no mean over examples: resample the examples and compute it anew."""
+    rows = np.arange(len(chosen))
+    confidence = np.stack([s.confidence for s in sweep.scores])[chosen, rows]
+    correct = np.stack([s.top1 for s in sweep.scores])[chosen, rows]
+    before = (sweep.baseline.confidence, sweep.baseline.top1)
+
+    def gain(sample: Any) -> float:
+        return expected_calibration_error(before[0][sample], before[1][sample]) - expected_calibration_error(
+            confidence[sample], correct[sample]
+        )
+
+    delta = gain(rows)
+    if not chosen.any():
+        return 0.0, (0.0, 0.0), 1.0, "no example differs"
+    resampled = np.array([gain(rng.integers(0, len(rows), len(rows))) for _ in range(RESAMPLES)])
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    beyond = min((resampled <= 0).sum(), (resampled >= 0).sum())
+    p = min(1.0, 2 * (beyond + 1) / (RESAMPLES + 1))
+    return delta, (float(low), float(high)), float(p), "paired bootstrap"
+
+
+def _interval(difference: FloatArray, rng: np.random.Generator) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean."""
+    result = stats.bootstrap(
+        (difference,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=max(1, 4_000_000 // len(difference)),
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=rng,
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
