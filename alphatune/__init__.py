@@ -1,1 +1,60 @@
-"""Make a trained BatchNorm network better without retraining it."""
+"""Make a trained BatchNorm network better without retraining it.
+
+    import alphatune
+    result = alphatune.tune(model, loader)          # sweep α, decide honestly
+    alphatune.patch_(model, result.alpha)           # take effect, in place
+    alphatune.save(model, "tuned")                  # stock keys, loads anywhere
+
+A trailing ``_`` means "in place". Names are imported on first use, so that
+``import alphatune`` does not pay for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alphatune.models.bundle import load, save
+    from alphatune.norms.example_weighted import (
+        ExampleWeightedBatchNorm1d,
+        ExampleWeightedBatchNorm2d,
+        ExampleWeightedBatchNorm3d,
+    )
+    from alphatune.norms.patching import patch_, set_alpha_, unpatch_
+    from alphatune.tuning.tune import tune
+
+__version__ = "0.1.0"
+__all__ = [
+    "ExampleWeightedBatchNorm1d",
+    "ExampleWeightedBatchNorm2d",
+    "ExampleWeightedBatchNorm3d",
+    "load",
+    "patch_",
+    "save",
+    "set_alpha_",
+    "tune",
+    "unpatch_",
+]
+
+_HOME = {
+    "load": "alphatune.models.bundle",
+    "save": "alphatune.models.bundle",
+    "patch_": "alphatune.norms.patching",
+    "unpatch_": "alphatune.norms.patching",
+    "set_alpha_": "alphatune.norms.patching",
+    "tune": "alphatune.tuning.tune",
+    "ExampleWeightedBatchNorm1d": "alphatune.norms.example_weighted",
+    "ExampleWeightedBatchNorm2d": "alphatune.norms.example_weighted",
+    "ExampleWeightedBatchNorm3d": "alphatune.norms.example_weighted",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'alphatune' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

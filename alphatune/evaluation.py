@@ -106,7 +106,9 @@ def score_logits(logits: Tensor, batch: Batch, where: str = "") -> Scores:
         )
     if not bool(torch.isfinite(logits).all()):
         bad = batch.ids[~torch.isfinite(logits).all(dim=1).cpu()]
-        raise NumericError(f"the model's output is NaN or infinite for example {int(bad[0])}{where and ' ' + where}")
+        raise NumericError(
+            f"the model's output is NaN or infinite for example {int(bad[0])}{where and ' ' + where}"
+        )
     log_probabilities = torch.log_softmax(logits, dim=1)
     best, predicted = log_probabilities.max(dim=1)
     own = log_probabilities.gather(1, targets[:, None]).squeeze(1)

@@ -261,9 +261,7 @@ def _torchvision_examples(dataset: Any, common: dict[str, Any]) -> Examples:
 def _indexed(common: dict[str, Any], classes: tuple[str, ...], targets: np.ndarray, load: Load) -> Examples:
     if len(targets) == 0:
         raise DataError(f"{common['source']} (split {common['split']!r}) holds no examples")
-    return Examples(
-        **common, classes=classes, targets=targets, indices=np.arange(len(targets)), load=load
-    )
+    return Examples(**common, classes=classes, targets=targets, indices=np.arange(len(targets)), load=load)
 
 
 class _TorchvisionLoad:
@@ -363,4 +361,3 @@ def read_image(source: Any, image_mode: str) -> Image.Image:
     finally:
         if hasattr(source, "close"):
             source.close()
-

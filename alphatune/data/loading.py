@@ -163,7 +163,7 @@ def loader_batches(loader: Iterable[Any], device: torch.device) -> Iterator[Batc
             raise ConfigurationError(
                 f"expected the loader to yield (inputs, targets), got {type(item).__name__}"
             )
-        inputs, targets = item[0], torch.as_tensor(np.asarray(item[1]) if not torch.is_tensor(item[1]) else item[1])
+        inputs, targets = item[0], torch.as_tensor(item[1])
         if targets.ndim != 1 or targets.is_floating_point() or len(targets) != len(inputs):
             raise ConfigurationError(
                 f"expected integer class indices of shape ({len(inputs)},), "
@@ -171,6 +171,4 @@ def loader_batches(loader: Iterable[Any], device: torch.device) -> Iterator[Batc
             )
         ids = torch.arange(start, start + len(targets))
         start += len(targets)
-        yield Batch(
-            inputs.to(device, non_blocking=True), targets.to(device=device, dtype=torch.int64), ids
-        )
+        yield Batch(inputs.to(device, non_blocking=True), targets.to(device=device, dtype=torch.int64), ids)

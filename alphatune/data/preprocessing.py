@@ -40,7 +40,9 @@ class Preprocessing:
             raise ConfigurationError(f"images have 1 or 3 channels, the input size asks for {channels}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != channels or not all(math.isfinite(v) for v in values):
-                raise ConfigurationError(f"{name} must be {channels} numbers, one per channel, got {list(values)}")
+                raise ConfigurationError(
+                    f"{name} must be {channels} numbers, one per channel, got {list(values)}"
+                )
         if min(self.std) <= 0:
             raise ConfigurationError(f"std must be positive, got {list(self.std)}")
         if not 0 < self.crop_pct <= 1:
@@ -50,7 +52,9 @@ class Preprocessing:
                 f"unknown interpolation {self.interpolation!r}", f"one of: {', '.join(INTERPOLATIONS)}"
             )
         if self.crop_mode not in CROP_MODES:
-            raise ConfigurationError(f"unknown crop mode {self.crop_mode!r}", f"one of: {', '.join(CROP_MODES)}")
+            raise ConfigurationError(
+                f"unknown crop mode {self.crop_mode!r}", f"one of: {', '.join(CROP_MODES)}"
+            )
 
     def override(self, **parts: Any) -> Preprocessing:
         """A copy with the given parts changed; None means "keep".
@@ -103,7 +107,8 @@ class Preprocessing:
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """Read back what ``to_dict`` wrote; raises ConfigurationError on anything else."""
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            parts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            return cls(**parts)
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"not a preprocessing description: {error}") from None
 
@@ -159,5 +164,3 @@ def parse_numbers(text: str, option: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.replace("x", ",").split(","))
     except ValueError:
         raise ConfigurationError(f"{option} takes numbers separated by commas, got {text!r}") from None
-
-

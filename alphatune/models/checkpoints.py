@@ -197,4 +197,3 @@ def _check_keys(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], p
                 f"the model expects {tuple(tensor.shape)}",
                 hint,
             )
-

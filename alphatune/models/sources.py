@@ -128,15 +128,13 @@ def _torchvision(spec: str, rest: str, pretrained: bool, kwargs: dict[str, Any])
         weights = available[weights_name or "DEFAULT"]
     except KeyError:
         names = ", ".join(w.name for w in available) or "none"
-        raise ConfigurationError(f"torchvision has no weights {weights_name!r} for {name}", f"it has: {names}") from None
-    model = _call(
-        torchvision.models.get_model, spec, name, weights=weights if pretrained else None, **kwargs
-    )
+        raise ConfigurationError(
+            f"torchvision has no weights {weights_name!r} for {name}", f"it has: {names}"
+        ) from None
+    model = _call(torchvision.models.get_model, spec, name, weights=weights if pretrained else None, **kwargs)
     preset = weights.transforms()
     preprocessing = preprocessing_of_torchvision(preset) if hasattr(preset, "crop_size") else None
-    return Source(
-        spec, "torchvision", model, kwargs, preprocessing, str(weights) if pretrained else ""
-    )
+    return Source(spec, "torchvision", model, kwargs, preprocessing, str(weights) if pretrained else "")
 
 
 def _factory(spec: str, location: str, attribute: str, kwargs: dict[str, Any]) -> Source:
@@ -187,7 +185,9 @@ def _import(location: str, spec: str) -> Any:
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"cannot import {location}: {error}", "is its package installed?") from None
     except Exception as error:  # the user's module may raise anything while it is imported
-        raise ConfigurationError(f"{location} failed to import: {type(error).__name__}: {one_line(error)}") from None
+        raise ConfigurationError(
+            f"{location} failed to import: {type(error).__name__}: {one_line(error)}"
+        ) from None
 
 
 def _call(factory: Callable[..., Any], spec: str, *args: Any, **kwargs: Any) -> Any:

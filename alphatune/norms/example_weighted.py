@@ -38,10 +38,10 @@ class ExampleWeighted(nn.Module):
     eps: float
     alpha: Tensor
     weighs_example: bool
-    running_mean: Tensor
-    running_var: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
+    running_mean: Any  # of the stock class; tensors of shape (C,)
+    running_var: Any
+    weight: Any
+    bias: Any
 
     def __init__(self, *args: Any, alpha: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -89,23 +89,22 @@ class ExampleWeighted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training or not self.weighs_example:
-            return super().forward(x)  # type: ignore[no-any-return,misc]
+            return super().forward(x)  # type: ignore[no-any-return]
         if isinstance(self, nn.modules.batchnorm._BatchNorm):
-            self._check_input_dim(x)
+            self._check_input_dim(x)  # type: ignore[no-untyped-call]
         y = example_weighted_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.alpha, self.eps
         )
-        # timm holds drop and activation inside its norm layers.
-        if "drop" in self._modules:
-            y = self.drop(y)
-        if "act" in self._modules:
-            y = self.act(y)
+        for name in ("drop", "act"):  # timm holds them inside its norm layers
+            layer = self._modules.get(name)
+            if layer is not None:
+                y = layer(y)
         return y
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExampleWeighted:
         # model.half() must not round α: follow the device, not the dtype.
         alpha = self.alpha
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.alpha = alpha.to(self.running_mean.device)
         return self
 

@@ -152,4 +152,5 @@ def _mean_square(centred: Tensor) -> Tensor:
         return centred.square()
     spatial = tuple(range(2, centred.ndim))
     positions = math.prod(centred.shape[2:])
-    return torch.linalg.vector_norm(centred, dim=spatial, keepdim=True).square() / positions
+    norm: Tensor = torch.linalg.vector_norm(centred, dim=spatial, keepdim=True)
+    return norm.square() / positions

@@ -49,9 +49,7 @@ def patch_(
     layers = survey(model)
     _refuse_unknown(layers, skip_unknown)
     chosen = [
-        layer
-        for layer in layers
-        if layer.status in ("patchable", "patched") and not _matches(layer, exclude)
+        layer for layer in layers if layer.status in ("patchable", "patched") and not _matches(layer, exclude)
     ]
     for pattern in exclude:
         if not any(_matches(layer, (pattern,)) for layer in layers):
@@ -68,7 +66,7 @@ def patch_(
             module = modules[layer.name]
             if layer.status == "patchable":
                 become_example_weighted_(module)
-                added.append(module)  # type: ignore[arg-type]
+                added.append(module)
         set_alpha_(model, alpha)
     except BaseException:
         for module in added:

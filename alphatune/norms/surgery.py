@@ -19,10 +19,11 @@ from alphatune.norms.example_weighted import EXAMPLE_WEIGHTED, STOCK, ExampleWei
 def become_example_weighted_(module: nn.Module, alpha: float | Tensor = 0.0) -> None:
     """Change a stock norm layer, of a class in ``EXAMPLE_WEIGHTED``, in place."""
     module.__class__ = EXAMPLE_WEIGHTED[type(module)]
-    cast(ExampleWeighted, module).start_weighing(alpha)
+    cast("ExampleWeighted", module).start_weighing(alpha)
 
 
 def become_stock_(module: ExampleWeighted) -> None:
     """Change an example-weighted layer back into the layer it was."""
+    stock = STOCK[type(module)]
     module.stop_weighing()
-    module.__class__ = STOCK[type(module)]
+    cast("nn.Module", module).__class__ = stock

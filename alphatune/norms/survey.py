@@ -46,10 +46,7 @@ def survey(model: nn.Module) -> tuple[NormLayer, ...]:
     BatchNorm is reported rather than passed over.
     """
     auxiliary = {
-        id(aux)
-        for module in model.modules()
-        if isinstance(module, SplitBatchNorm2d)
-        for aux in module.aux_bn
+        id(aux) for module in model.modules() if isinstance(module, SplitBatchNorm2d) for aux in module.aux_bn
     }
     layers = []
     for names, module in _norm_modules(model):
@@ -96,20 +93,26 @@ def _judge(module: nn.Module, auxiliary: bool) -> tuple[Status, str]:
     if isinstance(module, _InstanceNorm):
         if module.running_mean is None:
             return "skipped", "keeps no moving averages: the example's own moments are all it uses"
-        return "unsupported", f"{kind} with moving averages is InstanceNorm in training and BatchNorm after it"
+        return (
+            "unsupported",
+            f"{kind} with moving averages is InstanceNorm in training and BatchNorm after it",
+        )
     if isinstance(module, _LazyNormBase):
         return "unsupported", f"{kind} has not seen an input yet: run one batch first"
     if isinstance(module, (EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2)):
         return "unsupported", f"{kind} keeps a moving variance but no moving mean to mix with"
     if isinstance(module, InplaceAbn):
-        return "unsupported", "InplaceAbn overwrites its input in a kernel of its own: rebuild the model with BatchNormAct2d"
+        return (
+            "unsupported",
+            "InplaceAbn overwrites its input in a kernel of its own: rebuild the model with BatchNormAct2d",
+        )
     if type(module) not in EXAMPLE_WEIGHTED:
         if isinstance(module, _BatchNorm):
             return "unsupported", f"{kind} is a subclass of BatchNorm that may normalise differently"
         return "unsupported", f"{kind} holds moving averages but is of no known kind"
     if "forward" in module.__dict__:
         return "unsupported", "its forward was replaced on the instance, by a hook library perhaps"
-    if module.running_mean is None or module.running_var is None:
+    if module._buffers.get("running_mean") is None or module._buffers.get("running_var") is None:
         return (
             "unsupported",
             "keeps no moving averages (track_running_stats=False): it normalises by the test batch",

@@ -75,14 +75,18 @@ def select(
     alpha = best[metric]
     if len(sweep.baseline) < FEWEST_EXAMPLES:
         chosen = alpha if accept == "best" else 0.0
-        return Decision(chosen, f"only {len(sweep.baseline)} examples: too few to tell gain from luck", best, None)
+        return Decision(
+            chosen, f"only {len(sweep.baseline)} examples: too few to tell gain from luck", best, None
+        )
     gain = cross_fitted_gain(sweep, metric, seed=seed, folds=folds)
     if alpha == 0:
         return Decision(0.0, f"no alpha > 0 has a better {metric} than plain BatchNorm", best, gain)
     if gain.significant:
         return Decision(alpha, f"the cross-fitted gain in {metric} is significant", best, gain)
     if accept == "best":
-        return Decision(alpha, f"the gain in {metric} is not significant, but --accept best was asked for", best, gain)
+        return Decision(
+            alpha, f"the gain in {metric} is not significant, but --accept best was asked for", best, gain
+        )
     return Decision(0.0, f"the cross-fitted gain in {metric} is not significant", best, gain)
 
 
@@ -106,9 +110,7 @@ def cross_fitted_gain(sweep: Sweep, metric: Metric, *, seed: int = 0, folds: int
         values = np.stack([_per_example(s, metric) for s in sweep.scores])
         difference = values[chosen[fold], np.arange(n)] - values[0]
         delta, ci, p, method = _mean_gain(difference, metric, rng)
-    return Gain(
-        metric, delta, ci, p, method, CONFIDENCE, folds, alphas, ci[0] > 0 and p <= 1 - CONFIDENCE
-    )
+    return Gain(metric, delta, ci, p, method, CONFIDENCE, folds, alphas, ci[0] > 0 and p <= 1 - CONFIDENCE)
 
 
 def paired_difference(scores: Scores, baseline: Scores, metric: Metric) -> tuple[float, float]:

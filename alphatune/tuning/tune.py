@@ -120,7 +120,7 @@ def tune(
         batches: Iterable[Any] = data
         total: int | None = len(data)
     else:
-        tensor = next((*model.parameters(), *model.buffers()), torch.zeros(()))
+        tensor = next(iter((*model.parameters(), *model.buffers())), torch.zeros(()))
         batches = loader_batches(data, tensor.device)
         total = _length(data)
     layers = survey(model)
@@ -194,7 +194,7 @@ def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
         notes.append(f"{len(remarks)} norm layer(s) look odd, e.g. {remarks[0].layer}: {remarks[0].remark}")
     unknown = [layer for layer in result.layers if layer.status == "unsupported"]
     if unknown:
-        notes.append(f"{len(unknown)} norm layer(s) were left alone, e.g. {unknown[0].name}: {unknown[0].reason}")
+        notes.append(
+            f"{len(unknown)} norm layer(s) were left alone, e.g. {unknown[0].name}: {unknown[0].reason}"
+        )
     return notes
-
-

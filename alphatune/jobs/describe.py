@@ -1,0 +1,106 @@
+"""Model, data and environment as they appear in a result."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from alphatune.data.loading import Batches
+from alphatune.jobs.opening import DTYPES, OpenedModel, Prepared
+from alphatune.jobs.settings import EvaluateSettings
+from alphatune.norms.patching import get_alpha
+from alphatune.norms.survey import NormLayer
+from alphatune.reports.result import environment
+
+
+def describe_source(opened: OpenedModel) -> dict[str, Any]:
+    source, checkpoint = opened.source, opened.checkpoint
+    return {
+        "source": source.spec,
+        "kind": source.kind,
+        "model_kwargs": source.model_kwargs,
+        "checkpoint": checkpoint.path if checkpoint else source.weights,
+        "checkpoint_sha256": checkpoint.sha256 if checkpoint else "",
+        "weights_key": checkpoint.weights_key if checkpoint else "",
+        "unsafe_pickle": bool(checkpoint and checkpoint.unsafe_pickle),
+    }
+
+
+def describe_model(
+    opened: OpenedModel,
+    layers: tuple[NormLayer, ...],
+    patched: tuple[str, ...],
+    excluded: set[str],
+    too_small: set[str],
+    settings: EvaluateSettings,
+) -> dict[str, Any]:
+    skipped = []
+    for layer in layers:
+        if layer.name in patched:
+            continue
+        reason = layer.reason
+        if layer.name in too_small:
+            reason = f"fewer than {getattr(settings, 'min_positions', 1)} positions (--min-positions)"
+        elif layer.name in excluded:
+            reason = "excluded (--exclude)"
+        elif layer.status == "patchable":
+            reason = "alpha = 0: plain BatchNorm"
+        skipped.append({"name": layer.name, "kind": layer.kind, "reason": reason})
+    return {
+        **describe_source(opened),
+        "norm_layers": len(layers),
+        "patched": list(patched),
+        "skipped": skipped,
+    }
+
+
+def describe_data(batches: Batches) -> dict[str, Any]:
+    examples = batches.examples
+    return {
+        "source": examples.source,
+        "root": examples.root,
+        "split": examples.split,
+        "n": len(examples),
+        "classes": len(examples.classes),
+        "class_map": examples.class_map,
+        "preprocessing": batches.preprocessing.to_dict(),
+        "decoder": examples.decoder,
+    }
+
+
+def describe_env(settings: EvaluateSettings, prepared: Prepared) -> dict[str, Any]:
+    return environment(prepared.opened.device, DTYPES[settings.dtype]) | {
+        "batch_size": prepared.batches.batch_size,
+        "workers": prepared.batches.workers,
+        "seed": settings.seed,
+    }
+
+
+def common_alpha(module: nn.Module) -> Any:
+    values = get_alpha(module)
+    distinct = {repr(v) for v in values.values()}
+    if not distinct:
+        return 0.0
+    return next(iter(values.values())) if len(distinct) == 1 else values
+
+
+def describe_plan(
+    settings: EvaluateSettings,
+    prepared: Prepared,
+    layers: tuple[NormLayer, ...],
+    excluded: set[str],
+    alphas: tuple[float, ...],
+) -> dict[str, Any]:
+    patchable = [x.name for x in layers if x.status == "patchable" and x.name not in excluded]
+    return {
+        "schema": 1,
+        "command": "dry-run",
+        "model": describe_source(prepared.opened) | {"norm_layers": len(layers), "patched": patchable},
+        "data": describe_data(prepared.batches),
+        "env": describe_env(settings, prepared),
+        "alphas": list(alphas),
+        "settings": asdict(settings),
+        "warnings": list(prepared.warnings),
+    }

@@ -1,0 +1,45 @@
+"""Evaluate a model or a tuned folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alphatune.evaluation import Progress, evaluate, summarise
+from alphatune.jobs.describe import common_alpha, describe_data, describe_env, describe_model, describe_plan
+from alphatune.jobs.opening import DTYPES, prepare
+from alphatune.jobs.settings import EvaluateSettings
+from alphatune.models.health import require_health
+from alphatune.norms.patching import get_alpha, patch_
+from alphatune.norms.survey import survey
+from alphatune.reports.result import evaluate_document
+
+
+def run_evaluate(
+    settings: EvaluateSettings, progress: Progress | None = None, *, dry_run: bool = False
+) -> dict[str, Any]:
+    """Evaluate a model or tuned folder: same reader, scores and metrics as ``run_tune``."""
+    prepared = prepare(settings)
+    module = prepared.opened.module
+    if settings.alpha is not None:
+        patch_(module, settings.alpha, skip_unknown=True)
+    require_health(module)
+    layers = survey(module)
+    if dry_run:
+        return describe_plan(settings, prepared, layers, set(), ())
+    scores = evaluate(
+        module,
+        prepared.batches,
+        dtype=DTYPES[settings.dtype],
+        total=len(prepared.batches),
+        progress=progress,
+    )
+    patched = tuple(get_alpha(module))
+    model = describe_model(prepared.opened, layers, patched, set(), set(), settings)
+    model["alpha"] = common_alpha(module)
+    return evaluate_document(
+        summarise(scores),
+        model=model,
+        data=describe_data(prepared.batches),
+        env=describe_env(settings, prepared),
+        warnings=list(prepared.warnings),
+    )

@@ -1,0 +1,156 @@
+"""Open what the settings name: the model on its device, the data, and check that they fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from alphatune.data.datasets import Examples, open_data
+from alphatune.data.loading import Batches, automatic_batch_size, automatic_workers
+from alphatune.data.preprocessing import Preprocessing, parse_numbers
+from alphatune.errors import ConfigurationError
+from alphatune.jobs.settings import EvaluateSettings, ModelSettings
+from alphatune.models.bundle import WEIGHTS, build_bundled, is_bundle, read_bundle, restore_
+from alphatune.models.checkpoints import Checkpoint, load_weights_, read_checkpoint
+from alphatune.models.probe import Probe, probe
+from alphatune.models.sources import Source, build, parse_model_kwargs
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model with its weights, on its device, in eval mode."""
+
+    module: nn.Module
+    source: Source
+    checkpoint: Checkpoint | None
+    preprocessing: Preprocessing
+    device: torch.device
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything checked and ready to run."""
+
+    opened: OpenedModel
+    batches: Batches
+    probe: Probe
+    warnings: tuple[str, ...]
+
+
+def open_model(settings: ModelSettings) -> OpenedModel:
+    """Build the model that MODEL and its options name, with weights, on its device."""
+    device = resolve_device(settings.device)
+    checkpoint, notes = None, []
+    if is_bundle(settings.model):
+        if settings.checkpoint:
+            raise ConfigurationError(
+                f"{settings.model} is a tuned folder with weights of its own", "leave out --checkpoint"
+            )
+        bundle = read_bundle(settings.model)
+        source = build_bundled(bundle, trust_code=settings.trust_code)
+        restore_(source.model, bundle)
+        checkpoint = Checkpoint(str(bundle.folder / WEIGHTS), bundle.weights_sha256, "", {})
+    else:
+        kwargs = parse_model_kwargs(settings.model_kwargs)
+        wants_pretrained = settings.pretrained and settings.checkpoint is None
+        source = build(settings.model, pretrained=wants_pretrained, model_kwargs=kwargs)
+        if settings.checkpoint:
+            checkpoint = read_checkpoint(settings.checkpoint, unsafe_pickle=settings.unsafe_pickle)
+            load_weights_(source.model, checkpoint)
+            if checkpoint.unsafe_pickle:
+                notes.append(f"{settings.checkpoint} was unpickled without restriction (--unsafe-pickle)")
+        elif not source.weights and source.kind != "factory":
+            notes.append("the model has random weights (--no-pretrained)")
+    base = source.preprocessing
+    preprocessing = _override(base or Preprocessing(), settings)
+    if base is None and not (settings.mean and settings.std and settings.input_size):
+        notes.append(
+            "the model does not say how its images are prepared; assumed "
+            + ", ".join(f"{k} {v}" for k, v in preprocessing.to_dict().items())
+        )
+    try:
+        source.model.to(device).eval()
+    except RuntimeError as error:
+        raise ConfigurationError(f"cannot move the model to {device}: {error}") from None
+    return OpenedModel(source.model, source, checkpoint, preprocessing, device, tuple(notes))
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is CUDA if there is one, else Apple's MPS, else the CPU."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigurationError(f"unknown device {name!r}", "auto, cpu, cuda, cuda:N or mps")
+    if device.type == "cuda" and (not cuda or (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigurationError(f"no device {name}: {torch.cuda.device_count()} CUDA devices are visible")
+    if device.type == "mps" and not mps:
+        raise ConfigurationError("no device mps on this machine")
+    return device
+
+
+def prepare(settings: EvaluateSettings) -> Prepared:
+    if settings.dtype not in DTYPES:
+        raise ConfigurationError(f"unknown dtype {settings.dtype!r}", f"one of: {', '.join(DTYPES)}")
+    opened = open_model(settings)
+    examples = open_data(
+        settings.data,
+        split=settings.split,
+        data_root=settings.data_root,
+        class_map=settings.class_map,
+        image_mode=opened.preprocessing.image_mode,
+    )
+    seen = probe(opened.module, opened.preprocessing.input_size, opened.device)
+    _check_classes(examples, seen.num_classes)
+    workers = _whole(settings.workers, "--workers", 0)
+    batches = Batches(
+        examples.limit(settings.limit, settings.seed),
+        opened.preprocessing,
+        batch_size=_whole(settings.batch_size, "--batch-size", 1)
+        or automatic_batch_size(opened.preprocessing, opened.device),
+        device=opened.device,
+        workers=automatic_workers() if workers is None else workers,
+    )
+    return Prepared(opened, batches, seen, (*opened.warnings, *examples.warnings))
+
+
+def _check_classes(examples: Examples, outputs: int) -> None:
+    highest = int(examples.targets.max())
+    if highest >= outputs:
+        raise ConfigurationError(
+            f"the data has label {highest}, the model {outputs} outputs",
+            "give --class-map, or a model with a head for these classes",
+        )
+    if examples.classes and not examples.class_map and len(examples.classes) != outputs:
+        raise ConfigurationError(
+            f"the data has {len(examples.classes)} classes, the model {outputs} outputs",
+            "--class-map FILE says which output each class is: one class name a line, in the model's order",
+        )
+
+
+def _whole(text: str, option: str, least: int) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < least:
+        raise ConfigurationError(f"{option} takes auto or a whole number from {least}, got {text!r}")
+    return int(text)
+
+
+def _override(base: Preprocessing, settings: ModelSettings) -> Preprocessing:
+    return base.override(
+        mean=parse_numbers(settings.mean, "--mean") if settings.mean else None,
+        std=parse_numbers(settings.std, "--std") if settings.std else None,
+        input_size=parse_numbers(settings.input_size, "--input-size") if settings.input_size else None,
+        crop_pct=settings.crop_pct,
+        crop_mode=settings.crop_mode,
+        interpolation=settings.interpolation,
+    )

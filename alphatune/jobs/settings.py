@@ -1,0 +1,66 @@
+"""The settings of each job: what the command line parses into and run.toml holds.
+
+Fields are named like the options, and hold what a user would type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import tomli_w
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which model, and how its images are prepared."""
+
+    model: str
+    checkpoint: str | None = None
+    model_kwargs: tuple[str, ...] = ()
+    pretrained: bool = True
+    unsafe_pickle: bool = False
+    trust_code: bool = False
+    mean: str | None = None
+    std: str | None = None
+    input_size: str | None = None
+    crop_pct: float | None = None
+    crop_mode: str | None = None
+    interpolation: str | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(ModelSettings):
+    """Which data, and how to run over them."""
+
+    data: str
+    split: str = "validation"
+    data_root: str | None = None
+    class_map: str | None = None
+    limit: int | None = None
+    dtype: str = "float32"
+    batch_size: str = "auto"
+    workers: str = "auto"
+    seed: int = 0
+    alpha: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneSettings(EvaluateSettings):
+    """What to try, how to decide, where to write."""
+
+    alphas: str = "auto"
+    metric: Literal["top1", "top5", "loss", "ece"] = "top1"
+    accept: Literal["significant", "best"] = "significant"
+    exclude: tuple[str, ...] = ()
+    min_positions: int = 1
+    skip_unknown: bool = False
+    output: str = "alphatune-out"
+    overwrite: bool = False
+
+
+def to_toml(settings: ModelSettings) -> str:
+    """The resolved settings, in the form ``--config`` reads."""
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()}
+    return tomli_w.dumps({k: v for k, v in values.items() if v is not None and v != []})

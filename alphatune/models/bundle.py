@@ -1,0 +1,274 @@
+"""The tuned folder: written atomically, read back as a ready module.
+
+    model.safetensors   weights under the architecture's own keys; stock code
+                        that loads them gets the model at α = 0
+    config.json         timm's hub layout, where the architecture is timm's
+    alphatune.json      architecture, α per layer, preprocessing, provenance
+
+Reports join them there (reports/). Reading a folder never runs code from it:
+an architecture in a module of the user's own needs ``trust_code``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from timm.models._hub import save_config_for_hf  # the one piece of save_for_hf that writes no weights
+from torch import nn
+
+import alphatune
+from alphatune.data.preprocessing import Preprocessing
+from alphatune.errors import (
+    CheckpointError,
+    ConfigurationError,
+    InputError,
+    ResourceError,
+    UntrustedError,
+    one_line,
+)
+from alphatune.models.checkpoints import load_weights_, read_checkpoint, sha256
+from alphatune.models.sources import TRUSTED_FACTORIES, Source, build
+from alphatune.norms.patching import Alpha, get_alpha, patch_
+from alphatune.norms.survey import survey
+
+WEIGHTS, TIMM_CONFIG, MANIFEST = "model.safetensors", "config.json", "alphatune.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What ``alphatune.json`` says."""
+
+    folder: Path
+    spec: str
+    kind: str  # timm | torchvision | factory | module
+    model_kwargs: dict[str, Any]
+    alpha: dict[str, Alpha]
+    weights_sha256: str
+    preprocessing: Preprocessing | None
+
+
+def is_bundle(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a folder that alphatune wrote."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def load(
+    folder: str | os.PathLike[str], *, model: nn.Module | None = None, trust_code: bool = False
+) -> nn.Module:
+    """Read a tuned folder: the model in eval mode, patched, with its α.
+
+    Args:
+        folder: what ``alphatune tune`` or ``save`` wrote.
+        model: an instance of the architecture, where the folder does not know
+            how to build it (``save`` of a model of your own).
+        trust_code: allow importing the module that the folder names.
+
+    Raises:
+        InputError: not a tuned folder, or a damaged one.
+        UntrustedError: the architecture is code of somebody's own.
+    """
+    bundle = read_bundle(folder)
+    if model is None:
+        model = build_bundled(bundle, trust_code=trust_code).model
+    restore_(model, bundle)
+    return model
+
+
+def save(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    source: Source | None = None,
+    preprocessing: Preprocessing | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a model, with the α it is patched with, as a tuned folder.
+
+    Raises:
+        ConfigurationError: the folder exists, or is no place to write to.
+        ResourceError: the disk refused.
+    """
+    with staged(folder, overwrite=overwrite) as stage:
+        write_model(model, stage, source=source, preprocessing=preprocessing)
+    return Path(folder)
+
+
+def write_model(
+    model: nn.Module, folder: Path, *, source: Source | None, preprocessing: Preprocessing | None
+) -> None:
+    """Write weights, configuration and manifest into an existing folder, and verify them."""
+    # A copy of each tensor: safetensors refuses shared and strided storage, and
+    # with every key present stock code can load strictly.
+    state = {
+        key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for key, value in model.state_dict().items()
+    }
+    safetensors.torch.save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    if source is not None and source.kind == "timm":
+        save_config_for_hf(
+            model,
+            str(folder / TIMM_CONFIG),
+            data_config=None if preprocessing is None else preprocessing.to_dict(),
+        )
+    manifest = {
+        "schema": SCHEMA,
+        "alphatune": alphatune.__version__,
+        "source": {
+            "spec": source.spec if source else "",
+            "kind": source.kind if source else "module",
+            "model_kwargs": source.model_kwargs if source else {},
+        },
+        "alpha": get_alpha(model),
+        "preprocessing": preprocessing.to_dict() if preprocessing else None,
+        "weights_sha256": sha256(folder / WEIGHTS),
+    }
+    try:
+        text = json.dumps(manifest, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"model arguments cannot be written as JSON: {error}") from None
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    _verify(folder, state)
+
+
+def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
+    """Read ``alphatune.json``; raises InputError if it is not what ``save`` writes."""
+    path = Path(folder)
+    if not is_bundle(path):
+        raise InputError(f"{path} is not a folder that alphatune wrote: it has no {MANIFEST}")
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["schema"] != SCHEMA:
+            raise InputError(
+                f"{path / MANIFEST} has schema {manifest['schema']!r}, this version reads {SCHEMA}",
+                "pip install --upgrade alphatune",
+            )
+        source, preprocessing = manifest["source"], manifest["preprocessing"]
+        return Bundle(
+            folder=path,
+            spec=str(source["spec"]),
+            kind=str(source["kind"]),
+            model_kwargs={str(k): v for k, v in source["model_kwargs"].items()},
+            alpha={str(name): _alpha(value) for name, value in manifest["alpha"].items()},
+            weights_sha256=str(manifest["weights_sha256"]),
+            preprocessing=None if preprocessing is None else Preprocessing.from_dict(preprocessing),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigurationError) as error:
+        raise InputError(f"damaged {path / MANIFEST}: {type(error).__name__}: {one_line(error)}") from None
+
+
+def build_bundled(bundle: Bundle, *, trust_code: bool = False) -> Source:
+    """Build the architecture a folder names, without weights."""
+    if bundle.kind == "timm":
+        built = build(f"local-dir:{bundle.folder}", pretrained=False, model_kwargs=bundle.model_kwargs)
+        return Source(bundle.spec, "timm", built.model, bundle.model_kwargs, bundle.preprocessing)
+    if bundle.kind == "module":
+        raise ConfigurationError(
+            f"{bundle.folder} holds the weights of a model of your own",
+            "alphatune.load(folder, model=YourModel()) rebuilds it",
+        )
+    if bundle.kind == "torchvision" and not bundle.spec.startswith("torchvision:"):
+        raise InputError(f"damaged {bundle.folder / MANIFEST}: {bundle.spec!r} is no torchvision model")
+    if bundle.kind != "torchvision" and not bundle.spec.startswith(TRUSTED_FACTORIES) and not trust_code:
+        raise UntrustedError(
+            f"{bundle.folder} names code of its own as the architecture: {bundle.spec}",
+            "--trust-code (trust_code=True) imports it",
+        )
+    built = build(bundle.spec, pretrained=False, model_kwargs=bundle.model_kwargs)
+    return Source(bundle.spec, built.kind, built.model, bundle.model_kwargs, bundle.preprocessing)
+
+
+def restore_(model: nn.Module, bundle: Bundle) -> None:
+    """Load a folder's weights into a model and patch it with the folder's α."""
+    checkpoint = read_checkpoint(bundle.folder / WEIGHTS)
+    if checkpoint.sha256 != bundle.weights_sha256:
+        raise CheckpointError(f"{bundle.folder / WEIGHTS} has changed since {MANIFEST} was written")
+    load_weights_(model, checkpoint)
+    model.eval()
+    if bundle.alpha:
+        others = [layer.name for layer in survey(model) if layer.name not in bundle.alpha]
+        patch_(model, bundle.alpha, exclude=others, skip_unknown=True)
+
+
+@contextmanager
+def staged(
+    output: str | os.PathLike[str], *, overwrite: bool = False, keep: Iterable[str | os.PathLike[str]] = ()
+) -> Iterator[Path]:
+    """A temporary folder beside ``output`` that takes its name when all went well.
+
+    Files are synced before the rename, so that the name never stands for half
+    a folder. ``keep`` are inputs, which must not lie inside ``output``.
+    """
+    output = Path(output)
+    check_output(output, overwrite=overwrite, keep=keep)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    except OSError as error:
+        raise ResourceError(f"cannot write beside {output}: {error}") from None
+    try:
+        yield stage
+        stage.chmod(0o755)
+        for file in stage.rglob("*"):
+            _sync(file)
+        _sync(stage)
+        if output.exists():
+            check_output(output, overwrite=overwrite, keep=keep)
+            old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
+            output.rename(old / "old")
+            stage.rename(output)
+            shutil.rmtree(old)
+        else:
+            stage.rename(output)
+        _sync(output.parent)
+    except OSError as error:
+        raise ResourceError(f"cannot write {output}: {error}", "is the disk full or read-only?") from None
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def check_output(output: Path, *, overwrite: bool, keep: Iterable[str | os.PathLike[str]] = ()) -> None:
+    """Refuse an output that exists, is no folder of ours, or holds an input."""
+    if output.suffix in (".json", ".safetensors", ".pt", ".pth", ".onnx", ".csv", ".md"):
+        raise ConfigurationError(
+            f"--output names a folder, got {output}", "for the result alone: --format json > FILE"
+        )
+    if output.is_symlink():
+        raise ConfigurationError(f"the output {output} is a symbolic link", "name the folder itself")
+    if not output.exists():
+        return
+    if not overwrite:
+        raise ConfigurationError(f"the output {output} exists", "--overwrite replaces it")
+    if not output.is_dir() or (any(output.iterdir()) and not is_bundle(output)):
+        raise ConfigurationError(f"{output} was not written by alphatune, so it is not overwritten")
+    for path in keep:
+        if Path(path).exists() and Path(path).resolve().is_relative_to(output.resolve()):
+            raise ConfigurationError(f"the output {output} holds the input {path}", "write somewhere else")
+
+
+def _verify(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
+    written = safetensors.torch.load_file(folder / WEIGHTS)
+    if written.keys() != state.keys() or not all(torch.equal(written[k], state[k]) for k in state):
+        raise ResourceError(f"{folder / WEIGHTS} does not read back as it was written")
+
+
+def _alpha(value: Any) -> Alpha:
+    return torch.tensor(value, dtype=torch.float32) if isinstance(value, list) else float(value)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,83 @@
+"""What a model does with its input size: outputs, and positions each norm layer sees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alphatune.errors import ConfigurationError, one_line
+from alphatune.evaluation import evaluation_mode, predict
+from alphatune.norms.survey import survey
+
+EXAMPLES = 2  # more than one, to see layers whose rows are not examples
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The input of one norm layer."""
+
+    rows: int  # size of its batch dimension
+    spatial: tuple[int, ...]
+
+    @property
+    def positions(self) -> int:
+        return math.prod(self.spatial)
+
+    @property
+    def remark(self) -> str:
+        if self.rows != EXAMPLES:
+            return (
+                f"{self.rows // EXAMPLES} rows an example: each row is weighed in by itself, not the example"
+            )
+        return "one position: the example's variance is 0" if self.positions == 1 else ""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """``num_classes`` outputs, and what each norm layer that ran has seen."""
+
+    num_classes: int
+    layers: Mapping[str, Seen]
+
+
+def probe(model: nn.Module, input_size: tuple[int, int, int], device: torch.device) -> Probe:
+    """Run two blank images through the model and watch its norm layers.
+
+    Raises:
+        ConfigurationError: the model does not take this input size, or its
+            output is not one row of logits an example.
+    """
+    seen: dict[str, Seen] = {}
+    modules = dict(model.named_modules())
+
+    def watch(name: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0]
+            seen[name] = Seen(x.shape[0], tuple(x.shape[2:]))
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer in survey(model):
+            handle = modules[layer.name].register_forward_pre_hook(watch(layer.name))
+            stack.callback(handle.remove)
+        with evaluation_mode(model):
+            try:
+                logits = predict(model, torch.zeros((EXAMPLES, *input_size), device=device))
+            except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+                raise ConfigurationError(
+                    f"the model does not take inputs of size {'x'.join(map(str, input_size))}: {one_line(error)}",
+                    "see --input-size",
+                ) from None
+    if logits.ndim != 2 or len(logits) != EXAMPLES:
+        raise ConfigurationError(
+            f"expected one row of logits per example, got an output of shape {tuple(logits.shape)}",
+            "alphatune tunes classifiers",
+        )
+    return Probe(logits.shape[1], seen)

@@ -1,0 +1,18 @@
+"""The curve over α as a table: one row an α."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+
+def curve_frame(document: dict[str, Any]) -> pd.DataFrame:
+    """Columns alpha, measured, top1, top5, loss, ece, and the paired interval of each difference to α = 0."""
+    rows = []
+    for point in document["curve"]:
+        row = {key: value for key, value in point.items() if key != "ci"}
+        for metric, (low, high) in point["ci"].items():
+            row[f"{metric}_delta_low"], row[f"{metric}_delta_high"] = low, high
+        rows.append(row)
+    return pd.DataFrame(rows)

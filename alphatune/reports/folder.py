@@ -1,0 +1,26 @@
+"""Write the reports of a tune into its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from alphatune.models.checkpoints import sha256
+from alphatune.reports.curve import curve_frame
+from alphatune.reports.markdown import render_markdown
+from alphatune.reports.result import to_json
+
+
+def write_reports(folder: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """Write curve.csv, report.md and, last, result.json.
+
+    Returns:
+        The document with ``artifacts``: every other file of the folder with its
+        hash. It is what result.json holds.
+    """
+    curve_frame(document).to_csv(folder / "curve.csv", index=False)
+    (folder / "report.md").write_text(render_markdown(document), encoding="utf-8")
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    document = {**document, "artifacts": [{"path": f.name, "sha256": sha256(f)} for f in files]}
+    (folder / "result.json").write_text(to_json(document) + "\n", encoding="utf-8")
+    return document

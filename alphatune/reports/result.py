@@ -1,0 +1,131 @@
+"""The result as one JSON object: what stdout, result.json and every report show.
+
+The layout is versioned by ``schema`` and documented in docs/result.md. Numbers
+are plain: accuracies are fractions, losses nats, and NaN never appears.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torchvision
+
+import alphatune
+from alphatune.errors import NumericError
+from alphatune.evaluation import Metrics
+from alphatune.tuning.selection import Gain
+from alphatune.tuning.tune import CurvePoint, TuneResult
+
+SCHEMA = 1
+
+
+def tune_document(
+    result: TuneResult, *, model: dict[str, Any], data: dict[str, Any], env: dict[str, Any]
+) -> dict[str, Any]:
+    """The result of a tune, less its artifacts, which are known only once written."""
+    decision = result.decision
+    return {
+        "schema": SCHEMA,
+        "command": "tune",
+        "alphatune": alphatune.__version__,
+        "model": model,
+        "data": data,
+        "env": env,
+        "metric": result.metric,
+        "accept": result.accept,
+        "curve": [_point(point) for point in result.curve],
+        "baseline": _metrics(result.baseline),
+        "best": dict(decision.best),
+        "chosen": {"alpha": decision.alpha, "metrics": _metrics(result.chosen)},
+        "gain": None if decision.gain is None else _gain(decision.gain),
+        "decision": {
+            "keep_zero": decision.alpha == 0,
+            "significant": decision.gain is not None and decision.gain.significant,
+            "reason": decision.reason,
+        },
+        "artifacts": [],
+        "warnings": list(result.warnings),
+    }
+
+
+def evaluate_document(
+    metrics: Metrics, *, model: dict[str, Any], data: dict[str, Any], env: dict[str, Any], warnings: list[str]
+) -> dict[str, Any]:
+    """The result of an evaluation."""
+    return {
+        "schema": SCHEMA,
+        "command": "evaluate",
+        "alphatune": alphatune.__version__,
+        "model": model,
+        "data": data,
+        "env": env,
+        "metrics": _metrics(metrics),
+        "warnings": warnings,
+    }
+
+
+def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Versions and settings that a number can depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "tf32": False,
+        "cudnn_benchmark": False,
+    }
+
+
+def to_json(document: dict[str, Any], *, indent: int | None = 2) -> str:
+    """Serialise; raises NumericError rather than write NaN, which is not JSON."""
+    try:
+        return json.dumps(document, indent=indent, allow_nan=False, ensure_ascii=False)
+    except ValueError:
+        raise NumericError(f"the result holds NaN or infinity at {_first_nan(document)}") from None
+
+
+def _metrics(metrics: Metrics) -> dict[str, Any]:
+    return asdict(metrics)
+
+
+def _point(point: CurvePoint) -> dict[str, Any]:
+    values = asdict(point.metrics)
+    del values["n"]
+    return {
+        "alpha": point.alpha,
+        "measured": point.measured,
+        **values,
+        "ci": {metric: list(interval) for metric, interval in point.ci.items()},
+    }
+
+
+def _gain(gain: Gain) -> dict[str, Any]:
+    values = asdict(gain)
+    values["ci"] = list(gain.ci)
+    values["fold_alphas"] = list(gain.fold_alphas)
+    return values
+
+
+def _first_nan(value: Any, path: str = "") -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return path or "the top"
+    items: Any = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
+    for key, inner in items:
+        if found := _first_nan(inner, f"{path}.{key}" if path else str(key)):
+            return found
+    return ""
