@@ -1,0 +1,93 @@
+"""What goes to the terminal: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def stdout() -> Console:
+    """For the result. Wide when piped, so that no table is cut to 80 columns."""
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
+def stderr() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """A remark to a person, taken literally."""
+    stderr().print(Text(message, style="dim"))
+
+
+def warn(messages: Sequence[str]) -> None:
+    for message in messages:
+        stderr().print(Text.assemble(("warning: ", "yellow"), message))
+
+
+def metrics_text(metrics: dict[str, Any]) -> str:
+    """``top1=0.8103 top5=0.9872 loss=0.8788 ece=0.1245``."""
+    return " ".join(f"{name}={metrics[name]:.4f}" for name in ("top1", "top5", "loss", "ece"))
+
+
+def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[object]]) -> Table:
+    """A plain table; columns are (heading, "left" or "right"), cells are taken literally."""
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for heading, side in columns:
+        grid.add_column(heading, justify="right" if side == "right" else "left")
+    for row in rows:
+        grid.add_row(*(Text(str(cell)) for cell in row))
+    return grid
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Values as eight heights of bar."""
+    low, high = min(values), max(values)
+    if high == low:
+        return BARS[3] * len(values)
+    return "".join(BARS[round(7 * (v - low) / (high - low))] for v in values)
+
+
+@contextmanager
+def progress_bar(title: str, quiet: bool) -> Iterator[Callable[[int, int | None], None] | None]:
+    """A bar with rate and time left on stderr, on a terminal only."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.speed:.0f} images/s" if task.speed else "")
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        console=stderr(),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(title, total=None)
+
+        def update(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield update

@@ -1,0 +1,87 @@
+"""``alphatune evaluate``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from alphatune.cli import options as o
+from alphatune.jobs.settings import EvaluateSettings
+
+
+def evaluate(
+    ctx: typer.Context,
+    model: o.Model,
+    data: o.Data,
+    checkpoint: o.Checkpoint = None,
+    model_kwargs: o.ModelKwargs = None,
+    pretrained: o.Pretrained = True,
+    unsafe_pickle: o.UnsafePickle = False,
+    trust_code: o.TrustCode = False,
+    split: o.Split = "validation",
+    data_root: o.DataRoot = None,
+    class_map: o.ClassMap = None,
+    limit: o.Limit = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    input_size: o.InputSize = None,
+    crop_pct: o.CropPct = None,
+    crop_mode: o.CropMode = None,
+    interpolation: o.Interpolation = None,
+    alpha: o.Alpha = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "float32",
+    batch_size: o.BatchSize = "auto",
+    workers: o.Workers = "auto",
+    seed: o.Seed = 0,
+    config: o.Config = None,
+    dry_run: o.DryRun = False,
+    format: o.Format = "human",
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Evaluate a model or a tuned folder, with the reader and the metrics of tune.
+
+    [bold]Examples[/bold]
+
+    alphatune evaluate tuned --data imagenet/val
+
+    alphatune evaluate resnet50.a1_in1k --data imagenet/val --alpha 0.02 --format json
+    """
+    from alphatune.cli import console
+    from alphatune.jobs.evaluate import run_evaluate
+    from alphatune.reports.result import to_json
+
+    settings = o.settings_from(ctx, EvaluateSettings)
+    if verbose:
+        console.note(f"settings: {settings}")
+    with console.progress_bar("evaluating", quiet or dry_run) as progress:
+        document = run_evaluate(settings, progress, dry_run=dry_run)
+    if not quiet:
+        if key := document["model"]["weights_key"]:
+            console.note(f"weights taken from {key!r} in {document['model']['checkpoint']}")
+        console.warn(document["warnings"])
+    if format == "json":
+        print(to_json(document, indent=None))
+    elif dry_run:
+        console.stdout().print(f"{document['data']['n']} examples; nothing was run", markup=False)
+    elif format == "quiet":
+        print(console.metrics_text(document["metrics"]))
+    else:
+        _show(document)
+
+
+def _show(document: dict[str, Any]) -> None:
+    from alphatune.cli import console
+
+    metrics, alpha = document["metrics"], document["model"]["alpha"]
+    rows = [
+        ("examples", metrics["n"]),
+        ("alpha", "per layer" if isinstance(alpha, dict) else f"{alpha:g}"),
+        ("top-1", f"{metrics['top1']:.4f}"),
+        ("top-5", f"{metrics['top5']:.4f}"),
+        ("loss (nats)", f"{metrics['loss']:.4f}"),
+        ("ECE", f"{metrics['ece']:.4f}"),
+    ]
+    console.stdout().print(console.table(document["model"]["source"], [("", "left"), ("", "right")], rows))

@@ -1,0 +1,82 @@
+"""``alphatune inspect``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from alphatune.cli import options as o
+from alphatune.jobs.settings import ModelSettings
+
+
+def inspect(
+    ctx: typer.Context,
+    model: o.Model,
+    checkpoint: o.Checkpoint = None,
+    model_kwargs: o.ModelKwargs = None,
+    pretrained: o.Pretrained = True,
+    unsafe_pickle: o.UnsafePickle = False,
+    trust_code: o.TrustCode = False,
+    input_size: o.InputSize = None,
+    device: o.Device = "cpu",
+    config: o.Config = None,
+    format: o.Format = "human",
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """List every norm layer: kind, size, whether it can be patched and why not, health of its statistics.
+
+    [bold]Examples[/bold]
+
+    alphatune inspect resnet50.a1_in1k
+
+    alphatune inspect efficientnet_b0 --no-pretrained --input-size 240 --format json
+    """
+    from alphatune.cli import console
+    from alphatune.jobs.inspect import run_inspect
+    from alphatune.reports.result import to_json
+
+    settings = o.settings_from(ctx, ModelSettings)
+    if verbose:
+        console.note(f"settings: {settings}")
+    document = run_inspect(settings)
+    if not quiet:
+        console.warn(document["warnings"])
+    if format == "json":
+        print(to_json(document, indent=None))
+    elif format == "quiet":
+        print(" ".join(f"{status}={count}" for status, count in document["summary"].items()) or "none")
+    else:
+        _show(document)
+
+
+def _show(document: dict[str, Any]) -> None:
+    from alphatune.cli import console
+
+    columns = [
+        ("layer", "left"), ("kind", "left"), ("channels", "right"), ("eps", "right"), ("momentum", "right"),
+        ("spatial", "right"), ("status", "left"), ("notes", "left"),
+    ]  # fmt: skip
+    rows = []
+    for layer in document["layers"]:
+        spatial = layer["spatial"]
+        notes = [layer["reason"], layer["remark"], layer["health"]]
+        if layer["aliases"]:
+            notes.append("shared with " + ", ".join(layer["aliases"]))
+        rows.append(
+            (
+                layer["name"] or "(root)",
+                layer["kind"],
+                layer["num_features"],
+                "" if layer["eps"] is None else f"{layer['eps']:g}",
+                "" if layer["momentum"] is None else f"{layer['momentum']:g}",
+                "" if spatial is None else "x".join(map(str, spatial)) or "1",
+                layer["status"],
+                "; ".join(n for n in notes if n),
+            )
+        )
+    out = console.stdout()
+    summary = ", ".join(f"{count} {status}" for status, count in document["summary"].items())
+    title = f"{document['model']['source']}: {summary or 'no norm layers'}, {document['model']['num_classes']} outputs"
+    out.print(console.table(title, columns, rows))

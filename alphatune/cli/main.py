@@ -1,0 +1,95 @@
+"""The ``alphatune`` command: its subcommands, and what becomes of an error."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+import alphatune
+from alphatune.cli.evaluate import evaluate
+from alphatune.cli.inspect import inspect
+from alphatune.cli.tune import tune
+from alphatune.errors import AlphatuneError, one_line
+
+app = typer.Typer(
+    name="alphatune",
+    help="Make a trained BatchNorm network better without retraining it.",
+    epilog=(
+        "Exit codes: 0 done, also when alpha = 0 is best; 2 usage; 3 model or data unreadable, untrusted or "
+        "corrupt; 4 model not supported; 5 out of resources; 6 numeric failure; 70 internal; "
+        "130/143 interrupted."
+    ),
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command()(tune)
+app.command()(evaluate)
+app.command()(inspect)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"alphatune {alphatune.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: run the command line and exit with its code."""
+    argv = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(args=argv, prog_name="alphatune", standalone_mode=False)
+    except AlphatuneError as error:
+        _fail(argv, error.exit_code, str(error), error.hint)
+    except typer.TyperException as error:
+        _fail(argv, 2, one_line(error.format_message()), "see --help")
+    except (KeyboardInterrupt, typer.Abort):
+        _fail(argv, 130, "interrupted")
+    except MemoryError:
+        _fail(argv, 5, "out of memory", "try a smaller --batch-size or fewer --workers")
+    except Exception as error:
+        if {"-v", "--verbose"} & set(argv):
+            traceback.print_exc()
+        _fail(
+            argv, 70, f"internal error: {type(error).__name__}: {one_line(error)}", "-v shows the traceback"
+        )
+    if code == 130:  # typer's own translation of Ctrl-C
+        _fail(argv, 130, "interrupted")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(argv: list[str], code: int, message: str, hint: str = "") -> None:
+    """One line on stderr, or one JSON object on stdout; then exit."""
+    message, hint = one_line(message, 1000), one_line(hint, 1000)
+    if _wants_json(argv):
+        print(json.dumps({"error": {"code": code, "message": message, "hint": hint}}, ensure_ascii=False))
+    print(f"error: {message}" + (f" ({hint})" if hint else ""), file=sys.stderr)
+    sys.exit(code)
+
+
+def _wants_json(argv: list[str]) -> bool:
+    return "--format=json" in argv or any(
+        option == "--format" and value == "json" for option, value in zip(argv, argv[1:], strict=False)
+    )
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)

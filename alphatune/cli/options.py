@@ -1,0 +1,234 @@
+"""The options, each defined once. Importing this imports neither torch nor timm."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+
+from alphatune.errors import ConfigurationError
+from alphatune.jobs.settings import EvaluateSettings, ModelSettings, TuneSettings
+
+MODEL, DATA, INPUT, RUN, TUNE, OUT = "Model", "Data", "Preprocessing", "Running", "Tuning", "Output"
+
+S = TypeVar("S", bound=ModelSettings)
+
+
+def settings_from(ctx: typer.Context, kind: type[S]) -> S:
+    """The settings of a job from the parsed options of the same names."""
+    values = {f.name: ctx.params[f.name] for f in fields(kind) if f.name in ctx.params}
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v is not None})
+
+
+def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Make the values of a run.toml the defaults of the options that were not given."""
+    if path is None:
+        return None
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot read --config {path}: {error}") from None
+    known = {f.name for kind in (TuneSettings, EvaluateSettings) for f in fields(kind)}
+    if unknown := sorted(values.keys() - known):
+        raise ConfigurationError(f"{path} sets {unknown[0]!r}, which is no option")
+    ctx.default_map = {**(ctx.default_map or {}), **values}
+    return path
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        is_eager=True,
+        callback=_read_config,
+        help="Take defaults from a run.toml; options given here win.",
+        rich_help_panel=RUN,
+    ),
+]
+
+# --- model -----------------------------------------------------------------------------------
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A timm name, hf-hub:REPO, local-dir:FOLDER, torchvision:NAME\\[:WEIGHTS], "
+        "package.module:factory, file.py:factory, or a folder written by alphatune.",
+        show_default=False,
+    ),
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="Weights: .safetensors, .pt, .pth, .th, .bin or .tar.", rich_help_panel=MODEL
+    ),
+]
+ModelKwargs = Annotated[
+    list[str] | None,
+    typer.Option(metavar="K=V", help="Argument of the model's factory; repeatable.", rich_help_panel=MODEL),
+]
+Pretrained = Annotated[
+    bool,
+    typer.Option(help="Use the weights that timm or torchvision has for the name.", rich_help_panel=MODEL),
+]
+UnsafePickle = Annotated[
+    bool,
+    typer.Option(
+        "--unsafe-pickle", help="Unpickle the checkpoint even if that runs code in it.", rich_help_panel=MODEL
+    ),
+]
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        help="Import the module that a tuned folder names as its model.",
+        rich_help_panel=MODEL,
+    ),
+]
+
+# --- data ------------------------------------------------------------------------------------
+
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="DATA",
+        help="Folder of class folders, a .tar of them, or a timm dataset string (torch/..., hfds/..., wds/...).",
+        rich_help_panel=DATA,
+        show_default=False,
+    ),
+]
+Split = Annotated[str, typer.Option(help="Split, or subfolder of that name.", rich_help_panel=DATA)]
+DataRoot = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER", help="Where torch/, tfds/ and wds/ data lie.", rich_help_panel=DATA),
+]
+ClassMap = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Class names, one a line, in the order of the model's outputs.",
+        rich_help_panel=DATA,
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Use N examples, drawn by seed, every class in proportion.", rich_help_panel=DATA
+    ),
+]
+
+# --- preprocessing ---------------------------------------------------------------------------
+
+Mean = Annotated[
+    str | None, typer.Option(metavar="R,G,B", help="Default: the weights'.", rich_help_panel=INPUT)
+]
+Std = Annotated[
+    str | None, typer.Option(metavar="R,G,B", help="Default: the weights'.", rich_help_panel=INPUT)
+]
+InputSize = Annotated[
+    str | None, typer.Option(metavar="S|H,W|C,H,W", help="Default: the weights'.", rich_help_panel=INPUT)
+]
+CropPct = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P", help="Input size / size after resizing. Default: the weights'.", rich_help_panel=INPUT
+    ),
+]
+CropMode = Annotated[
+    Literal["center", "squash", "border"] | None,
+    typer.Option(help="Default: the weights'.", rich_help_panel=INPUT),
+]
+Interpolation = Annotated[
+    Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None,
+    typer.Option(help="Default: the weights'.", rich_help_panel=INPUT),
+]
+
+# --- running ---------------------------------------------------------------------------------
+
+Device = Annotated[
+    str, typer.Option(metavar="auto|cpu|cuda[:N]|mps", help="Where to run.", rich_help_panel=RUN)
+]
+Dtype = Annotated[
+    Literal["float32", "float16", "bfloat16"],
+    typer.Option(help="float16 and bfloat16 mean autocast.", rich_help_panel=RUN),
+]
+BatchSize = Annotated[
+    str, typer.Option(metavar="auto|N", help="Halved where it does not fit.", rich_help_panel=RUN)
+]
+Workers = Annotated[
+    str, typer.Option(metavar="auto|N", help="Processes that decode images.", rich_help_panel=RUN)
+]
+Seed = Annotated[int, typer.Option(help="Of --limit, folds and bootstrap.", rich_help_panel=RUN)]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Open and check everything, show the plan, stop.", rich_help_panel=RUN),
+]
+
+# --- tuning ----------------------------------------------------------------------------------
+
+Alphas = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|LIST|A:B:N",
+        help="What to try: auto, 0,0.01,0.02 or 0:0.3:31. 0 is always included.",
+        rich_help_panel=TUNE,
+    ),
+]
+Alpha = Annotated[
+    float | None,
+    typer.Option(
+        metavar="A", help="Evaluate at this alpha instead of the model's own.", rich_help_panel=TUNE
+    ),
+]
+MetricOption = Annotated[
+    Literal["top1", "top5", "loss", "ece"],
+    typer.Option(help="What to choose alpha by.", rich_help_panel=TUNE),
+]
+AcceptOption = Annotated[
+    Literal["significant", "best"],
+    typer.Option(help="Keep 0 unless the gain is significant, or take the optimum.", rich_help_panel=TUNE),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB", help="Norm layers to leave alone, e.g. 'layer4.*'; repeatable.", rich_help_panel=TUNE
+    ),
+]
+MinPositions = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Leave layers alone that see fewer positions an example; 2 spares BatchNorm1d and 1x1 maps.",
+        rich_help_panel=TUNE,
+    ),
+]
+SkipUnknown = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unknown", help="Leave norm layers of unknown kind as they are.", rich_help_panel=TUNE
+    ),
+]
+
+# --- output ----------------------------------------------------------------------------------
+
+Output = Annotated[
+    str, typer.Option("--output", "-o", metavar="FOLDER", help="The tuned folder.", rich_help_panel=OUT)
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace an existing tuned folder.", rich_help_panel=OUT),
+]
+Format = Annotated[
+    Literal["human", "json", "quiet"],
+    typer.Option(help="stdout: a table, one JSON object, or one line.", rich_help_panel=OUT),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Nothing but errors on stderr.", rich_help_panel=OUT)
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="More on stderr; tracebacks of bugs.", rich_help_panel=OUT)
+]

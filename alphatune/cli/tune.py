@@ -1,0 +1,159 @@
+"""``alphatune tune``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from alphatune.cli import options as o
+from alphatune.jobs.settings import TuneSettings
+
+
+def tune(
+    ctx: typer.Context,
+    model: o.Model,
+    data: o.Data,
+    checkpoint: o.Checkpoint = None,
+    model_kwargs: o.ModelKwargs = None,
+    pretrained: o.Pretrained = True,
+    unsafe_pickle: o.UnsafePickle = False,
+    trust_code: o.TrustCode = False,
+    split: o.Split = "validation",
+    data_root: o.DataRoot = None,
+    class_map: o.ClassMap = None,
+    limit: o.Limit = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    input_size: o.InputSize = None,
+    crop_pct: o.CropPct = None,
+    crop_mode: o.CropMode = None,
+    interpolation: o.Interpolation = None,
+    alphas: o.Alphas = "auto",
+    metric: o.MetricOption = "top1",
+    accept: o.AcceptOption = "significant",
+    exclude: o.Exclude = None,
+    min_positions: o.MinPositions = 1,
+    skip_unknown: o.SkipUnknown = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "float32",
+    batch_size: o.BatchSize = "auto",
+    workers: o.Workers = "auto",
+    seed: o.Seed = 0,
+    config: o.Config = None,
+    dry_run: o.DryRun = False,
+    output: o.Output = "alphatune-out",
+    overwrite: o.Overwrite = False,
+    format: o.Format = "human",
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Sweep alpha on validation data, decide whether it pays, write the tuned model and a report.
+
+    [bold]Examples[/bold]
+
+    alphatune tune resnet50.a1_in1k --data imagenet/val -o tuned
+
+    alphatune tune my_model.py:build --checkpoint best.pth --data photos/val --metric loss
+
+    alphatune tune torchvision:resnet18 --data val.tar --alphas 0:0.3:31 --format json
+    """
+    from alphatune.cli import console
+    from alphatune.jobs.tune import run_tune
+    from alphatune.reports.result import to_json
+
+    settings = o.settings_from(ctx, TuneSettings)
+    if verbose:
+        console.note(f"settings: {settings}")
+    with console.progress_bar("sweeping alpha", quiet or dry_run) as progress:
+        document = run_tune(settings, progress, dry_run=dry_run)
+    if not quiet:
+        if key := document["model"]["weights_key"]:
+            console.note(f"weights taken from {key!r} in {document['model']['checkpoint']}")
+        console.warn(document["warnings"])
+    if format == "json":
+        print(to_json(document, indent=None))
+    elif format == "quiet":
+        print(settings.output)
+    elif dry_run:
+        _show_plan(document)
+    else:
+        _show_result(document, settings.output)
+
+
+def _show_plan(plan: dict[str, Any]) -> None:
+    from alphatune.cli import console
+
+    model, data, env = plan["model"], plan["data"], plan["env"]
+    rows = [
+        ("model", f"{model['source']} {model['checkpoint']}"),
+        ("norm layers", f"{len(model['patched'])} of {model['norm_layers']} would be example-weighted"),
+        ("data", f"{data['source']}: {data['n']} examples, {data['classes']} classes"),
+        ("preprocessing", ", ".join(f"{k} {v}" for k, v in data["preprocessing"].items())),
+        ("alphas", ", ".join(f"{a:g}" for a in plan["alphas"])),
+        (
+            "device",
+            f"{env['device']}, {env['dtype']}, batches of {env['batch_size']}, {env['workers']} workers",
+        ),
+        ("output", plan["settings"]["output"]),
+    ]
+    console.stdout().print(console.table("Plan (nothing was run)", [("", "left"), ("", "left")], rows))
+
+
+def _show_result(document: dict[str, Any], output: str) -> None:
+    from rich.text import Text
+
+    from alphatune.cli import console
+    from alphatune.reports.markdown import headline
+
+    out, curve, chosen = console.stdout(), document["curve"], document["chosen"]["alpha"]
+    rows = []
+    for point in curve:
+        marks = [name for name, alpha in document["best"].items() if alpha == point["alpha"]]
+        rows.append(
+            (
+                f"{point['alpha']:g}",
+                f"{point['top1']:.4f}",
+                _interval(point, "top1"),
+                f"{point['top5']:.4f}",
+                f"{point['loss']:.4f}",
+                _interval(point, "loss"),
+                f"{point['ece']:.4f}",
+                ("chosen " if point["alpha"] == chosen else "")
+                + (f"best {', '.join(marks)}" if marks else ""),
+            )
+        )
+    right = "right"
+    columns = [
+        ("alpha", right), ("top-1", right), ("change (95 %)", right), ("top-5", right),
+        ("loss", right), ("change (95 %)", right), ("ECE", right), ("", "left"),
+    ]  # fmt: skip
+    title = f"{document['data']['n']} examples, {len(document['model']['patched'])} norm layers"
+    out.print(console.table(title, columns, rows))
+    if len(curve) > 2:
+        span = f"alpha {curve[0]['alpha']:g} to {curve[-1]['alpha']:g}"
+        for name in ("top1", "loss"):
+            values = [p[name] for p in curve]
+            ends = f"{min(values):.4f} to {max(values):.4f}"
+            out.print(Text(f"\n{name:>5} {console.sparkline(values)} {ends}, {span}"), end="")
+        out.print("\n")
+    out.print(Text(headline(document), style="bold"))
+    if gain := document["gain"]:
+        low, high = gain["ci"]
+        out.print(
+            Text(
+                f"Cross-fitted gain in {gain['metric']}: {gain['delta']:+.4f} "
+                f"({100 * gain['confidence']:.0f} % interval {low:+.4f} to {high:+.4f}, p = {gain['p']:.2g}; "
+                f"{gain['method']})"
+            )
+        )
+    out.print(
+        Text(f"Written to {output}: model.safetensors, alphatune.json, result.json, report.md, curve.csv")
+    )
+
+
+def _interval(point: dict[str, Any], metric: str) -> str:
+    if point["alpha"] == 0:
+        return ""
+    low, high = point["ci"][metric]
+    return f"{low:+.4f} .. {high:+.4f}"
