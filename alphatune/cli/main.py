@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import traceback
+from itertools import pairwise
 from types import FrameType
 from typing import Annotated
 
@@ -87,7 +88,7 @@ def _fail(argv: list[str], code: int, message: str, hint: str = "") -> None:
 
 def _wants_json(argv: list[str]) -> bool:
     return "--format=json" in argv or any(
-        option == "--format" and value == "json" for option, value in zip(argv, argv[1:], strict=False)
+        option == "--format" and value == "json" for option, value in pairwise(argv)
     )
 
 

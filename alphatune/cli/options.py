@@ -19,8 +19,9 @@ S = TypeVar("S", bound=ModelSettings)
 
 def settings_from(ctx: typer.Context, kind: type[S]) -> S:
     """The settings of a job from the parsed options of the same names."""
-    values = {f.name: ctx.params[f.name] for f in fields(kind) if f.name in ctx.params}
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v is not None})
+    given = {f.name: ctx.params.get(f.name) for f in fields(kind)}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return kind(**{k: v for k, v in values.items() if v is not None})
 
 
 def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
