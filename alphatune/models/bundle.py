@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,7 +114,8 @@ def write_model(
         key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for key, value in model.state_dict().items()
     }
-    safetensors.torch.save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    # Not save_file: it makes a file that only its owner can read, whatever the umask.
+    (folder / WEIGHTS).write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
     if source is not None and source.kind == "timm":
         save_config_for_hf(
             model,
@@ -213,19 +214,19 @@ def staged(
     check_output(output, overwrite=overwrite, keep=keep)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+        stage = _beside(output, "partial")
+        stage.mkdir()
     except OSError as error:
         raise ResourceError(f"cannot write beside {output}: {error}") from None
     try:
         yield stage
-        stage.chmod(0o755)
         for file in stage.rglob("*"):
             _sync(file)
         _sync(stage)
         if output.exists():
             check_output(output, overwrite=overwrite, keep=keep)
-            old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
-            output.rename(old / "old")
+            old = _beside(output, "old")
+            output.rename(old)
             stage.rename(output)
             shutil.rmtree(old)
         else:
@@ -254,6 +255,11 @@ def check_output(output: Path, *, overwrite: bool, keep: Iterable[str | os.PathL
     for path in keep:
         if Path(path).exists() and Path(path).resolve().is_relative_to(output.resolve()):
             raise ConfigurationError(f"the output {output} holds the input {path}", "write somewhere else")
+
+
+def _beside(output: Path, kind: str) -> Path:
+    """A hidden name on the same file system, so that renaming is atomic."""
+    return output.with_name(f".{output.name}.{secrets.token_hex(4)}.{kind}")
 
 
 def _verify(folder: Path, state: Mapping[str, torch.Tensor]) -> None:

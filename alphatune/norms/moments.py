@@ -67,11 +67,7 @@ def mix_moments(
         together, so (N, C, 1, 1) with (1, C, 1, 1) is equally good.
     """
     deviation = mean - running_mean
-    mixed_mean = running_mean + alpha * deviation
-    mixed_variance = (
-        (1 - alpha) * running_var + alpha * variance + alpha * (1 - alpha) * deviation * deviation
-    )
-    return mixed_mean, mixed_variance
+    return running_mean + alpha * deviation, _mix_variance(variance, running_var, deviation, alpha)
 
 
 def example_weighted_norm(
@@ -106,19 +102,14 @@ def example_weighted_norm(
         return tensor.to(dtype).reshape((1, -1) + (1,) * (x.ndim - 2))
 
     mean, centred = _centre(x)
-    mixed_mean, mixed_variance = mix_moments(
-        mean,
-        _mean_square(centred),
-        per_channel(running_mean),
-        per_channel(running_var),
-        per_channel(alpha),
-    )
-    # x − mixed_mean = (x − μᵢ) + (μᵢ − mixed_mean): the large tensor is already
-    # centred, so a big common offset has been subtracted before any scaling.
-    scale = torch.rsqrt(mixed_variance + eps)
+    deviation, weighting = mean - per_channel(running_mean), per_channel(alpha)
+    variance = _mix_variance(_mean_square(centred), per_channel(running_var), deviation, weighting)
+    scale = torch.rsqrt(variance + eps)
     if weight is not None:
         scale = scale * per_channel(weight)
-    shift = (mean - mixed_mean) * scale
+    # x − mean = (x − μᵢ) + (1−α)·(μᵢ − m): a large common offset is gone before
+    # any scaling, and at α = 1 nothing is left of m, not even its rounding.
+    shift = (1 - weighting) * deviation * scale
     if bias is not None:
         shift = shift + per_channel(bias)
     if torch.is_grad_enabled():
@@ -126,6 +117,12 @@ def example_weighted_norm(
     else:  # `centred` is ours: reusing it saves an allocation the size of x
         y = centred.mul_(scale).add_(shift)
     return y.to(x.dtype)
+
+
+def _mix_variance(
+    variance: Tensor, running_var: Tensor, deviation: Tensor, alpha: Tensor | float
+) -> Tensor:
+    return (1 - alpha) * running_var + alpha * variance + alpha * (1 - alpha) * deviation * deviation
 
 
 def _statistics_dtype(x: Tensor) -> torch.dtype:

@@ -1,0 +1,86 @@
+"""Shared fixtures: real data where they lie beside the project, and small made-up ones."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+SHARED = Path(os.environ.get("ALPHATUNE_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+TINY = f"{Path(__file__).parent / 'tiny.py'}:tiny"
+CLASSES = ("ant", "bee", "cat", "dog")
+
+
+@pytest.fixture(autouse=True)
+def _repeatable() -> None:
+    torch.manual_seed(0)
+
+
+def _shared(name: str) -> Path:
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"{name} is not beside the project")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cifar_test() -> Path:
+    return _shared("cifar10-jpeg-test.tar")
+
+
+@pytest.fixture(scope="session")
+def resnet20_checkpoint() -> Path:
+    return _shared("resnet-cifar10/resnet20-12fca82f.th")
+
+
+@pytest.fixture(scope="session")
+def resnet56_checkpoint() -> Path:
+    return _shared("resnet-cifar10/resnet56-4bfd9763.th")
+
+
+@pytest.fixture(scope="session")
+def imagenet_val() -> Path:
+    return _shared("imagenet-val-1300.tar")
+
+
+@pytest.fixture(scope="session")
+def imagenet_class_map() -> Path:
+    return _shared("imagenet-class-map.txt")
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes of 12×12 images that a model can tell apart by colour."""
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+def write_images(root: Path, per_class: int = 12, classes: tuple[str, ...] = CLASSES) -> Path:
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(classes):
+        folder = root / name
+        folder.mkdir(parents=True)
+        for i in range(per_class):
+            pixels = rng.integers(0, 160, (12, 12, 3)) + 80 * (np.arange(3) == label % 3)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:03}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of tests/tiny.py with moving averages that data of this kind could leave."""
+    from tiny import tiny
+
+    torch.manual_seed(1)
+    model = tiny().train()
+    for _ in range(20):
+        model(torch.randn(16, 3, 12, 12))
+    path = tmp_path_factory.mktemp("weights") / "tiny.pth"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, path)
+    return path
