@@ -101,7 +101,9 @@ def test_promises_hold(source: str, name: str, size: int) -> None:
         alone = torch.cat([model(x[i : i + 1]) for i in (0, 5)])  # batch of 1 against batch of 8
         assert not torch.equal(together, before)
         assert torch.isfinite(together).all()
-        torch.testing.assert_close(alone, together[[0, 5]], rtol=1e-3, atol=1e-4 * together.abs().max().item())
+        torch.testing.assert_close(
+            alone, together[[0, 5]], rtol=1e-3, atol=1e-4 * together.abs().max().item()
+        )
 
         unpatch_(model)
         assert {n: type(m) for n, m in model.named_modules()} == types

@@ -37,7 +37,9 @@ def test_equals_the_reference(shape: tuple[int, ...], alpha: float, grad: bool) 
     with torch.set_grad_enabled(grad):
         y = example_weighted_norm(x, **tensors, alpha=torch.tensor(alpha), eps=1e-3)
     assert y.shape == x.shape
-    np.testing.assert_allclose(y.numpy(), expected(x, tensors, float(np.float32(alpha)), 1e-3), rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(
+        y.numpy(), expected(x, tensors, float(np.float32(alpha)), 1e-3), rtol=2e-5, atol=2e-5
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -93,9 +95,7 @@ def test_statistics_do_not_overflow_in_low_precision(dtype: torch.dtype) -> None
     tensors = layer_tensors(3)
     y = example_weighted_norm(x, **tensors, alpha=torch.tensor(0.5), eps=1e-5)
     assert y.dtype == dtype
-    np.testing.assert_allclose(
-        y.float().numpy(), expected(x, tensors, 0.5, 1e-5), rtol=2e-2, atol=1e-2
-    )
+    np.testing.assert_allclose(y.float().numpy(), expected(x, tensors, 0.5, 1e-5), rtol=2e-2, atol=1e-2)
 
 
 def test_a_large_offset_costs_no_digits() -> None:

@@ -42,7 +42,10 @@ def test_norms_without_moving_averages_are_skipped(module: nn.Module) -> None:
         (EvoNorm2dB0(4), "no moving mean"),
         (InplaceAbn(4), "InplaceAbn"),
         (torch.ao.nn.quantized.BatchNorm2d(4), "known kind|subclass"),
-        (torch.nn.utils.parametrize.register_parametrization(nn.BatchNorm2d(4), "weight", nn.Identity()), "subclass"),
+        (
+            torch.nn.utils.parametrize.register_parametrization(nn.BatchNorm2d(4), "weight", nn.Identity()),
+            "subclass",
+        ),
     ],
 )
 def test_unsupported_kinds_say_why(module: nn.Module, why: str) -> None:

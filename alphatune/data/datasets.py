@@ -11,6 +11,8 @@ import copy
 import io
 import logging
 import os
+import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -137,7 +139,7 @@ def _open_path(text: str, split: str) -> Examples:
     try:
         with _all_image_extensions():
             reader = create_reader("", root=root)
-    except (OSError, EOFError, ValueError, RuntimeError, AssertionError) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, AssertionError, tarfile.TarError) as error:
         if "not enough values" in str(error) or "Found 0 images" in str(error):
             raise DataError(
                 f"no images found in {root}",
@@ -150,6 +152,10 @@ def _open_path(text: str, split: str) -> Examples:
         targets = [target for _, target in reader.samples]
     else:
         targets = reader.targets
+        counts = Counter(member.path for member, _, _ in reader.samples)
+        name, count = counts.most_common(1)[0]
+        if count > 1:
+            raise DataError(f"{root} holds {name} twice: every image must count once")
     return Examples(
         source=text,
         root=root,

@@ -147,7 +147,7 @@ def automatic_batch_size(preprocessing: Preprocessing, device: torch.device) -> 
     _, height, width = preprocessing.input_size
     budget = (8 if device.type == "cuda" else 1) * 32 * 224 * 224
     largest = 1024 if device.type == "cuda" else 128
-    return max(8, min(largest, 1 << (budget // (height * width)).bit_length() - 1))
+    return max(8, min(largest, 1 << max(0, (budget // (height * width)).bit_length() - 1)))
 
 
 def loader_batches(loader: Iterable[Any], device: torch.device) -> Iterator[Batch]:

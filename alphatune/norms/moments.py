@@ -119,9 +119,7 @@ def example_weighted_norm(
     return y.to(x.dtype)
 
 
-def _mix_variance(
-    variance: Tensor, running_var: Tensor, deviation: Tensor, alpha: Tensor | float
-) -> Tensor:
+def _mix_variance(variance: Tensor, running_var: Tensor, deviation: Tensor, alpha: Tensor | float) -> Tensor:
     return (1 - alpha) * running_var + alpha * variance + alpha * (1 - alpha) * deviation * deviation
 
 

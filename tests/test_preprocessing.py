@@ -1,0 +1,106 @@
+"""Where the evaluation transform comes from, and how its parts are overridden."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+
+from alphatune.data.preprocessing import (
+    Preprocessing,
+    parse_numbers,
+    preprocessing_of_timm,
+    preprocessing_of_torchvision,
+)
+from alphatune.errors import ConfigurationError
+
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (301, 407, 3), dtype=np.uint8))
+
+
+def prepared(preprocessing: Preprocessing) -> torch.Tensor:
+    return preprocessing.normalise(preprocessing.transform()(IMAGE)[None])
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_100", "inception_v3"]
+)
+def test_timm_models_are_prepared_as_timm_does(name: str) -> None:
+    model = timm.create_model(name)
+    config = timm.data.resolve_model_data_config(model)
+    expected = timm.data.create_transform(**config, is_training=False)(IMAGE)
+    torch.testing.assert_close(prepared(preprocessing_of_timm(model))[0], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_grey_models_read_grey() -> None:
+    preprocessing = preprocessing_of_timm(timm.create_model("resnet18", in_chans=1))
+    preprocessing = preprocessing.override(input_size=(1, 28, 28), mean=(0.5,), std=(0.5,))
+    assert preprocessing.image_mode == "L"
+
+
+@pytest.mark.parametrize("name", torchvision.models.list_models(torchvision.models))
+def test_all_torchvision_weights_are_prepared_as_torchvision_does(name: str) -> None:
+    for weights in torchvision.models.get_model_weights(name):
+        preset = weights.transforms()
+        if type(preset).__name__ != "ImageClassification":
+            continue
+        got = preprocessing_of_torchvision(preset)
+        size, resize = preset.crop_size[0], preset.resize_size[0]
+        assert got.input_size == (3, size, size)
+        assert math.floor(size / got.crop_pct) == resize
+        assert got.interpolation == preset.interpolation.value
+        assert got.mean == tuple(preset.mean)
+        assert got.std == tuple(preset.std)
+
+
+def test_torchvision_pixels_agree() -> None:
+    weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V2  # resized to 232, not 256
+    got = prepared(preprocessing_of_torchvision(weights.transforms()))[0]
+    torch.testing.assert_close(got, weights.transforms()(IMAGE), rtol=1e-5, atol=1e-5)
+
+
+def test_override_keeps_the_rest() -> None:
+    base = Preprocessing(input_size=(3, 224, 224), crop_pct=0.9)
+    changed = base.override(input_size=(32.0,), mean=(0.5,), std=None)
+    assert changed.input_size == (3, 32, 32)
+    assert changed.mean == (0.5, 0.5, 0.5)
+    assert changed.std == base.std
+    assert changed.crop_pct == 0.9
+    assert base.override(input_size=(20, 30)).input_size == (3, 20, 30)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"input_size": (0,)},
+        {"input_size": (4, 32, 32)},
+        {"mean": (1.0, 2.0)},
+        {"mean": (math.nan, 0.0, 0.0)},
+        {"std": (0.0, 1.0, 1.0)},
+        {"crop_pct": 0.0},
+        {"crop_pct": 1.5},
+        {"interpolation": "psychic"},
+        {"crop_mode": "diagonal"},
+    ],
+)
+def test_impossible_parts_are_refused(parts: dict) -> None:
+    with pytest.raises(ConfigurationError):
+        Preprocessing().override(**parts)
+
+
+def test_round_trip_through_json() -> None:
+    preprocessing = Preprocessing(crop_mode="squash", mean=(0.1, 0.2, 0.3))
+    assert Preprocessing.from_dict(preprocessing.to_dict()) == preprocessing
+    with pytest.raises(ConfigurationError):
+        Preprocessing.from_dict({"colour": "blue"})
+
+
+def test_numbers_on_the_command_line() -> None:
+    assert parse_numbers("0.5,1", "--mean") == (0.5, 1.0)
+    assert parse_numbers("3x32x32", "--input-size") == (3.0, 32.0, 32.0)
+    with pytest.raises(ConfigurationError, match="--mean"):
+        parse_numbers("red", "--mean")
