@@ -15,6 +15,7 @@ import typer
 import alphatune
 from alphatune.cli.evaluate import evaluate
 from alphatune.cli.inspect import inspect
+from alphatune.cli.memory import keep_freed_memory
 from alphatune.cli.tune import tune
 from alphatune.errors import AlphatuneError, one_line
 
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point: run the command line and exit with its code."""
     argv = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _terminate)
+    keep_freed_memory()
     try:
         code = app(args=argv, prog_name="alphatune", standalone_mode=False)
     except AlphatuneError as error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import pickle
+import re
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,7 @@ def _read(path: Path, unsafe_pickle: bool) -> tuple[Any, bool]:
     try:
         return _torch_load(path, weights_only=True), False
     except pickle.UnpicklingError as error:
-        names = _unsafe_globals(path)
+        names = _unsafe_globals(path) or re.findall(r"GLOBAL (\S+)", str(error))
         if not names and "Unsupported" not in str(error) and "WeightsUnpickler" not in str(error):
             raise CheckpointError(f"corrupt checkpoint {path}: {one_line(error)}") from None
         if not unsafe_pickle:
@@ -118,7 +119,7 @@ def _read(path: Path, unsafe_pickle: bool) -> tuple[Any, bool]:
                 f"reading {path} would run code from the file: it needs {needs}",
                 "ask for a .safetensors file; --unsafe-pickle runs the code if you trust its author",
             ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # on corrupt bytes torch's unpickler raises struct.error, KeyError, ...
         raise CheckpointError(f"corrupt checkpoint {path}: {one_line(error)}") from None
     try:
         return _torch_load(path, weights_only=False), True
@@ -127,7 +128,8 @@ def _read(path: Path, unsafe_pickle: bool) -> tuple[Any, bool]:
 
 
 def _torch_load(path: Path, weights_only: bool) -> Any:
-    with warnings.catch_warnings():
+    # timm's training script stores its arguments beside the weights: a plain record.
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
         warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=weights_only)
 
