@@ -13,8 +13,8 @@ from tiny import tiny
 from torch import nn
 
 from alphatune.errors import CheckpointError, NumericError, UntrustedError
-from alphatune.models.cifar import resnet18, resnet20, resnet32, resnet44, resnet56, resnet110
 from alphatune.models.checkpoints import load_weights_, read_checkpoint
+from alphatune.models.cifar import resnet18, resnet20, resnet32, resnet44, resnet56, resnet110
 
 
 def weights() -> dict[str, torch.Tensor]:

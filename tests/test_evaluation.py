@@ -42,7 +42,9 @@ def test_scores_equal_numpy() -> None:
         assert scores.top1[i] == (ranked[0] == target)
         assert scores.top5[i] == (target in ranked[:5])
         assert scores.predicted[i] == ranked[0]
-        assert scores.confidence[i] == pytest.approx(np.exp(-reference.cross_entropy(row, ranked[0])), rel=1e-5)
+        assert scores.confidence[i] == pytest.approx(
+            np.exp(-reference.cross_entropy(row, ranked[0])), rel=1e-5
+        )
 
 
 def test_ties_are_broken_by_class_index() -> None:
@@ -150,7 +152,9 @@ def test_one_example_too_many() -> None:
         predict(Greedy(0), torch.randn(3, 5))
 
 
-@pytest.mark.parametrize("wrap", [lambda y: {"logits": y}, lambda y: {"out": y}, lambda y: (y, 1), lambda y: [y]])
+@pytest.mark.parametrize(
+    "wrap", [lambda y: {"logits": y}, lambda y: {"out": y}, lambda y: (y, 1), lambda y: [y]]
+)
 def test_wrapped_outputs(wrap) -> None:
     class Wrapped(nn.Module):
         def forward(self, x: torch.Tensor) -> object:

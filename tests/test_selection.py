@@ -35,7 +35,10 @@ def simulate(n: int, effect: float, seed: int, alphas: tuple[float, ...] = (0.0,
     rng = np.random.default_rng(seed)
     shape = np.interp(alphas, [0, alphas[2], 1], [0, 1, -0.3])
     difficulty = rng.gamma(1.0, 0.8, n)
-    own = rng.standard_normal((n, 1)) * np.asarray(alphas) * 3 + rng.standard_normal((n, 1)) * np.asarray(alphas) ** 2 * 5
+    own = (
+        rng.standard_normal((n, 1)) * np.asarray(alphas) * 3
+        + rng.standard_normal((n, 1)) * np.asarray(alphas) ** 2 * 5
+    )
     loss = difficulty[:, None] + own - effect * shape
     # 80 % are right; 5 % of those turn wrong on the way to the largest α, and as
     # many wrong answers turn right, plus the effect.

@@ -54,7 +54,9 @@ def test_method_of_a_class() -> None:
 
 
 def test_module_beside_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mynet_for_test.py").write_text("import torch\ndef net():\n    return torch.nn.BatchNorm2d(3)\n")
+    (tmp_path / "mynet_for_test.py").write_text(
+        "import torch\ndef net():\n    return torch.nn.BatchNorm2d(3)\n"
+    )
     monkeypatch.chdir(tmp_path)
     assert isinstance(build("mynet_for_test:net").model, torch.nn.BatchNorm2d)
 

@@ -1,0 +1,205 @@
+"""The tuned folder: written whole or not at all, read back without trusting it."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import TINY
+from safetensors.torch import load_file
+from tiny import tiny
+
+import alphatune
+from alphatune.data.preprocessing import Preprocessing
+from alphatune.errors import CheckpointError, ConfigurationError, InputError, ResourceError, UntrustedError
+from alphatune.models.bundle import read_bundle, staged
+from alphatune.models.sources import build
+from alphatune.norms.patching import get_alpha
+
+X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("spec", "kwargs"),
+    [
+        ("mobilenetv3_small_050", {"num_classes": 5}),
+        ("torchvision:shufflenet_v2_x0_5", {"num_classes": 5}),
+        ("alphatune.models.cifar:resnet20", {}),
+    ],
+)
+def test_round_trip(tmp_path: Path, spec: str, kwargs: dict) -> None:
+    source = build(spec, pretrained=False, model_kwargs=kwargs)
+    model = source.model.eval()
+    before = model(X)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    first = alphatune.patch_(model)[0]
+    alphatune.set_alpha_(model, {first: 0.3})
+    alphatune.save(
+        model, tmp_path / "out", source=source, preprocessing=Preprocessing(input_size=(3, 64, 64))
+    )
+
+    again = alphatune.load(tmp_path / "out")
+    assert not again.training
+    assert torch.equal(again(X), model(X))
+    assert get_alpha(again) == get_alpha(model)
+    assert read_bundle(tmp_path / "out").preprocessing == Preprocessing(input_size=(3, 64, 64))
+
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert sorted(weights) == sorted(state)
+    stock = build(spec, pretrained=False, model_kwargs=kwargs).model.eval()
+    stock.load_state_dict(weights, strict=True)  # stock code: the model at α = 0, bit for bit
+    assert torch.equal(stock(X), before)
+
+
+def test_stock_timm_loads_the_folder(tmp_path: Path) -> None:
+    source = build("mobilenetv3_small_050", pretrained=False, model_kwargs={"num_classes": 5})
+    before = source.model.eval()(X)
+    alphatune.patch_(source.model, 0.1)
+    preprocessing = Preprocessing(input_size=(3, 96, 96), mean=(0.1,) * 3, crop_pct=0.9)
+    alphatune.save(source.model, tmp_path / "out", source=source, preprocessing=preprocessing)
+    stock = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    assert torch.equal(stock(X), before)
+    assert stock.pretrained_cfg["mean"] == (0.1,) * 3 or stock.pretrained_cfg["mean"] == [0.1] * 3
+    assert stock.pretrained_cfg["crop_pct"] == 0.9
+
+
+def test_unpatched_and_excluded_layers_stay_stock(tmp_path: Path) -> None:
+    model = tiny().eval()
+    alphatune.save(model, tmp_path / "plain")
+    assert get_alpha(alphatune.load(tmp_path / "plain", model=tiny())) == {}
+    alphatune.patch_(model, 0.3, exclude=["bn1"])
+    alphatune.save(model, tmp_path / "part")
+    again = alphatune.load(tmp_path / "part", model=tiny())
+    assert set(get_alpha(again)) == {"bn2"}
+    assert type(again.bn1) is torch.nn.BatchNorm2d
+
+
+def test_shared_and_strided_weights_are_saved(tmp_path: Path) -> None:
+    model = tiny().to(memory_format=torch.channels_last)
+    model.bn2.weight = model.bn1.weight
+    alphatune.save(model, tmp_path / "out")
+    alphatune.load(tmp_path / "out", model=tiny())
+
+
+def test_own_code_is_not_imported_without_consent(tmp_path: Path) -> None:
+    source = build(TINY)
+    alphatune.save(source.model, tmp_path / "out", source=source)
+    with pytest.raises(UntrustedError, match=r"tiny\.py:tiny"):
+        alphatune.load(tmp_path / "out")
+    alphatune.load(tmp_path / "out", trust_code=True)
+
+
+def test_a_strangers_folder_cannot_name_code(tmp_path: Path) -> None:
+    alphatune.save(tiny(), tmp_path / "out")
+    path, marker = tmp_path / "out" / "alphatune.json", tmp_path / "was-run"
+    manifest = json.loads(path.read_text())
+    for kind in ("factory", "timm", "torchvision"):
+        for spec in ("os:abort", "pathlib:Path.touch", "alphatune.models.checkpoints:read_checkpoint"):
+            manifest["source"] = {"spec": spec, "kind": kind, "model_kwargs": {"self": str(marker)}}
+            path.write_text(json.dumps(manifest))
+            with pytest.raises(alphatune.errors.AlphatuneError):
+                alphatune.load(tmp_path / "out")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 99}', "null"],
+)
+def test_damaged_manifest(tmp_path: Path, text: str) -> None:
+    alphatune.save(tiny(), tmp_path / "out")
+    (tmp_path / "out" / "alphatune.json").write_text(text)
+    with pytest.raises(InputError, match=r"alphatune\.json"):
+        alphatune.load(tmp_path / "out", model=tiny())
+
+
+def test_changed_weights_are_noticed(tmp_path: Path) -> None:
+    alphatune.save(tiny(), tmp_path / "out")
+    path = tmp_path / "out" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match="has changed"):
+        alphatune.load(tmp_path / "out", model=tiny())
+
+
+def test_existing_output(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    alphatune.save(tiny(), out)
+    before = (out / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigurationError, match="exists"):
+        alphatune.save(tiny(), out)
+    assert (out / "model.safetensors").read_bytes() == before
+    alphatune.save(tiny(), out, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_foreign_folders_links_and_files_are_not_overwritten(tmp_path: Path) -> None:
+    foreign = tmp_path / "photos"
+    foreign.mkdir()
+    (foreign / "holiday.jpg").write_bytes(b"precious")
+    (tmp_path / "link").symlink_to(foreign)
+    (tmp_path / "file").write_text("x")
+    for name, message in (
+        ("photos", "not written by"),
+        ("link", "symbolic link"),
+        ("file", "not written by"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            alphatune.save(tiny(), tmp_path / name, overwrite=True)
+    with pytest.raises(ConfigurationError, match="names a folder"):
+        alphatune.save(tiny(), tmp_path / "x.json")
+    assert (foreign / "holiday.jpg").read_bytes() == b"precious"
+
+
+def test_inputs_inside_the_output_are_safe(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    alphatune.save(tiny(), out)
+    with (
+        pytest.raises(ConfigurationError, match="holds the input"),
+        staged(out, overwrite=True, keep=[out / "model.safetensors"]),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_nothing_is_left_after_a_failure(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), staged(tmp_path / "out") as stage:
+        (stage / "half").write_text("written")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_old_output_survives_a_failure(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    alphatune.save(tiny(), out)
+    before = sorted((p.name, p.read_bytes()) for p in out.iterdir())
+    with pytest.raises(RuntimeError), staged(out, overwrite=True) as stage:
+        (stage / "half").write_text("written")
+        raise RuntimeError
+    assert sorted((p.name, p.read_bytes()) for p in out.iterdir()) == before
+
+
+def test_a_full_disk_is_a_resource_error(tmp_path: Path) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ResourceError, match="No space left"), staged(tmp_path / "out"):
+        full()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        alphatune.save(tiny(), tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
+    for file in (tmp_path / "out").iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o640

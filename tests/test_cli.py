@@ -1,0 +1,411 @@
+"""The command line through its entry point: streams, exit codes, files, and bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, write_images
+from safetensors.torch import load_file
+from tiny import tiny
+
+import alphatune
+from alphatune.cli.main import main
+
+Run = Callable[..., tuple[int, str, str]]
+COMMON = ("--input-size", "12", "--crop-pct", "1", "--mean", "0.5", "--std", "0.25", "--workers", "0")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process: (exit code, stdout, stderr)."""
+
+    def run(*argv: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(a) for a in argv])
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def job(tiny_checkpoint: Path, image_folder: Path) -> list[object]:
+    return [TINY, "--checkpoint", tiny_checkpoint, "--data", image_folder, *COMMON]
+
+
+def command(*argv: object, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "alphatune", *map(str, argv)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+
+
+# --- the main job ----------------------------------------------------------------------------
+
+
+def test_tune_writes_the_folder_and_one_json_object(run: Run, job: list, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, stdout, stderr = run("tune", *job, "--alphas", "0,0.1,0.3", "--output", out, "--format", "json")
+    assert code == 0
+    result = json.loads(stdout)
+    assert result == json.loads((out / "result.json").read_text())
+    assert [p["alpha"] for p in result["curve"]] == [0, 0.1, 0.3]
+    assert all(p["measured"] for p in result["curve"])
+    assert result["model"]["patched"] == ["bn1", "bn2"]
+    assert result["model"]["weights_key"] == "state_dict"
+    assert "'state_dict'" in stderr
+    assert result["data"]["n"] == 48
+    assert {p.name for p in out.iterdir()} == {
+        "model.safetensors", "alphatune.json", "run.toml", "result.json", "curve.csv", "report.md",
+    }  # fmt: skip
+    for artifact in result["artifacts"]:
+        from alphatune.models.checkpoints import sha256
+
+        assert sha256(out / artifact["path"]) == artifact["sha256"]
+    curve = pd.read_csv(out / "curve.csv")
+    assert curve["loss"].tolist() == pytest.approx([p["loss"] for p in result["curve"]])
+    report = (out / "report.md").read_text()
+    assert "| 0.1 |" in report
+    assert result["model"]["checkpoint_sha256"] in report
+
+
+def test_tuned_folder_evaluates_to_the_tuned_figures(run: Run, job: list, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("tune", *job, "--alphas", "0,0.1", "--accept", "best", "--metric", "loss", "-o", out)
+    tuned = json.loads((out / "result.json").read_text())
+    data = ["--data", job[job.index("--data") + 1], "--workers", 0, "--trust-code"]
+    code, stdout, _ = run("evaluate", out, *data, "--format", "json")
+    assert code == 0
+    evaluated = json.loads(stdout)
+    assert evaluated["metrics"] == pytest.approx(tuned["chosen"]["metrics"], abs=1e-6)
+    assert evaluated["data"]["preprocessing"] == tuned["data"]["preprocessing"]
+    stock = tiny()
+    stock.load_state_dict(load_file(out / "model.safetensors"), strict=True)
+    torch.save(stock.state_dict(), tmp_path / "stock.pt")
+    _, stdout, _ = run(
+        "evaluate", TINY, "--checkpoint", tmp_path / "stock.pt", *data, *COMMON[:-2], "--format", "json"
+    )
+    assert json.loads(stdout)["metrics"] == tuned["baseline"]
+
+
+def test_evaluate_at_an_alpha(run: Run, job: list, tmp_path: Path) -> None:
+    run("tune", *job, "--alphas", "0,0.2", "-o", tmp_path / "out")
+    tuned = json.loads((tmp_path / "out" / "result.json").read_text())
+    _, stdout, _ = run("evaluate", *job, "--alpha", 0.2, "--format", "json")
+    metrics = json.loads(stdout)["metrics"]
+    assert metrics["loss"] == tuned["curve"][1]["loss"]
+
+
+def test_tuned_folder_can_be_tuned_again(run: Run, job: list, tmp_path: Path) -> None:
+    args = ["--alphas", "0,0.1", "--accept", "best", "--metric", "loss", "--workers", 0]
+    run("tune", *job, *args[:-2], "-o", tmp_path / "a")
+    code, _, err = run(
+        "tune",
+        tmp_path / "a",
+        "--trust-code",
+        "--data",
+        job[job.index("--data") + 1],
+        *args,
+        "-o",
+        tmp_path / "b",
+    )
+    assert code == 0, err
+    a, b = (json.loads((tmp_path / n / "result.json").read_text()) for n in "ab")
+    assert a["curve"] == b["curve"]  # from α = 0 again
+    code, _, err = run(
+        "tune", tmp_path / "a", "--trust-code", "--data", "x", "-o", tmp_path / "a", "--overwrite"
+    )
+    assert code == 2
+    assert "holds the input" in err
+
+
+def test_run_toml_repeats_the_run(run: Run, job: list, tmp_path: Path) -> None:
+    run("tune", *job, "--alphas", "0,0.1", "--limit", 30, "--seed", 3, "-o", tmp_path / "a")
+    code, _, err = run("tune", "--config", tmp_path / "a" / "run.toml", "-o", tmp_path / "b")
+    assert code == 0, err
+    a, b = (json.loads((tmp_path / n / "result.json").read_text()) for n in "ab")
+    assert a["curve"] == b["curve"]
+    assert b["data"]["n"] == 30
+    code, stdout, _ = run("evaluate", "--config", tmp_path / "a" / "run.toml", "--format", "json")
+    assert code == 0
+    assert json.loads(stdout)["metrics"] == a["baseline"]
+
+
+def test_same_seed_same_bytes(run: Run, job: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        run("tune", *job, "--alphas", "0,0.1", "-o", "out")
+    for file in sorted((tmp_path / "a" / "out").iterdir()):
+        assert file.read_bytes() == (tmp_path / "b" / "out" / file.name).read_bytes(), file.name
+
+
+def test_dry_run_runs_and_writes_nothing(run: Run, job: list, tmp_path: Path) -> None:
+    code, stdout, _ = run("tune", *job, "--dry-run", "-o", tmp_path / "out", "--format", "json")
+    assert code == 0
+    plan = json.loads(stdout)
+    assert plan["model"]["patched"] == ["bn1", "bn2"]
+    assert plan["data"]["n"] == 48
+    assert not (tmp_path / "out").exists()
+    assert "Plan" in run("tune", *job, "--dry-run", "-o", tmp_path / "out")[1]
+
+
+def test_min_positions_and_exclude(run: Run, job: list, tmp_path: Path) -> None:
+    _, stdout, _ = run(
+        "tune", *job, "--min-positions", 100, "-o", tmp_path / "a", "--alphas", "0,0.1", "--format", "json"
+    )
+    result = json.loads(stdout)
+    assert result["model"]["patched"] == ["bn1"]
+    assert result["model"]["skipped"][0]["name"] == "bn2"
+    assert "positions" in result["model"]["skipped"][0]["reason"]
+    _, stdout, _ = run(
+        "tune", *job, "--exclude", "bn1", "-o", tmp_path / "b", "--alphas", "0,0.1", "--format", "json"
+    )
+    assert json.loads(stdout)["model"]["patched"] == ["bn2"]
+
+
+# --- streams and formats ---------------------------------------------------------------------
+
+
+def test_human_output_is_a_table_with_the_decision(run: Run, job: list, tmp_path: Path) -> None:
+    code, stdout, stderr = run("tune", *job, "--alphas", "0:0.4:5", "-o", tmp_path / "out")
+    assert code == 0
+    assert "alpha" in stdout
+    assert "α" in stdout
+    assert str(tmp_path / "out") in stdout.replace("\n", "")
+    assert "\x1b" not in stdout + stderr  # no terminal, no colour, no bar
+
+
+def test_quiet_format_and_quiet_option(run: Run, job: list, tmp_path: Path) -> None:
+    code, stdout, stderr = run(
+        "tune", *job, "--alphas", "0,0.1", "-o", tmp_path / "out", "--format", "quiet", "-q"
+    )
+    assert (code, stdout, stderr) == (0, f"{tmp_path / 'out'}\n", "")
+
+
+def test_piped_output_is_plain_where_ci_forces_terminals(job: list, tmp_path: Path) -> None:
+    done = command(
+        "tune", *job, "--alphas", "0,0.1", "-o", tmp_path / "out", "--format", "json",
+        env={**os.environ, "GITHUB_ACTIONS": "true"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    json.loads(done.stdout)
+    assert "\x1b" not in done.stdout
+
+
+def test_user_supplied_names_are_not_markup(run: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "[red]<b>x|y</b>", per_class=6)
+    args = [TINY, "--checkpoint", tiny_checkpoint, "--data", folder, *COMMON, "--alphas", "0,0.1"]
+    code, _, err = run("tune", *args, "-o", tmp_path / "out")
+    assert code == 0, err
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "<b>" not in report
+    assert r"\[red\]&lt;b&gt;x\|y" in report
+
+
+def test_inspect(run: Run, tiny_checkpoint: Path) -> None:
+    args = ["inspect", TINY, "--checkpoint", tiny_checkpoint, "--input-size", 12]
+    code, stdout, _ = run(*args, "--format", "json")
+    assert code == 0
+    result = json.loads(stdout)
+    assert result["summary"] == {"patchable": 2}
+    first = result["layers"][0]
+    assert (first["name"], first["kind"], first["num_features"], first["eps"]) == (
+        "bn1",
+        "BatchNorm2d",
+        8,
+        1e-3,
+    )
+    assert (first["spatial"], first["healthy"]) == ([12, 12], True)
+    code, stdout, _ = run(*args)
+    assert "patchable" in stdout
+    assert run(*args, "--format", "quiet")[1] == "patchable=2\n"
+
+
+def test_inspect_says_why_not(run: Run) -> None:
+    code, stdout, _ = run("inspect", TINY.replace(":tiny", ":odd"), "--input-size", 12)
+    assert code == 0
+    assert "subclass of BatchNorm" in stdout
+
+
+def test_help_is_fast_and_complete() -> None:
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = command("--help")
+        times.append(time.perf_counter() - start)
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in ("tune", "evaluate", "inspect"))
+    assert min(times) < 0.5
+    for name in ("tune", "evaluate", "inspect"):
+        assert command(name, "--help").returncode == 0
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys; sys.argv = ['alphatune', '--help']\nfrom alphatune.cli.main import main\n"
+    code += "try: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'timm' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+
+
+def test_version_and_installed_script() -> None:
+    script = Path(sys.executable).parent / "alphatune"
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"alphatune {alphatune.__version__}\n"
+
+
+# --- bad input -------------------------------------------------------------------------------
+
+
+def bad_inputs(tmp_path: Path, checkpoint: Path, images: Path) -> dict[str, tuple[list[object], int, str]]:
+    """Arguments of tune, the exit code, and what the one line must say."""
+    good = [TINY, "--checkpoint", checkpoint, "--data", images, *COMMON, "-o", tmp_path / "out"]
+
+    def swap(option: str, value: object) -> list[object]:
+        args = list(good)
+        args[args.index(option) + 1] = value
+        return args
+
+    (tmp_path / "empty").mkdir()
+    existing = tmp_path / "existing"
+    existing.mkdir()
+    (existing / "thesis.txt").write_text("only copy")
+    broken = write_images(tmp_path / "broken", per_class=2)
+    (broken / "cat" / "001.png").write_text("no image")
+    seven = write_images(tmp_path / "seven", per_class=1, classes=tuple("abcdefg"))
+    two = write_images(tmp_path / "two", per_class=1, classes=("a", "b"))
+    cifar = "alphatune.models.cifar:resnet20"
+    evil = tmp_path / "evil.pt"
+    torch.save({"state_dict": tiny(), "x": 1}, evil)
+    nan = tiny().state_dict()
+    nan["bn1.running_var"][0] = -1
+    torch.save(nan, tmp_path / "negative.pt")
+    no_norm = TINY.replace(":tiny", ":no_norm")
+    return {
+        "missing checkpoint": (swap("--checkpoint", tmp_path / "no.pt"), 3, "no.pt"),
+        "missing data": (swap("--data", tmp_path / "nowhere"), 3, "nowhere"),
+        "empty folder": (swap("--data", tmp_path / "empty"), 3, "no images found"),
+        "unreadable image": (swap("--data", broken), 3, "cat/001.png"),
+        "unknown architecture": (["resnet5", *good[1:]], 2, "resnet5"),
+        "unknown factory": (["nowhere.at_all:net", *good[1:]], 2, "nowhere"),
+        "checkpoint of another architecture": ([cifar, *good[1:]], 3, "another architecture"),
+        "untrusted checkpoint": (swap("--checkpoint", evil), 3, "tiny.Tiny"),
+        "negative variance": (swap("--checkpoint", tmp_path / "negative.pt"), 6, "bn1"),
+        "model without norms": ([no_norm, "--data", images, *COMMON, "-o", tmp_path / "out"], 4, "BatchNorm"),
+        "unknown norm": (
+            [TINY.replace(":tiny", ":odd"), "--data", images, *COMMON, "-o", tmp_path / "out"],
+            4,
+            "OddNorm",
+        ),
+        "too many classes": (swap("--data", seven), 2, "label 6, the model 4 outputs"),
+        "too few classes": (swap("--data", two), 2, "2 classes, the model 4 outputs"),
+        "alpha above 1": ([*good, "--alphas", "0,1.5"], 2, "[0, 1]"),
+        "alpha below 0": ([*good, "--alphas=-0.5"], 2, "[0, 1]"),
+        "alpha no number": ([*good, "--alphas", "many"], 2, "many"),
+        "existing output": (swap("-o", existing), 2, "exists"),
+        "foreign output": ([*swap("-o", existing), "--overwrite"], 2, "not written by alphatune"),
+        "output is a file": (swap("-o", "x.json"), 2, "folder"),
+        "unknown metric": ([*good, "--metric", "f1"], 2, "f1"),
+        "unknown option": ([*good, "--alhpas", "0"], 2, "alhpas"),
+        "no data": (good[:3], 2, "data"),
+        "no model": ([], 2, "MODEL"),
+        "unknown device": ([*good, "--device", "tpu9"], 2, "tpu9"),
+        "absent device": ([*good, "--device", "cuda:99"], 2, "cuda:99"),
+        "bad batch size": ([*good, "--batch-size", "0"], 2, "--batch-size"),
+        "bad workers": ([*good, "--workers", "-1"], 2, "--workers"),
+        "bad mean": ([*good, "--mean", "red"], 2, "--mean"),
+        "bad limit": ([*good, "--limit", "0"], 2, "--limit"),
+        "bad exclude": ([*good, "--exclude", "layer9"], 2, "layer9"),
+        "bad kwargs": ([*good, "--model-kwargs", "colour"], 2, "colour"),
+        "refused kwargs": ([*good, "--model-kwargs", "colour=1"], 2, "colour"),
+        "missing config": ([*good, "--config", tmp_path / "no.toml"], 2, "no.toml"),
+        "wrong input size": ([*good, "--input-size", "1,12,12"], 2, "input"),
+    }
+
+
+CASES = [
+    "missing checkpoint", "missing data", "empty folder", "unreadable image", "unknown architecture",
+    "unknown factory", "checkpoint of another architecture", "untrusted checkpoint", "negative variance",
+    "model without norms", "unknown norm", "too many classes", "too few classes", "alpha above 1",
+    "alpha below 0", "alpha no number", "existing output", "foreign output", "output is a file",
+    "unknown metric", "unknown option", "no data", "no model", "unknown device", "absent device",
+    "bad batch size", "bad workers", "bad mean", "bad limit", "bad exclude", "bad kwargs", "refused kwargs",
+    "missing config", "wrong input size",
+]  # fmt: skip
+
+
+def test_every_bad_input_is_run(tmp_path: Path, tiny_checkpoint: Path, image_folder: Path) -> None:
+    assert set(bad_inputs(tmp_path, tiny_checkpoint, image_folder)) == set(CASES)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_line_with_its_code(
+    run: Run, tmp_path: Path, tiny_checkpoint: Path, image_folder: Path, case: str
+) -> None:
+    args, code, words = bad_inputs(tmp_path, tiny_checkpoint, image_folder)[case]
+    got, stdout, stderr = run("tune", *args)
+    lines = [line for line in stderr.splitlines() if not line.startswith("warning: ")]
+    assert got == code, stderr
+    assert stdout == ""
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("error: ")
+    assert words in lines[0]
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".*"))
+    assert (tmp_path / "existing" / "thesis.txt").read_text() == "only copy"
+
+
+def test_failure_in_json_is_one_object(run: Run, job: list, tmp_path: Path) -> None:
+    for args in (["--format", "json"], ["--format=json"]):
+        code, stdout, _ = run("tune", *job, "--alphas", "7", "-o", tmp_path / "out", *args)
+        error = json.loads(stdout)["error"]
+        assert error["code"] == code == 2
+        assert "[0, 1]" in error["message"]
+        assert error["hint"]
+    code, stdout, _ = run("tune", *job, "--no-such-option", "--format", "json")
+    assert json.loads(stdout)["error"]["code"] == code == 2
+
+
+def test_a_bug_is_no_traceback(run: Run, job: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import alphatune.jobs.tune
+
+    def bug(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(alphatune.jobs.tune, "tune", bug)
+    code, _, stderr = run("tune", *job, "-o", tmp_path / "out")
+    assert code == 70
+    assert stderr.startswith("error: internal error: ZeroDivisionError: oops")
+    code, _, stderr = run("tune", *job, "-o", tmp_path / "out", "-v")
+    assert "Traceback" in stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupts_leave_nothing_behind(tmp_path: Path, job: list, number: int, code: int) -> None:
+    args = [*job, "--alphas", "0:1:50001", "-o", tmp_path / "out", "-v"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "alphatune", "tune", *map(str, args)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    process.stderr.readline()  # "settings: ...", printed when the work begins
+    time.sleep(3)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in stderr
+    assert list(tmp_path.iterdir()) == []
