@@ -85,7 +85,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, suffix: str, legacy: bool) 
     marker, path = tmp_path / "was-run", tmp_path / f"x{suffix}"
     content = {"state_dict": weights(), "extra": Evil(marker)}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(UntrustedError, match="Path|getattr") as error:
+    with pytest.raises(UntrustedError, match=r"Path|getattr") as error:
         read_checkpoint(path)
     assert "--unsafe-pickle" in error.value.hint
     assert not marker.exists()

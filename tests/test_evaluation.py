@@ -99,7 +99,7 @@ def test_outputs_that_are_no_logits(shape: tuple[int, ...]) -> None:
 def test_output_that_is_not_finite_names_the_example(value: float) -> None:
     logits = torch.zeros(3, 4)
     logits[2, 1] = value
-    with pytest.raises(NumericError, match="example 2 at alpha = 0.5"):
+    with pytest.raises(NumericError, match=r"example 2 at alpha = 0\.5"):
         score_logits(logits, batch_of([0, 1, 2]), where="at alpha = 0.5")
 
 
