@@ -217,6 +217,28 @@ def test_user_supplied_names_are_not_markup(run: Run, tiny_checkpoint: Path, tmp
     assert r"\[red\]&lt;b&gt;x\|y" in report
 
 
+def test_layers_with_a_single_position_are_reported(run: Run, tmp_path: Path, image_folder: Path) -> None:
+    source = tmp_path / "flat.py"
+    source.write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), "
+        "nn.Flatten(), nn.BatchNorm1d(3), nn.Linear(3, 4))\n"
+    )
+    args = ["tune", f"{source}:net", "--data", image_folder, *COMMON, "--alphas", "0,0.1", "--format", "json"]
+    result = json.loads(run(*args, "-o", tmp_path / "a")[1])
+    assert result["model"]["remarks"] == [
+        {"name": "3", "remark": "one position: the example's variance is 0"}
+    ]
+    assert "one position" in (tmp_path / "a" / "report.md").read_text()
+    result = json.loads(run(*args, "-o", tmp_path / "b", "--min-positions", 2)[1])
+    assert result["model"]["patched"] == ["0"]
+
+
+def test_output_survives_an_ascii_terminal(job: list, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = command("tune", *job, "--alphas", "0,0.1", "-o", tmp_path / "out", env=environment)
+    assert done.returncode == 0, done.stderr
+
+
 def test_inspect(run: Run, tiny_checkpoint: Path) -> None:
     args = ["inspect", TINY, "--checkpoint", tiny_checkpoint, "--input-size", 12]
     code, stdout, _ = run(*args, "--format", "json")

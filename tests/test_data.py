@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import tarfile
 from collections import Counter
@@ -19,7 +20,7 @@ from timm.data import get_img_extensions
 from alphatune.data.datasets import Examples, open_data
 from alphatune.data.loading import Batches, automatic_batch_size, loader_batches
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import AlphatuneError, ConfigurationError, DataError
+from alphatune.errors import AlphatuneError, ConfigurationError, DataError, ResourceError
 
 PREPROCESSING = Preprocessing().override(input_size=(12,), crop_pct=1.0)
 
@@ -346,6 +347,15 @@ def test_a_source_that_shrinks_is_noticed(image_folder: Path, tmp_path: Path) ->
     (folder / "ant" / "000.png").unlink()
     with pytest.raises(DataError, match=r"ant/000\.png"):
         all_of(batches(examples))
+
+
+def test_a_worker_that_dies_is_a_resource_error() -> None:
+    def die(index: int) -> tuple[object, str]:
+        os._exit(9)
+
+    examples = Examples("memory", "", "", (), np.zeros(8, dtype=np.int64), np.arange(8), load=die)
+    with pytest.raises(ResourceError, match="worker process"):
+        list(batches(examples, workers=1))
 
 
 def test_batch_size_depends_on_the_image_size_alone() -> None:

@@ -14,7 +14,9 @@ LAYERS = ["cli", "jobs", "reports", "tuning", "models", "evaluation", "norms", "
 
 def layer_of(module: str) -> int | None:
     parts = module.split(".")
-    return LAYERS.index(parts[1]) if parts[0] == "alphatune" and len(parts) > 1 and parts[1] in LAYERS else None
+    return (
+        LAYERS.index(parts[1]) if parts[0] == "alphatune" and len(parts) > 1 and parts[1] in LAYERS else None
+    )
 
 
 def imports(file: Path) -> set[str]:
@@ -29,7 +31,9 @@ def imports(file: Path) -> set[str]:
 
 
 def sources() -> dict[str, Path]:
-    return {".".join(["alphatune", *f.relative_to(ROOT).with_suffix("").parts]): f for f in ROOT.rglob("*.py")}
+    return {
+        ".".join(["alphatune", *f.relative_to(ROOT).with_suffix("").parts]): f for f in ROOT.rglob("*.py")
+    }
 
 
 def test_imports_point_down() -> None:
@@ -57,7 +61,9 @@ def test_terminal_libraries_stay_in_the_command_line() -> None:
 
 
 def test_the_scores_know_nothing_of_alpha() -> None:
-    assert not [i for i in imports(ROOT / "evaluation.py") if i.startswith(("alphatune.norms", "alphatune.tuning"))]
+    assert not [
+        i for i in imports(ROOT / "evaluation.py") if i.startswith(("alphatune.norms", "alphatune.tuning"))
+    ]
 
 
 def test_nothing_in_the_library_asserts() -> None:

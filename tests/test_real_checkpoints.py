@@ -31,7 +31,18 @@ def test_resnet20_on_cifar10(
     out = tmp_path / "out"
     model = ("alphatune.models.cifar:resnet20", "--checkpoint", resnet20_checkpoint)
     result = run(
-        capsys, "tune", *model, "--data", cifar_test, *CIFAR, "--alphas", "0,0.02,0.1", "--metric", "loss", "-o", out
+        capsys,
+        "tune",
+        *model,
+        "--data",
+        cifar_test,
+        *CIFAR,
+        "--alphas",
+        "0,0.02,0.1",
+        "--metric",
+        "loss",
+        "-o",
+        out,
     )
     assert [p["top1"] for p in result["curve"]] == pytest.approx([0.8103, 0.8138, 0.8066], abs=5e-4)
     assert [p["loss"] for p in result["curve"]] == pytest.approx([0.8788, 0.8169, 0.7071], abs=1e-3)
@@ -80,7 +91,16 @@ def test_efficientnet_on_part_of_imagenet(
     assert stop.value.code == 2
     assert "725 classes, the model 1000 outputs" in capsys.readouterr().err
     result = run(
-        capsys, *args, "--class-map", imagenet_class_map, "--limit", 200, "--alphas", "0,0.02", "-o", tmp_path / "out"
+        capsys,
+        *args,
+        "--class-map",
+        imagenet_class_map,
+        "--limit",
+        200,
+        "--alphas",
+        "0,0.02",
+        "-o",
+        tmp_path / "out",
     )
     assert result["baseline"]["top1"] > 0.75
     assert result["decision"]["keep_zero"]

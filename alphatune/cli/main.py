@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import traceback
+from io import TextIOWrapper
 from itertools import pairwise
 from types import FrameType
 from typing import Annotated
@@ -58,6 +59,9 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _terminate)
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # an α must not fail where the encoding has none
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(args=argv, prog_name="alphatune", standalone_mode=False)
     except AlphatuneError as error:

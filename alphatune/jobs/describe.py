@@ -10,6 +10,7 @@ from torch import nn
 from alphatune.data.loading import Batches
 from alphatune.jobs.opening import DTYPES, OpenedModel, Prepared
 from alphatune.jobs.settings import EvaluateSettings
+from alphatune.models.probe import Probe
 from alphatune.norms.patching import get_alpha
 from alphatune.norms.survey import NormLayer
 from alphatune.reports.result import environment
@@ -31,6 +32,7 @@ def describe_source(opened: OpenedModel) -> dict[str, Any]:
 def describe_model(
     opened: OpenedModel,
     layers: tuple[NormLayer, ...],
+    seen: Probe,
     patched: tuple[str, ...],
     excluded: set[str],
     too_small: set[str],
@@ -53,6 +55,11 @@ def describe_model(
         "norm_layers": len(layers),
         "patched": list(patched),
         "skipped": skipped,
+        "remarks": [
+            {"name": name, "remark": seen.layers[name].remark}
+            for name in patched
+            if name in seen.layers and seen.layers[name].remark
+        ],
     }
 
 

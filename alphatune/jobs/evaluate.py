@@ -34,7 +34,7 @@ def run_evaluate(
         progress=progress,
     )
     patched = tuple(get_alpha(module))
-    model = describe_model(prepared.opened, layers, patched, set(), set(), settings)
+    model = describe_model(prepared.opened, layers, prepared.probe, patched, set(), set(), settings)
     model["alpha"] = common_alpha(module)
     return evaluate_document(
         summarise(scores),

@@ -64,7 +64,7 @@ def run_tune(
     )
     document = tune_document(
         result,
-        model=describe_model(opened, layers, result.patched, exclude, too_small, settings),
+        model=describe_model(opened, layers, prepared.probe, result.patched, exclude, too_small, settings),
         data=describe_data(prepared.batches),
         env=describe_env(settings, prepared),
     )

@@ -59,7 +59,9 @@ def timed(run: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="alphatune.models.cifar:resnet20")
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--data", required=True)

@@ -1,0 +1,86 @@
+"""The documentation against the program: code that runs, options that exist, links that lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny
+from torch.utils.data import DataLoader, TensorDataset
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_four_lines_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(ROOT / "README.md", "python")
+    loader = DataLoader(TensorDataset(torch.randn(40, 3, 12, 12), torch.randint(0, 4, (40,))), 20)
+    exec(code, {"model": tiny().eval(), "loader": loader})
+    assert (tmp_path / "tuned" / "model.safetensors").is_file()
+
+
+def test_the_example_of_the_api_page() -> None:
+    (code,) = blocks(ROOT / "docs" / "api.md", "python")
+    exec(code, {})
+
+
+def test_every_option_is_documented_and_every_documented_option_exists() -> None:
+    from alphatune.jobs.settings import TuneSettings
+
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"--[a-z][a-z-]+", page))
+    helps = "".join(
+        subprocess.run(
+            [sys.executable, "-m", "alphatune", name, "--help"], capture_output=True, text=True, timeout=60,
+            env={"COLUMNS": "200", "PATH": ""},
+        ).stdout
+        for name in ("tune", "evaluate", "inspect")
+    )  # fmt: skip
+    existing = set(re.findall(r"--[a-z][a-z-]+", helps))
+    assert documented <= existing | {"--help"}
+    named = {"--" + f.name.replace("_", "-") for f in fields(TuneSettings)} - {"--model"}
+    assert named <= documented
+    everywhere = {
+        o for p in PAGES for o in re.findall(r"(?<![\w-])--[a-z][a-z-]+", p.read_text(encoding="utf-8"))
+    }
+    foreign = {"--quiet", "--check", "--upgrade", "--rounds", "--limit", "--allocator", "--output"}
+    assert everywhere - existing - foreign - {"--help"} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}, target
+
+
+def test_the_auto_grid_is_the_documented_one() -> None:
+    from alphatune.tuning.alphas import AUTO
+
+    text = (ROOT / "docs" / "tuning-guide.md").read_text(encoding="utf-8")
+    assert ", ".join(f"{a:g}" for a in AUTO[:-1]) + f" and {AUTO[-1]:g}" in text
+
+
+def test_exit_codes_are_the_documented_ones() -> None:
+    import alphatune.errors as errors
+
+    table = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").partition("## Exit codes")[2]
+    documented = {int(n) for n in re.findall(r"^\| (\d+) ", table, re.MULTILINE)}
+    kinds = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.AlphatuneError)]
+    assert {e.exit_code for e in kinds} <= documented
