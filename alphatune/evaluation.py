@@ -178,8 +178,10 @@ def predict(model: nn.Module, inputs: Tensor, dtype: torch.dtype = torch.float32
     low_precision = dtype in (torch.float16, torch.bfloat16)
     try:
         with torch.autocast(inputs.device.type, dtype) if low_precision else contextlib.nullcontext():
-            return _logits(model(inputs))
-    except torch.OutOfMemoryError:
+            return _logits(model(inputs.to(_input_dtype(model))))
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
+            raise  # the CPU's allocator has no exception class of its own
         if len(inputs) == 1:
             raise ResourceError(
                 f"one example of shape {tuple(inputs.shape[1:])} does not fit into the device's memory",
@@ -188,6 +190,11 @@ def predict(model: nn.Module, inputs: Tensor, dtype: torch.dtype = torch.float32
     torch.cuda.empty_cache()
     half = len(inputs) // 2
     return torch.cat([predict(model, part, dtype) for part in (inputs[:half], inputs[half:])])
+
+
+def _input_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of the first floating parameter: a half-precision model takes half-precision images."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _logits(output: object) -> Tensor:

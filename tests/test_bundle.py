@@ -99,8 +99,14 @@ def test_a_strangers_folder_cannot_name_code(tmp_path: Path) -> None:
     path, marker = tmp_path / "out" / "alphatune.json", tmp_path / "was-run"
     manifest = json.loads(path.read_text())
     for kind in ("factory", "timm", "torchvision"):
-        for spec in ("os:abort", "pathlib:Path.touch", "alphatune.models.checkpoints:read_checkpoint"):
-            manifest["source"] = {"spec": spec, "kind": kind, "model_kwargs": {"self": str(marker)}}
+        for spec in (
+            "os:abort",
+            "pathlib:Path.touch",
+            "alphatune.models.cifar:torch.load",
+            "alphatune.models.cifar:nn.Linear",
+            "alphatune.models.checkpoints:read_checkpoint",
+        ):
+            manifest["source"] = {"spec": spec, "kind": kind, "model_kwargs": [f"self={str(marker)!r}"]}
             path.write_text(json.dumps(manifest))
             with pytest.raises(alphatune.errors.AlphatuneError):
                 alphatune.load(tmp_path / "out")
@@ -165,6 +171,84 @@ def test_inputs_inside_the_output_are_safe(tmp_path: Path) -> None:
         staged(out, overwrite=True, keep=[out / "model.safetensors"]),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
+def test_what_torchvisions_weights_imply_is_restored(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These two transform their input when they come with weights; rebuilt without, they must as well."""
+    import torchvision
+    from torchvision.models._api import WeightsEnum
+
+    torch.manual_seed(0)
+    weights = torchvision.models.get_model(name, init_weights=False, aux_logits=True).state_dict()
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: weights)  # no network in tests
+    source = build(f"torchvision:{name}")
+    x = torch.rand(1, 3, 96, 96)
+    expected = source.model.eval()(x)
+    alphatune.save(source.model, tmp_path / "out", source=source)
+    assert torch.equal(alphatune.load(tmp_path / "out")(x), expected)
+
+
+def test_wrapped_models_are_saved_unwrapped(tmp_path: Path) -> None:
+    model = tiny().eval()
+    alphatune.patch_(model, 0.2)
+    for number, wrapped in enumerate((torch.nn.DataParallel(model), torch.compile(model))):
+        alphatune.save(wrapped, tmp_path / str(number))
+        assert set(get_alpha(alphatune.load(tmp_path / str(number), model=tiny()))) == {"bn1", "bn2"}
+
+
+def test_loading_into_a_patched_model_forgets_its_alpha(tmp_path: Path) -> None:
+    alphatune.save(tiny(), tmp_path / "plain")
+    model = tiny()
+    alphatune.patch_(model, 0.5)
+    assert get_alpha(alphatune.load(tmp_path / "plain", model=model)) == {}
+
+
+def test_alpha_of_a_layer_the_model_lacks(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+    alphatune.patch_(model, 0.5)
+    alphatune.save(model, tmp_path / "out")
+    path = tmp_path / "out" / "alphatune.json"
+    path.write_text(path.read_text().replace('"0": 0.5', '"bn9": 0.5'))
+    with pytest.raises(InputError, match="bn9"):
+        alphatune.load(tmp_path / "out", model=torch.nn.Sequential(torch.nn.BatchNorm2d(3)))
+
+
+def test_layer_names_are_no_globs(tmp_path: Path) -> None:
+    def model() -> torch.nn.Module:
+        return torch.nn.ModuleDict({"t[1]": torch.nn.BatchNorm2d(3), "t1": torch.nn.BatchNorm2d(3)})
+
+    patched = model()
+    alphatune.patch_(patched, 0.5, exclude="t1")
+    alphatune.save(patched, tmp_path / "out")
+    assert set(get_alpha(alphatune.load(tmp_path / "out", model=model()))) == {"t[1]"}
+
+
+def test_old_output_comes_back_when_the_last_step_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    alphatune.save(tiny(), out)
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(ResourceError):
+        alphatune.save(tiny(), out, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (out / "model.safetensors").is_file()
+
+
+def test_a_file_in_the_way_of_the_output(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigurationError, match="cannot write"):
+        alphatune.save(tiny(), tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])

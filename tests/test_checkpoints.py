@@ -51,6 +51,24 @@ def test_layouts(layout: str, tmp_path: Path) -> None:
     assert all(torch.equal(v, weights()[k]) for k, v in model.state_dict().items())
 
 
+def test_a_submodule_called_module(tmp_path: Path) -> None:
+    class Wrap(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = tiny()
+
+    torch.save(Wrap().state_dict(), tmp_path / "x.pt")
+    load_weights_(Wrap(), read_checkpoint(tmp_path / "x.pt"))
+    load_weights_(tiny(), read_checkpoint(tmp_path / "x.pt"))
+
+
+def test_a_buffer_may_be_infinite(tmp_path: Path) -> None:
+    model = tiny()
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    torch.save(model.state_dict(), tmp_path / "x.pt")
+    load_weights_(model, read_checkpoint(tmp_path / "x.pt"))
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".th", ".bin", ".tar", ".pth.tar", ".ckpt"])
 def test_suffixes_of_torch_save(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"x{suffix}"

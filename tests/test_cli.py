@@ -207,6 +207,68 @@ def test_piped_output_is_plain_where_ci_forces_terminals(job: list, tmp_path: Pa
     assert "\x1b" not in done.stdout
 
 
+def test_one_example_is_reported_without_intervals(run: Run, job: list, tmp_path: Path) -> None:
+    for form in ("human", "json"):
+        args = ["--limit", 1, "--alphas", "0,0.1", "-o", tmp_path / form, "--format", form]
+        assert run("tune", *job, *args)[0] == 0
+
+
+def test_results_hold_from_any_folder(
+    run: Run, tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    (here / "net.py").write_text(Path(TINY.rpartition(":")[0]).read_text())
+    monkeypatch.chdir(here)
+    args = [
+        "net.py:tiny",
+        "--checkpoint",
+        tiny_checkpoint,
+        "--data",
+        os.path.relpath(image_folder, here),
+        *COMMON,
+    ]
+    code, _, err = run("tune", *args, "--alphas", "0,0.1", "-o", "out")
+    assert code == 0, err
+    monkeypatch.chdir(there)
+    code, _, err = run("evaluate", here / "out", "--trust-code", "--data", image_folder)
+    assert code == 0, err
+    code, _, err = run("tune", "--config", here / "out" / "run.toml", "-o", "again")
+    assert code == 0, err
+
+
+def test_alpha_of_an_evaluation_goes_to_the_tuned_layers(run: Run, job: list, tmp_path: Path) -> None:
+    from alphatune.data.preprocessing import Preprocessing
+    from alphatune.models.sources import build
+
+    out, data, source = tmp_path / "out", job[job.index("--data") + 1], build(TINY)
+    alphatune.patch_(source.model, 0.2, exclude="bn1")
+    alphatune.save(source.model, out, source=source, preprocessing=Preprocessing(input_size=(3, 12, 12)))
+    evaluate = ["evaluate", out, "--trust-code", "--data", data, "--alpha", 0.3, "--format", "json"]
+    assert json.loads(run(*evaluate)[1])["model"]["patched"] == ["bn2"]
+    assert run(*evaluate, "--model-kwargs", "num_classes=9")[0] == 2
+
+
+def test_dry_run_checks_what_the_run_would(run: Run, image_folder: Path, tmp_path: Path) -> None:
+    for name in ("no_norm", "odd"):
+        args = [TINY.replace(":tiny", f":{name}"), "--data", image_folder, *COMMON, "-o", tmp_path / "out"]
+        assert run("tune", *args, "--dry-run")[0] == 4
+
+
+def test_local_dir_is_not_overwritten(run: Run, image_folder: Path, tmp_path: Path) -> None:
+    import timm
+
+    folder = tmp_path / "m"
+    timm.models.save_for_hf(
+        timm.create_model("resnet10t", num_classes=4), str(folder), safe_serialization=True
+    )
+    (folder / "alphatune.json").write_text("{}")
+    code, _, err = run("tune", f"local-dir:{folder}", "--data", image_folder, "-o", folder, "--overwrite")
+    assert code == 2
+    assert "holds the input" in err
+
+
 def test_user_supplied_names_are_not_markup(run: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "[red]<b>x|y</b>", per_class=6)
     args = [TINY, "--checkpoint", tiny_checkpoint, "--data", folder, *COMMON, "--alphas", "0,0.1"]
@@ -418,7 +480,7 @@ def test_a_bug_is_no_traceback(run: Run, job: list, tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupts_leave_nothing_behind(tmp_path: Path, job: list, number: int, code: int) -> None:
-    args = [*job, "--alphas", "0:1:50001", "-o", tmp_path / "out", "-v"]
+    args = [*job, "--alphas", "0:1:50001", "-o", tmp_path / "out", "-v", "--format", "json"]
     process = subprocess.Popen(
         [sys.executable, "-m", "alphatune", "tune", *map(str, args)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -427,7 +489,8 @@ def test_interrupts_leave_nothing_behind(tmp_path: Path, job: list, number: int,
     process.stderr.readline()  # "settings: ...", printed when the work begins
     time.sleep(3)
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in stderr
+    assert json.loads(stdout)["error"]["code"] == code
     assert list(tmp_path.iterdir()) == []

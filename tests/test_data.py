@@ -171,11 +171,58 @@ def test_class_map_that_lacks_a_folder_is_an_error_not_a_drop(image_folder: Path
         open_data(image_folder, class_map=mapping)
 
 
-@pytest.mark.parametrize("name", ["missing.txt", "map.json"])
-def test_unreadable_class_map(image_folder: Path, tmp_path: Path, name: str) -> None:
-    (tmp_path / "map.json").write_text("{}")
-    with pytest.raises(DataError, match="class map"):
-        open_data(image_folder, class_map=tmp_path / name)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read the class map"),
+        (b"\xff\xfe\x00", "cannot read the class map"),
+        (b"", "is empty"),
+        (b"ant\n\nbee\ncat\ndog\n", "line 2 .* is empty"),
+        (b"ant\nbee\ncat\nant\ndog\n", "line 4 .* repeats 'ant'"),
+    ],
+)
+def test_unusable_class_map(image_folder: Path, tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "map.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        open_data(image_folder, class_map=path)
+
+
+def test_class_map_from_windows(image_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "map.txt"
+    path.write_bytes("\ufeffdog\r\ncat\r\nbee\r\nant\r\n\r\n".encode())
+    assert open_data(image_folder, class_map=path).targets[0] == 3
+
+
+# --- splits ----------------------------------------------------------------------------------
+
+
+def test_train_and_test_are_never_mixed(tmp_path: Path) -> None:
+    """timm labels an image by its innermost folder, so both splits would look like one set."""
+    for split in ("train", "test"):
+        write_images(tmp_path / "d" / split, per_class=1)
+    with pytest.raises(ConfigurationError, match="splits test, train"):
+        open_data(tmp_path / "d")
+    with pytest.raises(ConfigurationError, match="no split 'tset'") as error:
+        open_data(tmp_path / "d", split="tset")
+    assert "test, train" in error.value.hint
+    examples = open_data(tmp_path / "d", split="test")
+    assert (len(examples), examples.split) == (4, "test")
+    archive = tar_of(tmp_path / "d", tmp_path / "d.tar")
+    for split in (None, "test"):
+        with pytest.raises(ConfigurationError, match="archive of the splits test, train"):
+            open_data(archive, split=split)
+
+
+def test_a_class_may_be_called_valid(tmp_path: Path) -> None:
+    write_images(tmp_path / "d", per_class=2, classes=("invalid", "valid"))
+    assert open_data(tmp_path / "d").classes == ("invalid", "valid")
+
+
+def test_a_split_that_is_not_there(image_folder: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no split 'test'"):
+        open_data(image_folder, split="test")
 
 
 def test_limit_is_stratified_seeded_and_ordered() -> None:
@@ -299,7 +346,7 @@ def test_webdataset(image_folder: Path, tmp_path: Path, workers: int) -> None:
 def test_broken_image_in_a_stream_is_not_skipped(image_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("webdataset")
     folder = write_webdataset(tmp_path / "wds", image_folder, broken=7)
-    with pytest.raises(DataError, match="unreadable example"):
+    with pytest.raises(DataError, match="unreadable example after 7 others"):
         open_data(f"wds/{folder}")
 
 
@@ -347,6 +394,20 @@ def test_a_source_that_shrinks_is_noticed(image_folder: Path, tmp_path: Path) ->
     (folder / "ant" / "000.png").unlink()
     with pytest.raises(DataError, match=r"ant/000\.png"):
         all_of(batches(examples))
+
+
+def test_columns_of_other_names(image_folder: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [{"img": {"bytes": next(image_folder.rglob("*.png")).read_bytes(), "path": None}, "fine_label": 2}]
+    features = datasets.Features(
+        {"img": datasets.Image(), "fine_label": datasets.ClassLabel(names=list(CLASSES))}
+    )
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "set" / "validation-0.parquet")
+    examples = open_data(
+        f"hfds/{tmp_path / 'set'}", data_root=str(tmp_path / "c"), input_key="img", target_key="fine_label"
+    )
+    assert all_of(batches(examples))[1] == [2]
 
 
 def test_a_worker_that_dies_is_a_resource_error() -> None:

@@ -162,8 +162,30 @@ def test_wrapped_outputs(wrap) -> None:
 
     x = torch.randn(2, 4)
     assert predict(Wrapped(), x) is x
+
+
+def test_an_output_without_logits() -> None:
+    class Other(nn.Module):
+        def forward(self, x: torch.Tensor) -> object:
+            return {"other": x}
+
     with pytest.raises(ConfigurationError, match="no tensor"):
-        predict(nn.Identity(), {"other": x})  # type: ignore[arg-type]
+        predict(Other(), torch.randn(2, 4))
+
+
+def test_a_half_precision_model_takes_half_precision_images() -> None:
+    assert predict(tiny().half().eval(), torch.randn(2, 3, 12, 12)).dtype == torch.float16
+
+
+def test_memory_of_the_cpu_runs_out_too() -> None:
+    class Full(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if len(x) > 2:
+                raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")
+            return x
+
+    x = torch.randn(5, 4)
+    assert torch.equal(predict(Full(), x), x)
 
 
 def test_settings_are_put_back_on_any_exit() -> None:

@@ -70,6 +70,19 @@ def test_exclude_by_name_and_glob() -> None:
         patch_(model, exclude=["*"])
 
 
+def test_one_pattern_may_be_a_plain_string() -> None:
+    model, _ = model_and_types()
+    assert patch_(model, 0.1, exclude="*1") == ("bn2",)
+
+
+def test_patching_in_inference_mode_can_be_changed_after_it() -> None:
+    model, _ = model_and_types()
+    with torch.inference_mode():
+        patch_(model, 0.1)
+    set_alpha_(model, 0.2)
+    assert get_alpha(model) == pytest.approx({"bn1": 0.2, "bn2": 0.2})
+
+
 def test_no_norm_layer() -> None:
     with pytest.raises(UnsupportedModelError, match="no normalisation layer"):
         patch_(no_norm())

@@ -38,7 +38,7 @@ def test_timm_models_are_prepared_as_timm_does(name: str) -> None:
 
 def test_grey_models_read_grey() -> None:
     preprocessing = preprocessing_of_timm(timm.create_model("resnet18", in_chans=1))
-    preprocessing = preprocessing.override(input_size=(1, 28, 28), mean=(0.5,), std=(0.5,))
+    assert preprocessing.input_size == (1, 224, 224)
     assert preprocessing.image_mode == "L"
 
 
@@ -79,6 +79,8 @@ def test_override_keeps_the_rest() -> None:
         {"input_size": (0,)},
         {"input_size": (4, 32, 32)},
         {"mean": (1.0, 2.0)},
+        {"mean": (0.5, 0.5)},
+        {"mean": (123.7, 116.3, 103.5)},
         {"mean": (math.nan, 0.0, 0.0)},
         {"std": (0.0, 1.0, 1.0)},
         {"crop_pct": 0.0},

@@ -11,7 +11,7 @@ from conftest import TINY
 
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.errors import CheckpointError, ConfigurationError
-from alphatune.models.sources import build, parse_model_kwargs
+from alphatune.models.sources import build, format_model_kwargs, parse_model_kwargs
 
 
 def test_timm_name() -> None:
@@ -66,6 +66,20 @@ def test_factories_do_not_print_to_stdout(tmp_path: Path, capsys: pytest.Capture
     path.write_text("import torch\ndef net():\n    print('building')\n    return torch.nn.BatchNorm2d(3)\n")
     build(f"{path}:net")
     assert capsys.readouterr().out == ""
+
+
+def test_a_file_may_import_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "neighbour_of_net.py").write_text("channels = 5\n")
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom neighbour_of_net import channels\nprint('loud')\n"
+        "def net():\n    return torch.nn.BatchNorm2d(channels)\n"
+    )
+    assert build(f"{tmp_path / 'net.py'}:net").model.num_features == 5
+
+
+def test_model_kwargs_survive_being_written() -> None:
+    kwargs = {"shape": (3,), "name": "x=y", "depth": None, "scale": 0.5, "flags": [True]}
+    assert parse_model_kwargs(format_model_kwargs(kwargs)) == kwargs
 
 
 @pytest.mark.parametrize(

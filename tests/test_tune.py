@@ -90,6 +90,20 @@ def test_batch_size_does_not_matter() -> None:
         np.testing.assert_allclose(s.loss, t.loss, rtol=1e-4)
 
 
+def test_one_example_and_one_alpha() -> None:
+    result = alphatune.tune(trained(), loader(1), alphas=0.1)
+    assert [p.alpha for p in result.curve] == [0, 0.1]
+    assert result.curve[1].ci == {}
+    assert result.alpha == 0
+
+
+def test_numpy_batches() -> None:
+    import numpy as np
+
+    x, y = np.zeros((24, 3, 12, 12), np.float32), np.arange(24) % 4
+    assert alphatune.tune(trained(), [(x, y)], alphas="0,0.1").baseline.n == 24
+
+
 def test_progress_counts_examples() -> None:
     seen = []
     alphatune.tune(trained(), loader(), alphas="0,0.1", progress=lambda d, t: seen.append((d, t)))
@@ -110,7 +124,9 @@ def test_unknown_layers_are_left_alone_with_consent() -> None:
     assert any("left alone" in w for w in result.warnings)
 
 
-@pytest.mark.parametrize("options", [{"metric": "f1"}, {"alphas": "2"}, {"alphas": [0.1, -1]}])
+@pytest.mark.parametrize(
+    "options", [{"metric": "f1"}, {"accept": "bset"}, {"alphas": "2"}, {"alphas": [0.1, -1]}]
+)
 def test_impossible_options(options: dict) -> None:
     with pytest.raises(ConfigurationError):
         alphatune.tune(trained(), loader(), **options)
@@ -186,7 +202,7 @@ def test_probe_sees_positions_and_rows() -> None:
     assert any("one position" in r for r in remarks)
 
 
-@pytest.mark.parametrize(("size", "message"), [((1, 12, 12), "does not take inputs of size 1x12x12")])
+@pytest.mark.parametrize(("size", "message"), [((1, 12, 12), "does not take an input of size 1x12x12")])
 def test_probe_refuses_a_wrong_input_size(size: tuple[int, int, int], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         probe(tiny(), size, torch.device("cpu"))

@@ -19,8 +19,10 @@ def evaluate(
     pretrained: o.Pretrained = True,
     unsafe_pickle: o.UnsafePickle = False,
     trust_code: o.TrustCode = False,
-    split: o.Split = "validation",
+    split: o.Split = None,
     data_root: o.DataRoot = None,
+    input_key: o.InputKey = None,
+    target_key: o.TargetKey = None,
     class_map: o.ClassMap = None,
     limit: o.Limit = None,
     mean: o.Mean = None,
@@ -63,7 +65,7 @@ def evaluate(
             console.note(f"weights taken from {key!r} in {document['model']['checkpoint']}")
         console.warn(document["warnings"])
     if format == "json":
-        print(to_json(document, indent=None))
+        print(to_json(document, for_pipe=True))
     elif dry_run:
         console.stdout().print(f"{document['data']['n']} examples; nothing was run", markup=False)
     elif format == "quiet":

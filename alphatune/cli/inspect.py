@@ -44,7 +44,7 @@ def inspect(
     if not quiet:
         console.warn(document["warnings"])
     if format == "json":
-        print(to_json(document, indent=None))
+        print(to_json(document, for_pipe=True))
     elif format == "quiet":
         print(" ".join(f"{status}={count}" for status, count in document["summary"].items()) or "none")
     else:

@@ -70,6 +70,8 @@ def main(argv: list[str] | None = None) -> None:
         _fail(argv, 2, one_line(error.format_message()), "see --help")
     except (KeyboardInterrupt, typer.Abort):
         _fail(argv, 130, "interrupted")
+    except _Terminated:
+        _fail(argv, 143, "terminated")
     except MemoryError:
         _fail(argv, 5, "out of memory", "try a smaller --batch-size or fewer --workers")
     except Exception as error:
@@ -87,7 +89,7 @@ def _fail(argv: list[str], code: int, message: str, hint: str = "") -> None:
     """One line on stderr, or one JSON object on stdout; then exit."""
     message, hint = one_line(message, 1000), one_line(hint, 1000)
     if _wants_json(argv):
-        print(json.dumps({"error": {"code": code, "message": message, "hint": hint}}, ensure_ascii=False))
+        print(json.dumps({"error": {"code": code, "message": message, "hint": hint}}))
     print(f"error: {message}" + (f" ({hint})" if hint else ""), file=sys.stderr)
     sys.exit(code)
 
@@ -98,5 +100,9 @@ def _wants_json(argv: list[str]) -> bool:
     )
 
 
+class _Terminated(BaseException):
+    """SIGTERM, on its way up through every ``finally``."""
+
+
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)
+    raise _Terminated

@@ -101,7 +101,18 @@ Data = Annotated[
         show_default=False,
     ),
 ]
-Split = Annotated[str, typer.Option(help="Split, or subfolder of that name.", rich_help_panel=DATA)]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        help="Split, or subfolder of that name. Default: validation, if there is one.", rich_help_panel=DATA
+    ),
+]
+InputKey = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Column of the images (hfds/, wds/).", rich_help_panel=DATA)
+]
+TargetKey = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Column of the labels (hfds/, wds/).", rich_help_panel=DATA)
+]
 DataRoot = Annotated[
     str | None,
     typer.Option(metavar="FOLDER", help="Where torch/, tfds/ and wds/ data lie.", rich_help_panel=DATA),

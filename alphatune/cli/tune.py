@@ -19,8 +19,10 @@ def tune(
     pretrained: o.Pretrained = True,
     unsafe_pickle: o.UnsafePickle = False,
     trust_code: o.TrustCode = False,
-    split: o.Split = "validation",
+    split: o.Split = None,
     data_root: o.DataRoot = None,
+    input_key: o.InputKey = None,
+    target_key: o.TargetKey = None,
     class_map: o.ClassMap = None,
     limit: o.Limit = None,
     mean: o.Mean = None,
@@ -72,7 +74,7 @@ def tune(
             console.note(f"weights taken from {key!r} in {document['model']['checkpoint']}")
         console.warn(document["warnings"])
     if format == "json":
-        print(to_json(document, indent=None))
+        print(to_json(document, for_pipe=True))
     elif format == "quiet":
         print(settings.output)
     elif dry_run:
@@ -153,7 +155,7 @@ def _show_result(document: dict[str, Any], output: str) -> None:
 
 
 def _interval(point: dict[str, Any], metric: str) -> str:
-    if point["alpha"] == 0:
+    if point["alpha"] == 0 or metric not in point["ci"]:
         return ""
     low, high = point["ci"][metric]
     return f"{low:+.4f} .. {high:+.4f}"

@@ -23,7 +23,6 @@ import numpy as np
 import PIL
 from PIL import Image
 from timm.data import create_dataset, create_reader, get_img_extensions, set_img_extensions
-from timm.data.readers.class_map import load_class_map
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from alphatune.errors import AlphatuneError, ConfigurationError, DataError, one_line
@@ -31,6 +30,7 @@ from alphatune.errors import AlphatuneError, ConfigurationError, DataError, one_
 #: prefixes of timm dataset strings; anything else is a folder or archive
 PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 _SPLIT_NAMES = (("validation", "val", "valid", "eval", "evaluation"), ("train", "training"))
+_ALL_SPLITS = {"test", "testing", *(name for names in _SPLIT_NAMES for name in names)}
 
 
 @dataclass(frozen=True)
@@ -88,19 +88,23 @@ class Examples:
 def open_data(
     data: str | os.PathLike[str],
     *,
-    split: str = "validation",
+    split: str | None = None,
     data_root: str | None = None,
     class_map: str | os.PathLike[str] | None = None,
     image_mode: str = "RGB",
+    input_key: str | None = None,
+    target_key: str | None = None,
 ) -> Examples:
     """Open DATA: a folder of class folders, a .tar of them, or a timm dataset string.
 
     Args:
         data: path, or ``torch/NAME``, ``hfds/NAME``, ``wds/PATH``, ...
-        split: subfolder or split; a folder without such a subfolder is read itself.
+        split: split or subfolder; by default the validation split, and a folder
+            without one is read itself unless it holds other splits.
         data_root: where ``torch/``, ``tfds/`` and ``wds/`` data lie; cache of ``hfds/``.
         class_map: text file with one class name a line; its line is the label.
         image_mode: ``RGB`` or ``L``.
+        input_key, target_key: columns of images and labels in ``hfds/`` and ``wds/`` data.
 
     Raises:
         DataError: missing, empty or unreadable; a class folder the map does not name.
@@ -110,7 +114,15 @@ def open_data(
     prefix = text.partition("/")[0].lower() if "/" in text else ""
     is_string = prefix in PREFIXES and not Path(text).exists()
     if is_string:
-        examples = _open_string(text, prefix, split, data_root, image_mode)
+        examples = _open_string(
+            text,
+            prefix,
+            split or "validation",
+            data_root,
+            image_mode,
+            input_key=input_key,
+            target_key=target_key,
+        )
     else:
         examples = _open_path(text, split)
     if class_map is not None:
@@ -121,7 +133,7 @@ def open_data(
 # --- folders and archives --------------------------------------------------------------------
 
 
-def _open_path(text: str, split: str) -> Examples:
+def _open_path(text: str, split: str | None) -> Examples:
     path = Path(text)
     if not path.exists():
         raise DataError(
@@ -152,6 +164,7 @@ def _open_path(text: str, split: str) -> Examples:
         targets = [target for _, target in reader.samples]
     else:
         targets = reader.targets
+        _refuse_splits_in_archive(root, reader, split)
         counts = Counter(member.path for member, _, _ in reader.samples)
         name, count = counts.most_common(1)[0]
         if count > 1:
@@ -159,7 +172,7 @@ def _open_path(text: str, split: str) -> Examples:
     return Examples(
         source=text,
         root=root,
-        split=split if root != text else "",
+        split=Path(root).name if root != text else "",
         classes=classes,
         targets=np.asarray(targets, dtype=np.int64),
         indices=np.arange(len(targets)),
@@ -168,13 +181,41 @@ def _open_path(text: str, split: str) -> Examples:
     )
 
 
-def _split_folder(root: Path, split: str) -> str:
-    """The subfolder of a split, under any of the names it goes by, or the folder itself."""
-    synonyms = next((names for names in _SPLIT_NAMES if split in names), (split,))
-    for name in (split, *synonyms):
-        if name and (root / name).is_dir():
+def _split_folder(root: Path, split: str | None) -> str:
+    """The subfolder of a split, under any of the names it goes by, or the folder itself.
+
+    A subfolder is a split only if it holds class folders, so that a class may
+    be called "valid" or "test".
+    """
+    wanted = split or "validation"
+    synonyms = next((names for names in _SPLIT_NAMES if wanted in names), (wanted,))
+    for name in (wanted, *synonyms):
+        if _holds_folders(root / name):
             return str(root / name)
+    found = sorted(p.name for p in root.iterdir() if p.name in _ALL_SPLITS and _holds_folders(p))
+    if split is not None:
+        raise ConfigurationError(
+            f"{root} has no split {split!r}", f"it has: {', '.join(found)}" if found else "leave out --split"
+        )
+    if found:
+        raise ConfigurationError(
+            f"{root} holds the splits {', '.join(found)} and no validation split", "choose one by --split"
+        )
     return str(root)
+
+
+def _holds_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(p.is_dir() for p in folder.iterdir())
+
+
+def _refuse_splits_in_archive(root: str, reader: Any, split: str | None) -> None:
+    parts = [Path(member.path).parts for member, _, _ in reader.samples]
+    found = sorted({p[-3] for p in parts if len(p) > 2} & _ALL_SPLITS)
+    if split is not None or found:
+        raise ConfigurationError(
+            f"{root} is an archive{' of the splits ' + ', '.join(found) if found else ''}, and --split reads folders",
+            "unpack it, or archive each split by itself" if found else "leave out --split",
+        )
 
 
 def _has_tars_only(root: Path) -> bool:
@@ -228,7 +269,9 @@ class _ReaderLoad:
 # --- timm dataset strings --------------------------------------------------------------------
 
 
-def _open_string(text: str, prefix: str, split: str, data_root: str | None, image_mode: str) -> Examples:
+def _open_string(
+    text: str, prefix: str, split: str, data_root: str | None, image_mode: str, **keys: str | None
+) -> Examples:
     name = text.partition("/")[2]
     root = data_root
     if prefix == "wds" and root is None:
@@ -236,7 +279,7 @@ def _open_string(text: str, prefix: str, split: str, data_root: str | None, imag
     if prefix in ("torch", "tfds") and root is None:
         raise ConfigurationError(f"{text} needs to know where the data lie", "add --data-root FOLDER")
     try:
-        dataset = create_dataset(text, root=root, split=split, input_img_mode=image_mode)
+        dataset = create_dataset(text, root=root, split=split, input_img_mode=image_mode, **keys)
     except ImportError as error:
         raise ConfigurationError(
             f"{prefix}/ data need the package {error.name or prefix}", f'pip install "alphatune[{prefix}]"'
@@ -260,8 +303,11 @@ def _torchvision_examples(dataset: Any, common: dict[str, Any]) -> Examples:
     targets = getattr(dataset, "targets", None)
     if targets is None:  # INaturalist keeps (class, file) pairs
         targets = [target for target, _ in dataset.index]
+    labels = np.asarray(targets, dtype=np.int64)
+    if labels.ndim == 2:  # QMNIST: the class, and seven columns of provenance
+        labels = labels[:, 0]
     classes = tuple(str(c) for c in getattr(dataset, "classes", ()))
-    return _indexed(common, classes, np.asarray(targets, dtype=np.int64), _TorchvisionLoad(dataset))
+    return _indexed(common, classes, labels, _TorchvisionLoad(dataset))
 
 
 def _indexed(common: dict[str, Any], classes: tuple[str, ...], targets: np.ndarray, load: Load) -> Examples:
@@ -280,11 +326,7 @@ class _TorchvisionLoad:
 
 def _streamed_examples(dataset: Any, common: dict[str, Any]) -> Examples:
     """A source without random access: one pass to learn the labels and their number."""
-
-    def stream() -> Iterator[Any]:
-        with _no_skipping():
-            yield from dataset
-
+    stream = _Stream(dataset)
     targets = np.asarray([target for _, target in stream()], dtype=np.int64)
     if len(targets) == 0:
         raise DataError(f"{common['source']} (split {common['split']!r}) holds no examples")
@@ -298,18 +340,32 @@ def _streamed_examples(dataset: Any, common: dict[str, Any]) -> Examples:
     )
 
 
+class _Stream:
+    """Iterate over a dataset from its beginning; an unreadable example is an error."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __call__(self) -> Iterator[Any]:
+        done = 0
+        with _no_skipping(lambda: f"unreadable example after {done} others"):
+            for example in self._dataset:
+                done += 1
+                yield example
+
+
 def _class_names(class_to_idx: dict[str, int]) -> tuple[str, ...]:
     return tuple(str(c) for c in sorted(class_to_idx, key=class_to_idx.__getitem__))
 
 
 @contextmanager
-def _no_skipping() -> Iterator[None]:
+def _no_skipping(where: Callable[[], str]) -> Iterator[None]:
     """Turn timm's "ignoring this broken sample" log line into the error it is."""
 
     class Refuse(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if "Ignoring" in record.getMessage():
-                raise DataError(f"unreadable example: {one_line(record.getMessage())}")
+                raise DataError(f"{where()}: {one_line(record.getMessage())}")
 
     logger, handler = logging.getLogger("timm.data.readers"), Refuse(logging.WARNING)
     logger.addHandler(handler)
@@ -324,10 +380,7 @@ def _no_skipping() -> Iterator[None]:
 
 def _apply_class_map(examples: Examples, path: str) -> Examples:
     """Relabel by name. A class the map does not know is an error: timm would drop its images."""
-    try:
-        class_to_idx = load_class_map(path)
-    except (AssertionError, OSError, ValueError) as error:
-        raise DataError(f"cannot read the class map {path}: {one_line(error)}") from None
+    class_to_idx = _read_class_map(path)
     if not examples.classes:
         raise ConfigurationError(f"{examples.source} has no class names that a class map could map")
     unknown = [name for name in examples.classes if name not in class_to_idx]
@@ -342,6 +395,24 @@ def _apply_class_map(examples: Examples, path: str) -> Examples:
     return replace(
         examples, classes=tuple(names), targets=table[examples.targets], class_map=path, warnings=()
     )
+
+
+def _read_class_map(path: str) -> dict[str, int]:
+    """One class name a line; the number of the line, from 0, is the label."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read the class map {path}: {one_line(error)}") from None
+    class_to_idx: dict[str, int] = {}
+    for index, name in enumerate(line.strip() for line in lines):
+        if not name:
+            raise DataError(f"line {index + 1} of the class map {path} is empty: every line is a class")
+        if name in class_to_idx:
+            raise DataError(f"line {index + 1} of the class map {path} repeats {name!r}: which output is it?")
+        class_to_idx[name] = index
+    if not class_to_idx:
+        raise DataError(f"the class map {path} is empty")
+    return class_to_idx
 
 
 def _stratified(targets: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

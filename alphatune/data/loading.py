@@ -162,7 +162,7 @@ def loader_batches(loader: Iterable[Any], device: torch.device) -> Iterator[Batc
             raise ConfigurationError(
                 f"expected the loader to yield (inputs, targets), got {type(item).__name__}"
             )
-        inputs, targets = item[0], torch.as_tensor(item[1])
+        inputs, targets = torch.as_tensor(item[0]), torch.as_tensor(item[1])
         if targets.ndim != 1 or targets.is_floating_point() or len(targets) != len(inputs):
             raise ConfigurationError(
                 f"expected integer class indices of shape ({len(inputs)},), "

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from timm.data import create_transform, resolve_data_config
+from timm.data import create_transform, resolve_input_data_config
 from torch import Tensor, nn
 
 from alphatune.errors import ConfigurationError
@@ -43,6 +43,10 @@ class Preprocessing:
                 raise ConfigurationError(
                     f"{name} must be {channels} numbers, one per channel, got {list(values)}"
                 )
+        if max(map(abs, self.mean)) > 5:
+            raise ConfigurationError(
+                f"mean is in units of value / 255, got {list(self.mean)}", "divide by 255"
+            )
         if min(self.std) <= 0:
             raise ConfigurationError(f"std must be positive, got {list(self.std)}")
         if not 0 < self.crop_pct <= 1:
@@ -73,7 +77,7 @@ class Preprocessing:
         channels = parts.get("input_size", self.input_size)[0]
         for name in ("mean", "std"):
             values = tuple(float(v) for v in parts.get(name, getattr(self, name)))
-            if len(set(values)) == 1:
+            if len(values) == 1 or (name not in parts and len(set(values)) == 1):
                 values = (values[0],) * channels
             parts[name] = values
         return replace(self, **parts)
@@ -115,7 +119,7 @@ class Preprocessing:
 
 def preprocessing_of_timm(model: nn.Module) -> Preprocessing:
     """What a timm model's ``pretrained_cfg`` says about its weights."""
-    config = resolve_data_config(model=model)
+    config = resolve_input_data_config(model)
     return _from_timm_config(config)
 
 

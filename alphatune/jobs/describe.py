@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -34,9 +35,7 @@ def describe_model(
     layers: tuple[NormLayer, ...],
     seen: Probe,
     patched: tuple[str, ...],
-    excluded: set[str],
-    too_small: set[str],
-    settings: EvaluateSettings,
+    too_small: Collection[str] = (),
 ) -> dict[str, Any]:
     skipped = []
     for layer in layers:
@@ -44,11 +43,9 @@ def describe_model(
             continue
         reason = layer.reason
         if layer.name in too_small:
-            reason = f"fewer than {getattr(settings, 'min_positions', 1)} positions (--min-positions)"
-        elif layer.name in excluded:
-            reason = "excluded (--exclude)"
+            reason = "fewer positions an example than --min-positions"
         elif layer.status == "patchable":
-            reason = "alpha = 0: plain BatchNorm"
+            reason = "left as plain BatchNorm"
         skipped.append({"name": layer.name, "kind": layer.kind, "reason": reason})
     return {
         **describe_source(opened),
@@ -97,14 +94,13 @@ def describe_plan(
     settings: EvaluateSettings,
     prepared: Prepared,
     layers: tuple[NormLayer, ...],
-    excluded: set[str],
+    patched: tuple[str, ...],
     alphas: tuple[float, ...],
 ) -> dict[str, Any]:
-    patchable = [x.name for x in layers if x.status == "patchable" and x.name not in excluded]
     return {
         "schema": 1,
         "command": "dry-run",
-        "model": describe_source(prepared.opened) | {"norm_layers": len(layers), "patched": patchable},
+        "model": describe_source(prepared.opened) | {"norm_layers": len(layers), "patched": list(patched)},
         "data": describe_data(prepared.batches),
         "env": describe_env(settings, prepared),
         "alphas": list(alphas),

@@ -9,7 +9,7 @@ from alphatune.jobs.describe import common_alpha, describe_data, describe_env, d
 from alphatune.jobs.opening import DTYPES, prepare
 from alphatune.jobs.settings import EvaluateSettings
 from alphatune.models.health import require_health
-from alphatune.norms.patching import get_alpha, patch_
+from alphatune.norms.patching import get_alpha, patch_, set_alpha_
 from alphatune.norms.survey import survey
 from alphatune.reports.result import evaluate_document
 
@@ -21,11 +21,14 @@ def run_evaluate(
     prepared = prepare(settings)
     module = prepared.opened.module
     if settings.alpha is not None:
-        patch_(module, settings.alpha, skip_unknown=True)
+        if get_alpha(module):  # a tuned folder says which of its layers are example-weighted
+            set_alpha_(module, settings.alpha)
+        else:
+            patch_(module, settings.alpha)
     require_health(module)
     layers = survey(module)
     if dry_run:
-        return describe_plan(settings, prepared, layers, set(), ())
+        return describe_plan(settings, prepared, layers, tuple(get_alpha(module)), ())
     scores = evaluate(
         module,
         prepared.batches,
@@ -34,7 +37,7 @@ def run_evaluate(
         progress=progress,
     )
     patched = tuple(get_alpha(module))
-    model = describe_model(prepared.opened, layers, prepared.probe, patched, set(), set(), settings)
+    model = describe_model(prepared.opened, layers, prepared.probe, patched)
     model["alpha"] = common_alpha(module)
     return evaluate_document(
         summarise(scores),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +18,8 @@ from alphatune.models.bundle import WEIGHTS, build_bundled, is_bundle, read_bund
 from alphatune.models.checkpoints import Checkpoint, load_weights_, read_checkpoint
 from alphatune.models.probe import Probe, probe
 from alphatune.models.sources import Source, build, parse_model_kwargs
+
+S = TypeVar("S", bound=EvaluateSettings)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -50,6 +54,11 @@ def open_model(settings: ModelSettings) -> OpenedModel:
         if settings.checkpoint:
             raise ConfigurationError(
                 f"{settings.model} is a tuned folder with weights of its own", "leave out --checkpoint"
+            )
+        if settings.model_kwargs:
+            raise ConfigurationError(
+                f"{settings.model} is a tuned folder with an architecture of its own",
+                "leave out --model-kwargs",
             )
         bundle = read_bundle(settings.model)
         source = build_bundled(bundle, trust_code=settings.trust_code)
@@ -106,6 +115,8 @@ def prepare(settings: EvaluateSettings) -> Prepared:
         settings.data,
         split=settings.split,
         data_root=settings.data_root,
+        input_key=settings.input_key,
+        target_key=settings.target_key,
         class_map=settings.class_map,
         image_mode=opened.preprocessing.image_mode,
     )
@@ -121,6 +132,27 @@ def prepare(settings: EvaluateSettings) -> Prepared:
         workers=automatic_workers() if workers is None else workers,
     )
     return Prepared(opened, batches, seen, (*opened.warnings, *examples.warnings))
+
+
+def resolved(settings: S, prepared: Prepared) -> S:
+    """The settings with what was chosen automatically, and paths that hold from any folder."""
+    location, colon, factory = settings.model.rpartition(":")
+    absolute: dict[str, Any] = {
+        name: str(Path(path).absolute())
+        for name in ("checkpoint", "data", "class_map", "data_root")
+        if (path := getattr(settings, name)) and Path(path).exists()
+    }
+    if location.endswith(".py"):
+        absolute["model"] = f"{Path(location).absolute()}{colon}{factory}"
+    elif Path(settings.model).exists():
+        absolute["model"] = str(Path(settings.model).absolute())
+    return replace(
+        settings,
+        **absolute,
+        device=str(prepared.opened.device),
+        batch_size=str(prepared.batches.batch_size),
+        workers=str(prepared.batches.workers),
+    )
 
 
 def _check_classes(examples: Examples, outputs: int) -> None:

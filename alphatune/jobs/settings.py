@@ -6,6 +6,7 @@ Fields are named like the options, and hold what a user would type.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 import tomli_w
@@ -35,8 +36,10 @@ class EvaluateSettings(ModelSettings):
     """Which data, and how to run over them."""
 
     data: str
-    split: str = "validation"
+    split: str | None = None
     data_root: str | None = None
+    input_key: str | None = None
+    target_key: str | None = None
     class_map: str | None = None
     limit: int | None = None
     dtype: str = "float32"
@@ -58,6 +61,15 @@ class TuneSettings(EvaluateSettings):
     skip_unknown: bool = False
     output: str = "alphatune-out"
     overwrite: bool = False
+
+
+def input_paths(settings: EvaluateSettings) -> list[str]:
+    """Whatever among the settings names a file or folder that must not be written to."""
+    named = [settings.checkpoint, settings.class_map, settings.data_root, settings.data, settings.model]
+    named.append(settings.data.partition("/")[2])  # hfds/FOLDER, wds/FOLDER
+    named.append(settings.model.partition(":")[2])  # local-dir:FOLDER
+    named.append(settings.model.rpartition(":")[0])  # file.py:factory
+    return [path for path in named if path and Path(path).exists()]
 
 
 def to_toml(settings: ModelSettings) -> str:

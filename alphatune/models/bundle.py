@@ -5,12 +5,13 @@
     config.json         timm's hub layout, where the architecture is timm's
     alphatune.json      architecture, α per layer, preprocessing, provenance
 
-Reports join them there (reports/). Reading a folder never runs code from it:
-an architecture in a module of the user's own needs ``trust_code``.
+Reports join them there (reports/). Reading a folder runs no code that it
+names, unless ``trust_code`` allows it; alphatune's own architectures excepted.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import secrets
@@ -37,8 +38,8 @@ from alphatune.errors import (
     one_line,
 )
 from alphatune.models.checkpoints import load_weights_, read_checkpoint, sha256
-from alphatune.models.sources import TRUSTED_FACTORIES, Source, build
-from alphatune.norms.patching import Alpha, get_alpha, patch_
+from alphatune.models.sources import TRUSTED_FACTORIES, Source, build, format_model_kwargs, parse_model_kwargs
+from alphatune.norms.patching import Alpha, get_alpha, patch_, unpatch_
 from alphatune.norms.survey import survey
 
 WEIGHTS, TIMM_CONFIG, MANIFEST = "model.safetensors", "config.json", "alphatune.json"
@@ -108,6 +109,7 @@ def write_model(
     model: nn.Module, folder: Path, *, source: Source | None, preprocessing: Preprocessing | None
 ) -> None:
     """Write weights, configuration and manifest into an existing folder, and verify them."""
+    model = _unwrapped(model)
     # A copy of each tensor: safetensors refuses shared and strided storage, and
     # with every key present stock code can load strictly.
     state = {
@@ -128,7 +130,7 @@ def write_model(
         "source": {
             "spec": source.spec if source else "",
             "kind": source.kind if source else "module",
-            "model_kwargs": source.model_kwargs if source else {},
+            "model_kwargs": format_model_kwargs(source.model_kwargs) if source else [],
         },
         "alpha": get_alpha(model),
         "preprocessing": preprocessing.to_dict() if preprocessing else None,
@@ -159,7 +161,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
             folder=path,
             spec=str(source["spec"]),
             kind=str(source["kind"]),
-            model_kwargs={str(k): v for k, v in source["model_kwargs"].items()},
+            model_kwargs=parse_model_kwargs([str(pair) for pair in source["model_kwargs"]]),
             alpha={str(name): _alpha(value) for name, value in manifest["alpha"].items()},
             weights_sha256=str(manifest["weights_sha256"]),
             preprocessing=None if preprocessing is None else Preprocessing.from_dict(preprocessing),
@@ -180,7 +182,7 @@ def build_bundled(bundle: Bundle, *, trust_code: bool = False) -> Source:
         )
     if bundle.kind == "torchvision" and not bundle.spec.startswith("torchvision:"):
         raise InputError(f"damaged {bundle.folder / MANIFEST}: {bundle.spec!r} is no torchvision model")
-    if bundle.kind != "torchvision" and not bundle.spec.startswith(TRUSTED_FACTORIES) and not trust_code:
+    if bundle.kind != "torchvision" and bundle.spec not in TRUSTED_FACTORIES and not trust_code:
         raise UntrustedError(
             f"{bundle.folder} names code of its own as the architecture: {bundle.spec}",
             "--trust-code (trust_code=True) imports it",
@@ -196,8 +198,14 @@ def restore_(model: nn.Module, bundle: Bundle) -> None:
         raise CheckpointError(f"{bundle.folder / WEIGHTS} has changed since {MANIFEST} was written")
     load_weights_(model, checkpoint)
     model.eval()
+    unpatch_(model)
     if bundle.alpha:
-        others = [layer.name for layer in survey(model) if layer.name not in bundle.alpha]
+        names = [layer.name for layer in survey(model)]
+        if missing := [name for name in bundle.alpha if name not in names]:
+            raise InputError(
+                f"{bundle.folder / MANIFEST} names the layer {missing[0]!r}, which the model lacks"
+            )
+        others = [glob.escape(name) for name in names if name not in bundle.alpha]
         patch_(model, bundle.alpha, exclude=others, skip_unknown=True)
 
 
@@ -210,7 +218,7 @@ def staged(
     Files are synced before the rename, so that the name never stands for half
     a folder. ``keep`` are inputs, which must not lie inside ``output``.
     """
-    output = Path(output)
+    output = Path(os.path.abspath(output))  # not resolve(): a link is to be refused, not followed
     check_output(output, overwrite=overwrite, keep=keep)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -227,8 +235,12 @@ def staged(
             check_output(output, overwrite=overwrite, keep=keep)
             old = _beside(output, "old")
             output.rename(old)
-            stage.rename(output)
-            shutil.rmtree(old)
+            try:
+                stage.rename(output)
+            except OSError:
+                old.rename(output)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         else:
             stage.rename(output)
         _sync(output.parent)
@@ -244,6 +256,10 @@ def check_output(output: Path, *, overwrite: bool, keep: Iterable[str | os.PathL
         raise ConfigurationError(
             f"--output names a folder, got {output}", "for the result alone: --format json > FILE"
         )
+    output = Path(os.path.abspath(output))
+    parent = next(p for p in output.parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConfigurationError(f"cannot write to {parent}, where the output {output} would be")
     if output.is_symlink():
         raise ConfigurationError(f"the output {output} is a symbolic link", "name the folder itself")
     if not output.exists():
@@ -255,6 +271,17 @@ def check_output(output: Path, *, overwrite: bool, keep: Iterable[str | os.PathL
     for path in keep:
         if Path(path).exists() and Path(path).resolve().is_relative_to(output.resolve()):
             raise ConfigurationError(f"the output {output} holds the input {path}", "write somewhere else")
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DataParallel, DistributedDataParallel and torch.compile."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+            model = inner
+        else:
+            return model
 
 
 def _beside(output: Path, kind: str) -> Path:

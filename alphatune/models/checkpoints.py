@@ -69,7 +69,7 @@ def read_checkpoint(path: str | Path, *, unsafe_pickle: bool = False) -> Checkpo
         )
     content, unsafe = _read(path, unsafe_pickle)
     state_dict, key = _find_state_dict(content, path)
-    return Checkpoint(str(path), sha256(path), key, clean_state_dict(state_dict), unsafe)
+    return Checkpoint(str(path), sha256(path), key, state_dict, unsafe)
 
 
 def load_weights_(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -82,8 +82,9 @@ def load_weights_(model: nn.Module, checkpoint: Checkpoint) -> None:
     expected = model.state_dict()
     weights = _match_prefix(checkpoint.state_dict, expected)
     _check_keys(weights, expected, checkpoint.path)
-    for name, tensor in weights.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    # Parameters only: a buffer may be a mask of -inf, and health.py looks at moving averages.
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        if not bool(torch.isfinite(weights[name]).all()):
             raise NumericError(f"{name} in {checkpoint.path} holds NaN or infinity")
     # A counter that inference never reads, and that old checkpoints lack.
     counters = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}
@@ -166,7 +167,10 @@ def _is_state_dict(mapping: Mapping[Any, Any]) -> bool:
 
 
 def _match_prefix(weights: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove a common prefix (Lightning's ``model.``, say) when that makes keys fit."""
+    """Remove a wrapper's prefix (DDP, torch.compile, Lightning) if the keys do not fit as they are."""
+    if weights.keys() & expected.keys():
+        return weights
+    weights = clean_state_dict(weights)
     if weights.keys() & expected.keys():
         return weights
     for prefix in PREFIXES:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alphatune.errors import ConfigurationError, one_line
+from alphatune.errors import AlphatuneError, ConfigurationError, one_line
 from alphatune.evaluation import evaluation_mode, predict
 from alphatune.norms.survey import survey
 
@@ -70,9 +70,11 @@ def probe(model: nn.Module, input_size: tuple[int, int, int], device: torch.devi
         with evaluation_mode(model):
             try:
                 logits = predict(model, torch.zeros((EXAMPLES, *input_size), device=device))
-            except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+            except AlphatuneError:
+                raise
+            except Exception as error:  # a model that gets an input it was not made for raises anything
                 raise ConfigurationError(
-                    f"the model does not take inputs of size {'x'.join(map(str, input_size))}: {one_line(error)}",
+                    f"the model does not take an input of size {'x'.join(map(str, input_size))}: {one_line(error)}",
                     "see --input-size",
                 ) from None
     if logits.ndim != 2 or len(logits) != EXAMPLES:

@@ -18,7 +18,6 @@ import contextlib
 import difflib
 import importlib
 import importlib.util
-import io
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -28,14 +27,14 @@ from typing import Any
 
 import timm
 import torchvision
-from timm.data import resolve_data_config
 from torch import nn
 
 from alphatune.data.preprocessing import Preprocessing, preprocessing_of_timm, preprocessing_of_torchvision
 from alphatune.errors import AlphatuneError, CheckpointError, ConfigurationError, one_line
 
-#: factories a tuned folder may name without the reader's consent: none runs foreign code
-TRUSTED_FACTORIES = "alphatune.models.cifar:"
+#: the only factories a tuned folder may name without the reader's consent, each in full:
+#: a prefix would also trust whatever those modules import
+TRUSTED_FACTORIES = frozenset(f"alphatune.models.cifar:resnet{depth}" for depth in (18, 20, 32, 44, 56, 110))
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,11 @@ def parse_model_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
     return kwargs
 
 
+def format_model_kwargs(kwargs: Mapping[str, Any]) -> list[str]:
+    """The inverse of ``parse_model_kwargs``; JSON would turn tuples into lists."""
+    return [f"{key}={value!r}" for key, value in kwargs.items()]
+
+
 def _timm(spec: str, pretrained: bool, kwargs: dict[str, Any]) -> Source:
     if ":" not in spec:
         name = spec.partition(".")[0]
@@ -132,6 +136,10 @@ def _torchvision(spec: str, rest: str, pretrained: bool, kwargs: dict[str, Any])
             f"torchvision has no weights {weights_name!r} for {name}", f"it has: {names}"
         ) from None
     model = _call(torchvision.models.get_model, spec, name, weights=weights if pretrained else None, **kwargs)
+    # Weights imply constructor arguments, which building without them must repeat.
+    for implied in ("transform_input", "aux_logits"):
+        if pretrained and hasattr(model, implied):
+            kwargs = {**kwargs, implied: getattr(model, implied), "init_weights": False}
     preset = weights.transforms()
     preprocessing = preprocessing_of_torchvision(preset) if hasattr(preset, "crop_size") else None
     return Source(spec, "torchvision", model, kwargs, preprocessing, str(weights) if pretrained else "")
@@ -148,13 +156,16 @@ def _factory(spec: str, location: str, attribute: str, kwargs: dict[str, Any]) -
                 f"{location} has no {attribute!r}", f"did you mean {', '.join(close)}?" if close else ""
             )
         factory = getattr(factory, part)
+    if isinstance(factory, nn.Module) and kwargs:
+        raise ConfigurationError(f"{spec} is a model already and takes no --model-kwargs")
     model = factory if isinstance(factory, nn.Module) else _call(factory, spec, **kwargs)
+    if location.endswith(".py"):
+        spec = f"{Path(location).absolute()}:{attribute}"  # so that a tuned folder finds it from anywhere
     if not isinstance(model, nn.Module):
         raise ConfigurationError(f"{spec} must give a torch.nn.Module, got {type(model).__name__}")
     preprocessing = None
     if getattr(model, "pretrained_cfg", None):
         with contextlib.suppress(Exception):  # a foreign pretrained_cfg may be anything
-            resolve_data_config(model=model)
             preprocessing = preprocessing_of_timm(model)
     return Source(spec, "factory", model, kwargs, preprocessing)
 
@@ -169,7 +180,12 @@ def _import(location: str, spec: str) -> Any:
             module_spec = importlib.util.spec_from_file_location(name, path)
             module = importlib.util.module_from_spec(module_spec)  # type: ignore[arg-type]
             sys.modules[name] = module  # so that the model's classes can be pickled
-            module_spec.loader.exec_module(module)  # type: ignore[union-attr]
+            sys.path.insert(0, str(path.resolve().parent))  # as `python file.py` does
+            try:
+                with contextlib.redirect_stdout(sys.stderr):
+                    module_spec.loader.exec_module(module)  # type: ignore[union-attr]
+            finally:
+                sys.path.remove(str(path.resolve().parent))
             return module
         if not all(part.isidentifier() for part in location.split(".")):
             raise ConfigurationError(
@@ -179,7 +195,8 @@ def _import(location: str, spec: str) -> Any:
         # As `python -m` does: a module beside the command line is the user's own.
         if "" not in sys.path:
             sys.path.insert(0, "")
-        return importlib.import_module(location)
+        with contextlib.redirect_stdout(sys.stderr):
+            return importlib.import_module(location)
     except AlphatuneError:
         raise
     except ModuleNotFoundError as error:
@@ -193,7 +210,7 @@ def _import(location: str, spec: str) -> Any:
 def _call(factory: Callable[..., Any], spec: str, *args: Any, **kwargs: Any) -> Any:
     """Call a factory with stdout kept clean, its errors turned into ours."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(sys.stderr):
             return factory(*args, **kwargs)
     except AlphatuneError:
         raise

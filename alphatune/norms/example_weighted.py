@@ -49,8 +49,13 @@ class ExampleWeighted(nn.Module):
 
     def start_weighing(self, alpha: float | Tensor) -> None:
         """Add the α buffer beside the layer's own."""
-        device = self.running_mean.device
-        self.register_buffer("alpha", torch.zeros((), device=device), persistent=False)
+        if self.running_mean is None:
+            raise ConfigurationError(
+                "example weighting needs moving averages to mix with, got track_running_stats=False"
+            )
+        with torch.inference_mode(False):  # a tensor made in inference mode could not be changed after it
+            alpha_buffer = torch.zeros((), device=self.running_mean.device)
+        self.register_buffer("alpha", alpha_buffer, persistent=False)
         self.set_alpha(alpha)
 
     def stop_weighing(self) -> None:

@@ -46,6 +46,7 @@ def patch_(
         UnsupportedModelError: nothing to patch, or a layer of unknown kind.
         ConfigurationError: α outside [0, 1]; a name or glob that matches nothing.
     """
+    exclude = (exclude,) if isinstance(exclude, str) else exclude
     layers = survey(model)
     _refuse_unknown(layers, skip_unknown)
     chosen = [

@@ -89,10 +89,10 @@ def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def to_json(document: dict[str, Any], *, indent: int | None = 2) -> str:
-    """Serialise; raises NumericError rather than write NaN, which is not JSON."""
+def to_json(document: dict[str, Any], *, for_pipe: bool = False) -> str:
+    """Serialise, for a pipe on one line of ASCII; NaN, which is not JSON, raises NumericError."""
     try:
-        return json.dumps(document, indent=indent, allow_nan=False, ensure_ascii=False)
+        return json.dumps(document, indent=None if for_pipe else 2, allow_nan=False, ensure_ascii=for_pipe)
     except ValueError:
         raise NumericError(f"the result holds NaN or infinity at {_first_nan(document)}") from None
 

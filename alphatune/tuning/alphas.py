@@ -11,9 +11,10 @@ from alphatune.errors import ConfigurationError
 #: The paper finds optima between 0 and 0.1 and a slow decline after them; the
 #: grid is dense where the curve bends and still sees a distribution shift.
 AUTO = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
+MOST = 100_000
 
 
-def resolve_alphas(alphas: str | Sequence[float]) -> tuple[float, ...]:
+def resolve_alphas(alphas: str | float | Sequence[float]) -> tuple[float, ...]:
     """Sorted distinct α, 0 always among them.
 
     ``"0,0.01,0.02"`` is a list; ``"0:0.3:31"`` is 31 evenly spaced values, both
@@ -24,6 +25,8 @@ def resolve_alphas(alphas: str | Sequence[float]) -> tuple[float, ...]:
     """
     if isinstance(alphas, str):
         values = list(AUTO) if alphas == "auto" else _parse(alphas)
+    elif isinstance(alphas, (int, float)):
+        values = [float(alphas)]
     else:
         values = [float(a) for a in alphas]
     for value in values:
@@ -40,6 +43,8 @@ def _parse(text: str) -> list[float]:
             start, stop, count = text.split(":")
             if int(count) < 2:
                 raise ConfigurationError(f"--alphas start:stop:count needs a count of 2 or more, got {count}")
+            if int(count) > MOST:
+                raise ConfigurationError(f"--alphas takes {MOST} values at most, got {count}")
             # Rounded, so that 0:0.3:31 holds 0.07 and not 0.06999999999999999.
             return [round(float(a), 12) for a in np.linspace(float(start), float(stop), int(count))]
         return [float(part) for part in text.split(",")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -115,6 +115,8 @@ def tune(
     """
     if metric not in METRICS:
         raise ConfigurationError(f"unknown metric {metric!r}", f"one of: {', '.join(METRICS)}")
+    if accept not in ("significant", "best"):
+        raise ConfigurationError(f"unknown accept {accept!r}", "one of: significant, best")
     values = resolve_alphas(alphas)
     if isinstance(data, Batches):
         batches: Iterable[Any] = data
@@ -132,7 +134,9 @@ def tune(
             alpha=alpha,
             measured=True,
             metrics=summarise(scores),
-            ci={m: paired_difference(scores, swept.baseline, m) for m in METRICS if m != "ece"},
+            ci={m: paired_difference(scores, swept.baseline, m) for m in METRICS if m != "ece"}
+            if len(scores) > 1
+            else {},
         )
         for alpha, scores in zip(swept.alphas, swept.scores, strict=True)
     )
@@ -150,7 +154,7 @@ def tune(
         num_classes_seen=classes,
         warnings=(),
     )
-    return TuneResult(**{**vars(result), "warnings": tuple(_warnings(result, model))})
+    return replace(result, warnings=tuple(_warnings(result, model)))
 
 
 def _length(loader: Any) -> int | None:
