@@ -17,7 +17,8 @@ from tiny import tiny
 import alphatune
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.errors import CheckpointError, ConfigurationError, InputError, ResourceError, UntrustedError
-from alphatune.models.bundle import read_bundle, staged
+from alphatune.models.bundle import read_bundle
+from alphatune.models.output import staged
 from alphatune.models.sources import build
 from alphatune.norms.patching import get_alpha
 

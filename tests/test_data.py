@@ -17,7 +17,8 @@ from conftest import CLASSES, write_images
 from PIL import Image
 from timm.data import get_img_extensions
 
-from alphatune.data.datasets import Examples, open_data
+from alphatune.data.datasets import open_data
+from alphatune.data.examples import Examples
 from alphatune.data.loading import Batches, automatic_batch_size, loader_batches
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.errors import AlphatuneError, ConfigurationError, DataError, ResourceError

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from alphatune.data.datasets import Examples, Unreadable, read_image
+from alphatune.data.examples import Examples, Unreadable, read_image
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.errors import ConfigurationError, DataError, ResourceError, one_line
 

@@ -9,13 +9,15 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from alphatune.data.datasets import Examples, open_data
+from alphatune.data.datasets import open_data
+from alphatune.data.examples import Examples
 from alphatune.data.loading import Batches, automatic_batch_size, automatic_workers
 from alphatune.data.preprocessing import Preprocessing, parse_numbers
 from alphatune.errors import ConfigurationError
 from alphatune.jobs.settings import EvaluateSettings, ModelSettings
-from alphatune.models.bundle import WEIGHTS, build_bundled, is_bundle, read_bundle, restore_
+from alphatune.models.bundle import WEIGHTS, build_bundled, read_bundle, restore_
 from alphatune.models.checkpoints import Checkpoint, load_weights_, read_checkpoint
+from alphatune.models.output import is_bundle
 from alphatune.models.probe import Probe, probe
 from alphatune.models.sources import Source, build, parse_model_kwargs
 

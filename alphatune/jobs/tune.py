@@ -12,8 +12,9 @@ from alphatune.evaluation import Progress
 from alphatune.jobs.describe import describe_data, describe_env, describe_model, describe_plan
 from alphatune.jobs.opening import DTYPES, prepare, resolved
 from alphatune.jobs.settings import TuneSettings, input_paths, to_toml
-from alphatune.models.bundle import check_output, staged, write_model
+from alphatune.models.bundle import write_model
 from alphatune.models.health import require_health
+from alphatune.models.output import check_output, staged
 from alphatune.models.probe import Probe
 from alphatune.norms.patching import patch_, patched, unpatch_
 from alphatune.norms.survey import NormLayer, survey

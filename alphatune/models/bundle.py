@@ -14,10 +14,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-import secrets
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +35,12 @@ from alphatune.errors import (
     one_line,
 )
 from alphatune.models.checkpoints import load_weights_, read_checkpoint, sha256
+from alphatune.models.output import MANIFEST, is_bundle, staged
 from alphatune.models.sources import TRUSTED_FACTORIES, Source, build, format_model_kwargs, parse_model_kwargs
 from alphatune.norms.patching import Alpha, get_alpha, patch_, unpatch_
 from alphatune.norms.survey import survey
 
-WEIGHTS, TIMM_CONFIG, MANIFEST = "model.safetensors", "config.json", "alphatune.json"
+WEIGHTS, TIMM_CONFIG = "model.safetensors", "config.json"
 SCHEMA = 1
 
 
@@ -57,11 +55,6 @@ class Bundle:
     alpha: dict[str, Alpha]
     weights_sha256: str
     preprocessing: Preprocessing | None
-
-
-def is_bundle(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a folder that alphatune wrote."""
-    return (Path(path) / MANIFEST).is_file()
 
 
 def load(
@@ -209,70 +202,6 @@ def restore_(model: nn.Module, bundle: Bundle) -> None:
         patch_(model, bundle.alpha, exclude=others, skip_unknown=True)
 
 
-@contextmanager
-def staged(
-    output: str | os.PathLike[str], *, overwrite: bool = False, keep: Iterable[str | os.PathLike[str]] = ()
-) -> Iterator[Path]:
-    """A temporary folder beside ``output`` that takes its name when all went well.
-
-    Files are synced before the rename, so that the name never stands for half
-    a folder. ``keep`` are inputs, which must not lie inside ``output``.
-    """
-    output = Path(os.path.abspath(output))  # not resolve(): a link is to be refused, not followed
-    check_output(output, overwrite=overwrite, keep=keep)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        stage = _beside(output, "partial")
-        stage.mkdir()
-    except OSError as error:
-        raise ResourceError(f"cannot write beside {output}: {error}") from None
-    try:
-        yield stage
-        for file in stage.rglob("*"):
-            _sync(file)
-        _sync(stage)
-        if output.exists():
-            check_output(output, overwrite=overwrite, keep=keep)
-            old = _beside(output, "old")
-            output.rename(old)
-            try:
-                stage.rename(output)
-            except OSError:
-                old.rename(output)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            stage.rename(output)
-        _sync(output.parent)
-    except OSError as error:
-        raise ResourceError(f"cannot write {output}: {error}", "is the disk full or read-only?") from None
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def check_output(output: Path, *, overwrite: bool, keep: Iterable[str | os.PathLike[str]] = ()) -> None:
-    """Refuse an output that exists, is no folder of ours, or holds an input."""
-    if output.suffix in (".json", ".safetensors", ".pt", ".pth", ".onnx", ".csv", ".md"):
-        raise ConfigurationError(
-            f"--output names a folder, got {output}", "for the result alone: --format json > FILE"
-        )
-    output = Path(os.path.abspath(output))
-    parent = next(p for p in output.parents if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ConfigurationError(f"cannot write to {parent}, where the output {output} would be")
-    if output.is_symlink():
-        raise ConfigurationError(f"the output {output} is a symbolic link", "name the folder itself")
-    if not output.exists():
-        return
-    if not overwrite:
-        raise ConfigurationError(f"the output {output} exists", "--overwrite replaces it")
-    if not output.is_dir() or (any(output.iterdir()) and not is_bundle(output)):
-        raise ConfigurationError(f"{output} was not written by alphatune, so it is not overwritten")
-    for path in keep:
-        if Path(path).exists() and Path(path).resolve().is_relative_to(output.resolve()):
-            raise ConfigurationError(f"the output {output} holds the input {path}", "write somewhere else")
-
-
 def _unwrapped(model: nn.Module) -> nn.Module:
     """The model inside DataParallel, DistributedDataParallel and torch.compile."""
     while True:
@@ -284,11 +213,6 @@ def _unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def _beside(output: Path, kind: str) -> Path:
-    """A hidden name on the same file system, so that renaming is atomic."""
-    return output.with_name(f".{output.name}.{secrets.token_hex(4)}.{kind}")
-
-
 def _verify(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
     written = safetensors.torch.load_file(folder / WEIGHTS)
     if written.keys() != state.keys() or not all(torch.equal(written[k], state[k]) for k in state):
@@ -297,11 +221,3 @@ def _verify(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
 
 def _alpha(value: Any) -> Alpha:
     return torch.tensor(value, dtype=torch.float32) if isinstance(value, list) else float(value)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

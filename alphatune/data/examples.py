@@ -1,0 +1,117 @@
+"""A finite, ordered set of labelled images, wherever it comes from."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from alphatune.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands for an image that could not be decoded, on its way out of a worker."""
+
+    name: str
+    reason: str
+
+
+Load = Callable[[int], tuple[Any, str]]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A finite, ordered set of labelled images.
+
+    ``indices`` are positions in the source, in increasing order; they identify
+    an example whatever else was left out by ``--limit``.
+    """
+
+    source: str
+    root: str
+    split: str
+    classes: tuple[str, ...]  # class names by index where the source knows them
+    targets: np.ndarray  # (n,) int64: class index of each example
+    indices: np.ndarray  # (n,) int64: position of each example in the source
+    load: Load | None  # position -> (PIL image or file, name)
+    stream: Callable[[], Iterator[Any]] | None = None  # for sources without random access
+    class_map: str = ""
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def decoder(self) -> str:
+        """What turned bytes into pixels: two decoders must not meet in one comparison."""
+        return f"PIL {PIL.__version__}"
+
+    def limit(self, count: int | None, seed: int) -> Examples:
+        """At most ``count`` examples, drawn without replacement, stratified by class.
+
+        Every class keeps its share to within one example; the order stays the
+        source's, so that a limited run is a subset of the full one.
+        """
+        if count is None or count >= len(self):
+            return self
+        if count < 1:
+            raise ConfigurationError(f"--limit must be at least 1, got {count}")
+        keep = np.sort(_stratified(self.targets, count, np.random.default_rng(seed)))
+        return replace(self, targets=self.targets[keep], indices=self.indices[keep])
+
+
+class ReaderLoad:
+    """Read an image through a timm reader, with file handles of this process only.
+
+    A forked worker that shares an open archive shares its file position, and
+    would read another worker's bytes: each process opens its own.
+    """
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+        self._opened: Any = None
+        self._pid = -1
+
+    def __call__(self, index: int) -> tuple[Any, str]:
+        if self._pid != os.getpid():
+            self._opened = copy.copy(self._reader)
+            if hasattr(self._reader, "tar_state"):
+                self._opened.tar_state = copy.deepcopy(self._reader.tar_state)
+            self._pid = os.getpid()
+        return self._opened[index][0], str(self._reader.filename(index))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_reader": self._reader, "_opened": None, "_pid": -1}
+
+
+def read_image(source: Any, image_mode: str) -> Image.Image:
+    """Decode fully and convert; raises OSError and its kin on a broken file."""
+    if isinstance(source, Image.Image):
+        return source.convert(image_mode)
+    if isinstance(source, (bytes, bytearray)):
+        source = io.BytesIO(source)
+    try:
+        with Image.open(source) as image:
+            return image.convert(image_mode)
+    finally:
+        if hasattr(source, "close"):
+            source.close()
+
+
+def _stratified(targets: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Positions of ``count`` examples: whole shares first, then one each at random."""
+    members = [np.flatnonzero(targets == c) for c in np.unique(targets)]
+    share = np.array([len(m) for m in members]) * count / len(targets)
+    take = np.floor(share).astype(int)
+    extra = rng.permutation(len(members))
+    extra = extra[np.argsort(-(share - take)[extra], kind="stable")][: count - take.sum()]
+    take[extra] += 1
+    return np.concatenate([rng.choice(m, size=k, replace=False) for m, k in zip(members, take, strict=True)])

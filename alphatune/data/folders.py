@@ -1,0 +1,129 @@
+"""Open a folder of class folders, or a tar of them."""
+
+from __future__ import annotations
+
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from timm.data import create_reader, get_img_extensions, set_img_extensions
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from alphatune.data.examples import Examples, ReaderLoad
+from alphatune.errors import ConfigurationError, DataError
+
+_SPLIT_NAMES = (("validation", "val", "valid", "eval", "evaluation"), ("train", "training"))
+_ALL_SPLITS = {"test", "testing", *(name for names in _SPLIT_NAMES for name in names)}
+
+
+def open_folder(text: str, split: str | None) -> Examples:
+    path = Path(text)
+    if not path.exists():
+        raise DataError(
+            f"no such folder, archive or dataset: {text}",
+            "a timm dataset string starts with torch/, hfds/, hfids/, tfds/ or wds/",
+        )
+    if path.is_file() and path.suffix != ".tar":
+        hint = "decompress it first: images are read from it in place" if ".tar" in path.suffixes else ""
+        raise DataError(f"expected a folder or an uncompressed .tar archive, got the file {text}", hint)
+    root = text
+    if path.is_dir():
+        root = _split_folder(path, split)
+        if _has_tars_only(Path(root)):
+            raise DataError(f"{root} holds .tar files but no images", "name one archive of class folders")
+    try:
+        with _all_image_extensions():
+            reader = create_reader("", root=root)
+    except (OSError, EOFError, ValueError, RuntimeError, AssertionError, tarfile.TarError) as error:
+        if "not enough values" in str(error) or "Found 0 images" in str(error):
+            raise DataError(
+                f"no images found in {root}",
+                f"expected class folders holding files that end in {', '.join(IMG_EXTENSIONS)}",
+            ) from None
+        raise DataError(f"cannot read {root}: {error}") from None
+    names = getattr(reader, "class_to_idx", None) or reader.class_name_to_idx
+    classes = tuple(sorted(names, key=names.__getitem__))
+    if Path(root).is_dir():
+        targets = [target for _, target in reader.samples]
+    else:
+        targets = reader.targets
+        _refuse_splits_in_archive(root, reader, split)
+        counts = Counter(member.path for member, _, _ in reader.samples)
+        name, count = counts.most_common(1)[0]
+        if count > 1:
+            raise DataError(f"{root} holds {name} twice: every image must count once")
+    return Examples(
+        source=text,
+        root=root,
+        split=Path(root).name if root != text else "",
+        classes=classes,
+        targets=np.asarray(targets, dtype=np.int64),
+        indices=np.arange(len(targets)),
+        load=ReaderLoad(reader),
+        warnings=_order_warning(classes),
+    )
+
+
+def _split_folder(root: Path, split: str | None) -> str:
+    """The subfolder of a split, under any of the names it goes by, or the folder itself.
+
+    A subfolder is a split only if it holds class folders, so that a class may
+    be called "valid" or "test".
+    """
+    wanted = split or "validation"
+    synonyms = next((names for names in _SPLIT_NAMES if wanted in names), (wanted,))
+    for name in (wanted, *synonyms):
+        if _holds_folders(root / name):
+            return str(root / name)
+    found = sorted(p.name for p in root.iterdir() if p.name in _ALL_SPLITS and _holds_folders(p))
+    if split is not None:
+        raise ConfigurationError(
+            f"{root} has no split {split!r}", f"it has: {', '.join(found)}" if found else "leave out --split"
+        )
+    if found:
+        raise ConfigurationError(
+            f"{root} holds the splits {', '.join(found)} and no validation split", "choose one by --split"
+        )
+    return str(root)
+
+
+def _holds_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(p.is_dir() for p in folder.iterdir())
+
+
+def _refuse_splits_in_archive(root: str, reader: Any, split: str | None) -> None:
+    parts = [Path(member.path).parts for member, _, _ in reader.samples]
+    found = sorted({p[-3] for p in parts if len(p) > 2} & _ALL_SPLITS)
+    if split is not None or found:
+        raise ConfigurationError(
+            f"{root} is an archive{' of the splits ' + ', '.join(found) if found else ''}, and --split reads folders",
+            "unpack it, or archive each split by itself" if found else "leave out --split",
+        )
+
+
+def _has_tars_only(root: Path) -> bool:
+    return any(root.glob("*.tar")) and not any(p.is_dir() for p in root.iterdir())
+
+
+@contextmanager
+def _all_image_extensions() -> Iterator[None]:
+    """Let timm's readers find every format torchvision reads, not only png and jpeg."""
+    before = get_img_extensions()
+    set_img_extensions(IMG_EXTENSIONS)
+    try:
+        yield
+    finally:
+        set_img_extensions(before)
+
+
+def _order_warning(classes: Sequence[str]) -> tuple[str, ...]:
+    if list(classes) == sorted(classes):
+        return ()
+    return (
+        "class folders are numbered in natural order (2 before 10), as timm does; torchvision's "
+        "ImageFolder would number them as text: if the model was trained with it, pass --class-map",
+    )
