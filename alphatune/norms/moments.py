@@ -140,8 +140,8 @@ def _centre(x: Tensor) -> tuple[Tensor, Tensor]:
 def _mean_square(centred: Tensor) -> Tensor:
     """Mean over space of the square of (N, C, *), kept as (N, C, 1, ...).
 
-    ``vector_norm`` squares and sums in one read; on a CPU ``torch.var_mean``
-    takes two to three times as long (docs/benchmarks.md).
+    ``vector_norm`` squares and sums in one read; with ``torch.var_mean`` the
+    whole layer takes several times as long on a CPU (docs/benchmarks.md).
     """
     if centred.ndim == 2:
         return centred.square()

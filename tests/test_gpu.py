@@ -1,0 +1,43 @@
+"""On a CUDA device: run with ``pytest -m gpu``."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+import timm
+import torch
+
+import alphatune
+from alphatune.norms.moments import example_weighted_norm
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_layer_equals_the_reference(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    x = (torch.randn(4, 6, 9, 7) * 3 + 1).to(dtype).contiguous(memory_format=memory_format)
+    mean, variance, weight, bias = torch.randn(6), torch.rand(6) + 0.3, torch.randn(6), torch.randn(6)
+    layer = [t.cuda() for t in (mean, variance, weight, bias)]
+    y = example_weighted_norm(x.cuda(), *layer, alpha=torch.tensor(0.25, device="cuda"), eps=1e-3)
+    expected = reference.example_weighted(
+        x.double().numpy(),
+        *(t.double().numpy() for t in (mean, variance, weight, bias)),
+        alpha=0.25,
+        eps=1e-3,
+    )
+    tolerance = 2e-5 if dtype == torch.float32 else 3e-2
+    np.testing.assert_allclose(y.float().cpu().numpy(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_tune_equals_the_cpu() -> None:
+    model = timm.create_model("mobilenetv3_small_050", num_classes=4).eval()
+    batches = [(torch.randn(8, 3, 64, 64), torch.randint(0, 4, (8,))) for _ in range(3)]
+    on_cpu = alphatune.tune(model, batches, alphas="0,0.1")
+    on_gpu = alphatune.tune(model.cuda(), batches, alphas="0,0.1")
+    for a, b in zip(on_cpu.sweep.scores, on_gpu.sweep.scores, strict=True):
+        np.testing.assert_allclose(a.loss, b.loss, rtol=1e-3, atol=1e-4)
