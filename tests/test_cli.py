@@ -484,6 +484,8 @@ def test_interrupts_leave_nothing_behind(tmp_path: Path, job: list, number: int,
     process = subprocess.Popen(
         [sys.executable, "-m", "alphatune", "tune", *map(str, args)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A job in the background inherits "ignore Ctrl-C", which is no terminal's state.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stderr is not None
     process.stderr.readline()  # "settings: ...", printed when the work begins

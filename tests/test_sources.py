@@ -96,7 +96,7 @@ def test_model_kwargs_survive_being_written() -> None:
         (TINY.replace(":tiny", ":not_a_model"), "must give a torch.nn.Module", ""),
         (TINY.replace(":tiny", ""), "names an architecture", "FACTORY"),
         ("a b:c", "cannot understand", ""),
-        ("hf-hub:", "", ""),
+        ("hf-hub:", "hf-hub", ""),
         ("resnet18.no_such_tag", "no pretrained weights", "a1_in1k"),
     ],
 )
