@@ -45,6 +45,17 @@ def test_own_file_and_module() -> None:
     assert build("alphatune.models.cifar:resnet20").kind == "factory"
 
 
+def test_a_folder_named_like_a_model_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "resnet18").mkdir()
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert build("resnet18", pretrained=False).kind == "timm"
+    with pytest.raises(ConfigurationError, match="not written by alphatune"):
+        build("photos")
+
+
 def test_method_of_a_class() -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     source = build(

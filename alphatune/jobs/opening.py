@@ -110,6 +110,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def prepare(settings: EvaluateSettings) -> Prepared:
+    """Open model and data, and check that classes and input size fit each other."""
     if settings.dtype not in DTYPES:
         raise ConfigurationError(f"unknown dtype {settings.dtype!r}", f"one of: {', '.join(DTYPES)}")
     opened = open_model(settings)
@@ -146,7 +147,7 @@ def resolved(settings: S, prepared: Prepared) -> S:
     }
     if location.endswith(".py"):
         absolute["model"] = f"{Path(location).absolute()}{colon}{factory}"
-    elif Path(settings.model).exists():
+    elif is_bundle(settings.model) or (Path(settings.model) / "config.json").is_file():
         absolute["model"] = str(Path(settings.model).absolute())
     return replace(
         settings,

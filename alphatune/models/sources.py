@@ -67,9 +67,9 @@ def build(spec: str, *, pretrained: bool = True, model_kwargs: Mapping[str, Any]
         return _torchvision(spec, rest, pretrained, kwargs)
     if scheme in ("hf-hub", "hf_hub", "local-dir"):
         return _timm(spec, pretrained, kwargs)
-    if Path(spec).is_dir():
-        if (Path(spec) / "config.json").is_file():
-            return _timm(f"local-dir:{spec}", pretrained, kwargs)
+    if (Path(spec) / "config.json").is_file():
+        return _timm(f"local-dir:{spec}", pretrained, kwargs)
+    if Path(spec).is_dir() and not timm.is_model(spec.partition(".")[0]):
         raise ConfigurationError(f"the folder {spec} was not written by alphatune and has no config.json")
     if Path(spec).is_file():
         raise ConfigurationError(
