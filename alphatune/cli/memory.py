@@ -14,9 +14,8 @@ def keep_freed_memory() -> None:
 
     A CPU forward pass frees and allocates an activation in every layer. By
     default glibc maps each large one anew, and the kernel zeroes its pages:
-    up to half of the time of an evaluation (docs/benchmarks.md). Peak memory
-    stays what it was to within the largest activations. Other C libraries are
-    left alone.
+    up to half of the time of an evaluation, saved for somewhat more peak memory
+    (docs/benchmarks.md). Other C libraries are left alone.
     """
     if sys.platform != "linux":
         return

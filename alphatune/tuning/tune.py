@@ -183,8 +183,8 @@ def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
     before, after = result.baseline, result.chosen
     if result.alpha > 0 and result.metric != "top1" and after.top1 < before.top1:
         notes.append(
-            f"the chosen alpha lowers top-1 by {100 * (before.top1 - after.top1):.2f} points; --metric top1 would "
-            f"choose among all alpha {result.decision.best['top1']:g}"
+            f"the chosen alpha lowers top-1 by {100 * (before.top1 - after.top1):.2f} points; by top-1 the best "
+            f"alpha is {result.decision.best['top1']:g}"
         )
     if result.alpha > 0 and result.metric == "top1" and after.loss > before.loss:
         notes.append(f"the chosen alpha raises the loss by {after.loss - before.loss:.4f} nats")
