@@ -18,13 +18,17 @@ from __future__ import annotations
 
 
 class AlphatuneError(Exception):
-    """Base class: ``str(error)`` is the message, ``error.hint`` what to do about it."""
+    """Base class: ``message`` says what is wrong, ``hint`` what to do; ``str(error)`` says both."""
 
     exit_code = 70
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
+        super().__init__(message, hint)
+        self.message = message
         self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
 
 
 class ConfigurationError(AlphatuneError):

@@ -453,6 +453,11 @@ def test_bad_input_is_one_line_with_its_code(
     assert (tmp_path / "existing" / "thesis.txt").read_text() == "only copy"
 
 
+def test_forgotten_checkpoint_is_pointed_out(run: Run, image_folder: Path, tmp_path: Path) -> None:
+    args = [TINY, "--data", image_folder, *COMMON, "-o", tmp_path / "out", "--dry-run"]
+    assert "no --checkpoint was given" in run("tune", *args)[2]
+
+
 def test_failure_in_json_is_one_object(run: Run, job: list, tmp_path: Path) -> None:
     for args in (["--format", "json"], ["--format=json"]):
         code, stdout, _ = run("tune", *job, "--alphas", "7", "-o", tmp_path / "out", *args)

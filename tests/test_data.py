@@ -221,6 +221,11 @@ def test_a_class_may_be_called_valid(tmp_path: Path) -> None:
     assert open_data(tmp_path / "d").classes == ("invalid", "valid")
 
 
+def test_images_outside_class_folders(image_folder: Path) -> None:
+    with pytest.raises(DataError, match="outside class folders"):
+        open_data(image_folder / "ant")
+
+
 def test_a_split_that_is_not_there(image_folder: Path) -> None:
     with pytest.raises(ConfigurationError, match="no split 'test'"):
         open_data(image_folder, split="test")

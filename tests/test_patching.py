@@ -103,7 +103,7 @@ def test_unknown_kind_needs_consent() -> None:
     assert patch_(model, skip_unknown=True) == ("bn1",)
 
 
-@pytest.mark.parametrize("alpha", [1.5, {"bn1": 0.1, "bn2": -1.0}, {"conv": 0.1}])
+@pytest.mark.parametrize("alpha", [1.5, "a", {"bn1": 0.1, "bn2": -1.0}, {"conv": 0.1}])
 def test_a_refused_patch_leaves_the_model_alone(alpha: object) -> None:
     model, types = model_and_types()
     before = model(X)

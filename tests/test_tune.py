@@ -56,6 +56,12 @@ def test_each_point_is_what_a_patched_model_gives() -> None:
             assert point.metrics.top1 == pytest.approx((logits.argmax(1) == targets).float().mean().item())
 
 
+def test_errors_in_python_say_what_to_do(tmp_path) -> None:
+    alphatune.save(tiny(), tmp_path / "out")
+    with pytest.raises(ConfigurationError, match="model=YourModel"):
+        alphatune.load(tmp_path / "out")
+
+
 def test_model_comes_back_as_it_was() -> None:
     model = trained().train()
     types = [type(m) for m in model.modules()]

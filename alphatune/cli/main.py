@@ -65,9 +65,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         code = app(args=argv, prog_name="alphatune", standalone_mode=False)
     except AlphatuneError as error:
-        _fail(argv, error.exit_code, str(error), error.hint)
+        _fail(argv, error.exit_code, error.message, error.hint)
     except typer.TyperException as error:
-        _fail(argv, 2, one_line(error.format_message()), "see --help")
+        _fail(argv, 2, one_line(error.format_message()).replace("Value error, ", ""), "see --help")
     except (KeyboardInterrupt, typer.Abort):
         _fail(argv, 130, "interrupted")
     except _Terminated:

@@ -150,7 +150,9 @@ def _show_result(document: dict[str, Any], output: str) -> None:
             )
         )
     out.print(
-        Text(f"Written to {output}: model.safetensors, alphatune.json, result.json, report.md, curve.csv")
+        Text(
+            f"Written to {output}: model.safetensors, alphatune.json, result.json, report.md, curve.csv, run.toml"
+        )
     )
 
 

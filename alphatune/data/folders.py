@@ -46,6 +46,8 @@ def open_folder(text: str, split: str | None) -> Examples:
             ) from None
         raise DataError(f"cannot read {root}: {error}") from None
     names = getattr(reader, "class_to_idx", None) or reader.class_name_to_idx
+    if "" in names:
+        raise DataError(f"{root} holds images outside class folders", "expected FOLDER/CLASS/image.jpg")
     classes = tuple(sorted(names, key=names.__getitem__))
     if Path(root).is_dir():
         targets = [target for _, target in reader.samples]

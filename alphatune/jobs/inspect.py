@@ -37,5 +37,5 @@ def run_inspect(settings: ModelSettings) -> dict[str, Any]:
         "preprocessing": opened.preprocessing.to_dict(),
         "layers": rows,
         "summary": dict(Counter(row["status"] for row in rows)),
-        "warnings": list(opened.warnings),
+        "warnings": [] if settings.input_size else list(opened.warnings),
     }

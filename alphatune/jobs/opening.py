@@ -75,14 +75,18 @@ def open_model(settings: ModelSettings) -> OpenedModel:
             load_weights_(source.model, checkpoint)
             if checkpoint.unsafe_pickle:
                 notes.append(f"{settings.checkpoint} was unpickled without restriction (--unsafe-pickle)")
-        elif not source.weights and source.kind != "factory":
+        elif source.kind == "factory":
+            notes.append(f"no --checkpoint was given: the weights are those that {settings.model} made")
+        elif not source.weights:
             notes.append("the model has random weights (--no-pretrained)")
     base = source.preprocessing
     preprocessing = _override(base or Preprocessing(), settings)
-    if base is None and not (settings.mean and settings.std and settings.input_size):
+    essential = (settings.mean, settings.std, settings.input_size, settings.crop_pct)
+    if base is None and None in essential:
+        assumed = [k for k in preprocessing.to_dict() if getattr(settings, k) is None]
         notes.append(
             "the model does not say how its images are prepared; assumed "
-            + ", ".join(f"{k} {v}" for k, v in preprocessing.to_dict().items())
+            + ", ".join(f"{k} {preprocessing.to_dict()[k]}" for k in assumed)
         )
     try:
         source.model.to(device).eval()

@@ -79,7 +79,10 @@ class ExampleWeighted(nn.Module):
 
     def check_alpha(self, alpha: float | Tensor) -> Tensor:
         """α as a float32 tensor, or the error that ``set_alpha`` would raise."""
-        value = torch.as_tensor(alpha, dtype=torch.float32).detach()
+        try:
+            value = torch.as_tensor(alpha, dtype=torch.float32).detach()
+        except (TypeError, ValueError, RuntimeError):
+            raise ConfigurationError(f"alpha must be a number or a tensor, got {alpha!r}") from None
         channels = self.running_mean.shape[0]
         if value.shape not in ((), (channels,)):
             raise ConfigurationError(
