@@ -33,6 +33,13 @@ def warn(messages: Sequence[str]) -> None:
         stderr().print(Text.assemble(("warning: ", "yellow"), message))
 
 
+def remark_on(document: dict[str, Any]) -> None:
+    """What a person should know beside the result: where the weights were, and the warnings."""
+    if key := document["model"]["weights_key"]:
+        note(f"weights taken from {key!r} in {document['model']['checkpoint']}")
+    warn(document["warnings"])
+
+
 def metrics_text(metrics: dict[str, Any]) -> str:
     """``top1=0.8103 top5=0.9872 loss=0.8788 ece=0.1245``."""
     return " ".join(f"{name}={metrics[name]:.4f}" for name in ("top1", "top5", "loss", "ece"))

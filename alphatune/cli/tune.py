@@ -70,9 +70,7 @@ def tune(
     with console.progress_bar("sweeping alpha", quiet or dry_run) as progress:
         document = run_tune(settings, progress, dry_run=dry_run)
     if not quiet:
-        if key := document["model"]["weights_key"]:
-            console.note(f"weights taken from {key!r} in {document['model']['checkpoint']}")
-        console.warn(document["warnings"])
+        console.remark_on(document)
     if format == "json":
         print(to_json(document, for_pipe=True))
     elif format == "quiet":

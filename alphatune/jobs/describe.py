@@ -18,6 +18,7 @@ from alphatune.reports.result import environment
 
 
 def describe_source(opened: OpenedModel) -> dict[str, Any]:
+    """Where architecture and weights came from."""
     source, checkpoint = opened.source, opened.checkpoint
     return {
         "source": source.spec,
@@ -37,6 +38,7 @@ def describe_model(
     patched: tuple[str, ...],
     too_small: Collection[str] = (),
 ) -> dict[str, Any]:
+    """The source, and what became of each norm layer."""
     skipped = []
     for layer in layers:
         if layer.name in patched:
@@ -61,6 +63,7 @@ def describe_model(
 
 
 def describe_data(batches: Batches) -> dict[str, Any]:
+    """Which examples, and how they were prepared."""
     examples = batches.examples
     return {
         "source": examples.source,
