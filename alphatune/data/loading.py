@@ -43,6 +43,11 @@ class Batches:
         return len(self.examples)
 
     def __iter__(self) -> Iterator[Batch]:
+        for images, targets, ids in self.images():
+            yield Batch(inputs=self.preprocessing.normalise(images), targets=targets, ids=ids)
+
+    def images(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """``(images, targets, ids)``: uint8 (N, C, H, W) and int64 (N,) on the device, ids (N,) on the CPU."""
         if self.examples.load is not None:
             dataset: Any = _IndexedImages(self.examples, self.preprocessing)
             workers = min(self.workers, -(-len(self.examples) // self.batch_size))
@@ -55,59 +60,71 @@ class Batches:
             dataset,
             batch_size=self.batch_size,
             num_workers=workers,
-            collate_fn=_collate,
+            collate_fn=collate,
             pin_memory=pinned,
             prefetch_factor=4 if workers else None,
         )
         targets = torch.from_numpy(self.examples.targets)
         start = 0
-        try:
-            for images, ids in loader:
-                if isinstance(images, Unreadable):
-                    raise DataError(f"unreadable image {images.name}: {images.reason}")
-                batch_targets = targets[start : start + len(ids)]
-                start += len(ids)
-                images = images.to(self.device, non_blocking=pinned)
-                yield Batch(
-                    inputs=self.preprocessing.normalise(images),
-                    targets=batch_targets.to(self.device, non_blocking=pinned),
-                    ids=ids,
-                )
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise ResourceError(
-                f"a worker process that reads images died: {str(error).splitlines()[0]}",
-                "often memory or /dev/shm ran out: try fewer --workers",
-            ) from None
+        for images, ids in decoded(loader):
+            batch_targets = targets[start : start + len(ids)]
+            start += len(ids)
+            yield (
+                images.to(self.device, non_blocking=pinned),
+                batch_targets.to(self.device, non_blocking=pinned),
+                ids,
+            )
         if start != len(self.examples):
             raise DataError(
                 f"{self.examples.source} gave {start} examples where {len(self.examples)} were counted before"
             )
 
 
+def load_image(examples: Examples, position: int, image_mode: str, transform: Any) -> Tensor | Unreadable:
+    """Decode and transform the example at a position of ``examples.indices``.
+
+    Anything a decoder raises is this image's fault, and is reported by name
+    from the main process instead of as a worker's traceback.
+    """
+    index = int(examples.indices[position])
+    name = f"number {index}"
+    try:
+        source, name = examples.load(index)  # type: ignore[misc]
+        return transform(read_image(source, image_mode))  # type: ignore[no-any-return]
+    except MemoryError:
+        raise
+    except Exception as error:
+        return Unreadable(name, f"{type(error).__name__}: {one_line(error)}")
+
+
+def decoded(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """What ``collate`` made of each batch; an unreadable image and a dead worker are errors of ours."""
+    try:
+        for images, ids in loader:
+            if isinstance(images, Unreadable):
+                raise DataError(f"unreadable image {images.name}: {images.reason}")
+            yield images, ids
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ResourceError(
+            f"a worker process that reads images died: {str(error).splitlines()[0]}",
+            "often memory or /dev/shm ran out: try fewer --workers",
+        ) from None
+
+
 class _IndexedImages(Dataset[Any]):
     def __init__(self, examples: Examples, preprocessing: Preprocessing) -> None:
-        self._load = examples.load
-        self._indices = examples.indices
+        self._examples = examples
         self._mode = preprocessing.image_mode
         self._transform = preprocessing.transform()
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._examples)
 
     def __getitem__(self, position: int) -> tuple[Tensor | Unreadable, int]:
-        index = int(self._indices[position])
-        name = f"number {index}"
-        try:
-            # Anything a decoder raises is this image's fault, and is reported
-            # by name from the main process instead of as a worker's traceback.
-            source, name = self._load(index)  # type: ignore[misc]
-            return self._transform(read_image(source, self._mode)), index
-        except MemoryError:
-            raise
-        except Exception as error:
-            return Unreadable(name, f"{type(error).__name__}: {one_line(error)}"), index
+        image = load_image(self._examples, position, self._mode, self._transform)
+        return image, int(self._examples.indices[position])
 
 
 class _StreamedImages(IterableDataset[Any]):
@@ -127,7 +144,8 @@ class _StreamedImages(IterableDataset[Any]):
             yield Unreadable("in the stream", str(error)), -1
 
 
-def _collate(samples: list[tuple[Tensor | Unreadable, int]]) -> tuple[Tensor | Unreadable, Tensor]:
+def collate(samples: list[tuple[Tensor | Unreadable, int]]) -> tuple[Tensor | Unreadable, Tensor]:
+    """Stack images and ids; one unreadable image stands for the whole batch."""
     ids = torch.tensor([index for _, index in samples])
     images: list[Tensor] = []
     for image, _ in samples:
