@@ -16,19 +16,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alphatune.models.bundle import load, save
+    from alphatune.norms.batch_group import BatchGroupNorm2d
+    from alphatune.norms.conversion import Norm, convert_
     from alphatune.norms.example_weighted import (
         ExampleWeightedBatchNorm1d,
         ExampleWeightedBatchNorm2d,
         ExampleWeightedBatchNorm3d,
     )
+    from alphatune.norms.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
+    from alphatune.norms.group import GroupNorm2d
     from alphatune.norms.patching import patch_, set_alpha_, unpatch_
+    from alphatune.norms.renorm import BatchRenorm2d
     from alphatune.tuning.tune import tune
 
 __version__ = "0.1.0"
 __all__ = [
+    "BatchGroupNorm2d",
+    "BatchRenorm2d",
     "ExampleWeightedBatchNorm1d",
     "ExampleWeightedBatchNorm2d",
     "ExampleWeightedBatchNorm3d",
+    "GhostBatchNorm1d",
+    "GhostBatchNorm2d",
+    "GhostBatchNorm3d",
+    "GroupNorm2d",
+    "Norm",
+    "convert_",
     "load",
     "patch_",
     "save",
@@ -44,6 +57,14 @@ _HOME = {
     "unpatch_": "alphatune.norms.patching",
     "set_alpha_": "alphatune.norms.patching",
     "tune": "alphatune.tuning.tune",
+    "Norm": "alphatune.norms.conversion",
+    "convert_": "alphatune.norms.conversion",
+    "BatchGroupNorm2d": "alphatune.norms.batch_group",
+    "BatchRenorm2d": "alphatune.norms.renorm",
+    "GhostBatchNorm1d": "alphatune.norms.ghost",
+    "GhostBatchNorm2d": "alphatune.norms.ghost",
+    "GhostBatchNorm3d": "alphatune.norms.ghost",
+    "GroupNorm2d": "alphatune.norms.group",
     "ExampleWeightedBatchNorm1d": "alphatune.norms.example_weighted",
     "ExampleWeightedBatchNorm2d": "alphatune.norms.example_weighted",
     "ExampleWeightedBatchNorm3d": "alphatune.norms.example_weighted",

@@ -1,12 +1,15 @@
-"""BatchNorm layers whose inference weighs the example in (paper section 3.1).
+"""Norm layers whose inference weighs the example in (paper section 3.1).
 
 Each class is a subclass of the layer it stands for and differs from it in eval
-mode only, and only when α > 0: same constructor, parameters, buffers and
-state-dict keys. α lives in a buffer that is not saved with the weights.
+mode only, and only away from the α that the layer without it amounts to, its
+``unpatched_alpha``: 0, but 1 for GroupNorm, which normalises by the example
+alone. Constructor, parameters, buffers and state-dict keys are the same. α
+lives in a buffer that is not saved with the weights.
 
-    training, or α = 0     the stock layer's own forward, bit for bit
-    eval and α > 0         moments.example_weighted_norm, then the drop and
-                           activation that timm fuses into its layers
+    training, or α = unpatched_alpha   the layer's own forward, bit for bit
+    eval and any other α               moments.example_weighted_norm, then the
+                                       drop and activation that timm fuses
+                                       into its layers
 
 Because nothing but ``forward`` differs, an existing layer becomes one of these
 by changing its class (surgery.py), which keeps hooks, sharing and identity.
@@ -15,7 +18,7 @@ by changing its class (surgery.py), which keeps hooks, sharing and identity.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
@@ -24,7 +27,17 @@ from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from alphatune.errors import ConfigurationError
+from alphatune.norms.batch_group import (
+    BatchGroupNorm1d,
+    BatchGroupNorm2d,
+    BatchGroupNorm3d,
+    BatchGroupNormAct2d,
+)
+from alphatune.norms.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, GhostBatchNormAct2d
+from alphatune.norms.group import GroupNorm1d, GroupNorm2d, GroupNorm3d, GroupNormAct2d
 from alphatune.norms.moments import example_weighted_norm
+from alphatune.norms.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, BatchRenormAct2d
+from alphatune.norms.training_norm import drop_and_act
 
 
 class ExampleWeighted(nn.Module):
@@ -32,9 +45,12 @@ class ExampleWeighted(nn.Module):
 
     ``alpha`` is a float32 tensor of shape () or, for one weight a channel,
     (C,). Writing a new value into it in place does not recompile a compiled
-    model; only going to or from exactly 0 changes the code that runs.
+    model; only going to or from exactly ``unpatched_alpha`` changes the code
+    that runs.
     """
 
+    unpatched_alpha: ClassVar[float] = 0.0
+    num_groups: Any = None  # an int in layers with channel groups
     eps: float
     alpha: Tensor
     weighs_example: bool
@@ -75,7 +91,7 @@ class ExampleWeighted(nn.Module):
         else:
             self.alpha = value.to(self.alpha.device)
         # A Python flag, so that choosing the path never waits for the device.
-        self.weighs_example = bool(value.any())
+        self.weighs_example = bool((value != self.unpatched_alpha).any())
 
     def check_alpha(self, alpha: float | Tensor) -> Tensor:
         """α as a float32 tensor, or the error that ``set_alpha`` would raise."""
@@ -91,7 +107,7 @@ class ExampleWeighted(nn.Module):
         if not bool(((value >= 0) & (value <= 1)).all()):
             raise ConfigurationError(
                 f"alpha must lie in [0, 1], got {value.tolist()}",
-                "0 is plain BatchNorm, 1 is InstanceNorm",
+                "0 is inference by moving averages alone, 1 by the example alone",
             )
         return value
 
@@ -101,13 +117,16 @@ class ExampleWeighted(nn.Module):
         if isinstance(self, nn.modules.batchnorm._BatchNorm):
             self._check_input_dim(x)  # type: ignore[no-untyped-call]
         y = example_weighted_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, self.alpha, self.eps
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.alpha,
+            self.eps,
+            self.num_groups,
         )
-        for name in ("drop", "act"):  # timm holds them inside its norm layers
-            layer = self._modules.get(name)
-            if layer is not None:
-                y = layer(y)
-        return y
+        return drop_and_act(self, y)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExampleWeighted:
         # model.half() must not round α: follow the device, not the dtype.
@@ -158,7 +177,79 @@ class ExampleWeightedFrozenBatchNormAct2d(ExampleWeighted, FrozenBatchNormAct2d)
     """timm's ``FrozenBatchNormAct2d``, whose weights are buffers."""
 
 
-#: The stock layer each example-weighted class stands for. Only these exact
+class ExampleWeightedGhostBatchNorm1d(ExampleWeighted, GhostBatchNorm1d):
+    """``GhostBatchNorm1d`` of training."""
+
+
+class ExampleWeightedGhostBatchNorm2d(ExampleWeighted, GhostBatchNorm2d):
+    """``GhostBatchNorm2d`` of training."""
+
+
+class ExampleWeightedGhostBatchNorm3d(ExampleWeighted, GhostBatchNorm3d):
+    """``GhostBatchNorm3d`` of training."""
+
+
+class ExampleWeightedGhostBatchNormAct2d(ExampleWeighted, GhostBatchNormAct2d):
+    """``GhostBatchNormAct2d`` of training."""
+
+
+class ExampleWeightedBatchGroupNorm1d(ExampleWeighted, BatchGroupNorm1d):
+    """``BatchGroupNorm1d`` of training."""
+
+
+class ExampleWeightedBatchGroupNorm2d(ExampleWeighted, BatchGroupNorm2d):
+    """``BatchGroupNorm2d`` of training."""
+
+
+class ExampleWeightedBatchGroupNorm3d(ExampleWeighted, BatchGroupNorm3d):
+    """``BatchGroupNorm3d`` of training."""
+
+
+class ExampleWeightedBatchGroupNormAct2d(ExampleWeighted, BatchGroupNormAct2d):
+    """``BatchGroupNormAct2d`` of training."""
+
+
+class ExampleWeightedBatchRenorm1d(ExampleWeighted, BatchRenorm1d):
+    """``BatchRenorm1d`` of training."""
+
+
+class ExampleWeightedBatchRenorm2d(ExampleWeighted, BatchRenorm2d):
+    """``BatchRenorm2d`` of training."""
+
+
+class ExampleWeightedBatchRenorm3d(ExampleWeighted, BatchRenorm3d):
+    """``BatchRenorm3d`` of training."""
+
+
+class ExampleWeightedBatchRenormAct2d(ExampleWeighted, BatchRenormAct2d):
+    """``BatchRenormAct2d`` of training."""
+
+
+class ExampleWeightedGroupNorm1d(ExampleWeighted, GroupNorm1d):
+    """``GroupNorm1d``; α = 1 is its own forward."""
+
+    unpatched_alpha = 1.0
+
+
+class ExampleWeightedGroupNorm2d(ExampleWeighted, GroupNorm2d):
+    """``GroupNorm2d``; α = 1 is its own forward."""
+
+    unpatched_alpha = 1.0
+
+
+class ExampleWeightedGroupNorm3d(ExampleWeighted, GroupNorm3d):
+    """``GroupNorm3d``; α = 1 is its own forward."""
+
+    unpatched_alpha = 1.0
+
+
+class ExampleWeightedGroupNormAct2d(ExampleWeighted, GroupNormAct2d):
+    """``GroupNormAct2d``; α = 1 is its own forward."""
+
+    unpatched_alpha = 1.0
+
+
+#: The layer each example-weighted class stands for. Only these exact
 #: classes are patched: a subclass may normalise differently.
 EXAMPLE_WEIGHTED: dict[type[nn.Module], type[ExampleWeighted]] = {
     nn.BatchNorm1d: ExampleWeightedBatchNorm1d,
@@ -170,5 +261,21 @@ EXAMPLE_WEIGHTED: dict[type[nn.Module], type[ExampleWeighted]] = {
     SplitBatchNorm2d: ExampleWeightedSplitBatchNorm2d,
     FrozenBatchNorm2d: ExampleWeightedFrozenBatchNorm2d,
     FrozenBatchNormAct2d: ExampleWeightedFrozenBatchNormAct2d,
+    GhostBatchNorm1d: ExampleWeightedGhostBatchNorm1d,
+    GhostBatchNorm2d: ExampleWeightedGhostBatchNorm2d,
+    GhostBatchNorm3d: ExampleWeightedGhostBatchNorm3d,
+    GhostBatchNormAct2d: ExampleWeightedGhostBatchNormAct2d,
+    BatchGroupNorm1d: ExampleWeightedBatchGroupNorm1d,
+    BatchGroupNorm2d: ExampleWeightedBatchGroupNorm2d,
+    BatchGroupNorm3d: ExampleWeightedBatchGroupNorm3d,
+    BatchGroupNormAct2d: ExampleWeightedBatchGroupNormAct2d,
+    BatchRenorm1d: ExampleWeightedBatchRenorm1d,
+    BatchRenorm2d: ExampleWeightedBatchRenorm2d,
+    BatchRenorm3d: ExampleWeightedBatchRenorm3d,
+    BatchRenormAct2d: ExampleWeightedBatchRenormAct2d,
+    GroupNorm1d: ExampleWeightedGroupNorm1d,
+    GroupNorm2d: ExampleWeightedGroupNorm2d,
+    GroupNorm3d: ExampleWeightedGroupNorm3d,
+    GroupNormAct2d: ExampleWeightedGroupNormAct2d,
 }
 STOCK: dict[type[nn.Module], type[nn.Module]] = {v: k for k, v in EXAMPLE_WEIGHTED.items()}

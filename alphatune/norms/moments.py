@@ -70,6 +70,33 @@ def mix_moments(
     return running_mean + alpha * deviation, _mix_variance(variance, running_var, deviation, alpha)
 
 
+def average_over_groups(mean: Tensor, variance: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Average moments over groups of contiguous channels, and repeat them over each group.
+
+        mean_g = avg μ_c,   variance_g = avg(s_c + (μ_c − mean_g)²)
+
+    the moments of the group's channels taken together, without cancellation;
+    equal moments stay what they are.
+
+    Args:
+        mean, variance: moments of each channel, (C,) or (N, C, *).
+        num_groups: groups of channels, a divisor of C.
+
+    Returns:
+        ``(mean, variance)`` in the shapes they came in.
+    """
+    channel = 0 if mean.ndim == 1 else 1
+    shape = mean.shape
+    grouped = (*shape[:channel], num_groups, shape[channel] // num_groups, *shape[channel + 1 :])
+    mean, variance = mean.reshape(grouped), variance.reshape(grouped)
+    # Averages as deviations from the first channel: those of equal values are exact.
+    first_mean, first_variance = mean.narrow(channel + 1, 0, 1), variance.narrow(channel + 1, 0, 1)
+    group_mean = first_mean + (mean - first_mean).mean(channel + 1, keepdim=True)
+    spread = variance - first_variance + (mean - group_mean).square()
+    group_variance = first_variance + spread.mean(channel + 1, keepdim=True)
+    return group_mean.expand(grouped).reshape(shape), group_variance.expand(grouped).reshape(shape)
+
+
 def example_weighted_norm(
     x: Tensor,
     running_mean: Tensor,
@@ -78,6 +105,7 @@ def example_weighted_norm(
     bias: Tensor | None,
     alpha: Tensor,
     eps: float,
+    num_groups: int | None = None,
 ) -> Tensor:
     """Normalise every example by a mixture of its own and the moving moments.
 
@@ -89,6 +117,9 @@ def example_weighted_norm(
         weight, bias: γ and β (C,), or None.
         alpha: weight of the example, shape () or (C,).
         eps: ε.
+        num_groups: groups of contiguous channels over which both the example's
+            and the moving moments are averaged before they are mixed; None
+            keeps channels apart.
 
     Returns:
         (N, C, *), in the dtype and memory format of ``x``. Row i depends on
@@ -102,14 +133,22 @@ def example_weighted_norm(
         return tensor.to(dtype).reshape((1, -1) + (1,) * (x.ndim - 2))
 
     mean, centred = _centre(x)
-    deviation, weighting = mean - per_channel(running_mean), per_channel(alpha)
-    variance = _mix_variance(_mean_square(centred), per_channel(running_var), deviation, weighting)
+    own_mean, own_variance = mean, _mean_square(centred)
+    moving_mean, moving_variance = per_channel(running_mean), per_channel(running_var)
+    if num_groups is not None:
+        own_mean, own_variance = average_over_groups(own_mean, own_variance, num_groups)
+        moving_mean, moving_variance = average_over_groups(moving_mean, moving_variance, num_groups)
+    deviation, weighting = own_mean - moving_mean, per_channel(alpha)
+    variance = _mix_variance(own_variance, moving_variance, deviation, weighting)
     scale = torch.rsqrt(variance + eps)
     if weight is not None:
         scale = scale * per_channel(weight)
     # x − mean = (x − μᵢ) + (1−α)·(μᵢ − m): a large common offset is gone before
     # any scaling, and at α = 1 nothing is left of m, not even its rounding.
-    shift = (1 - weighting) * deviation * scale
+    shift = (1 - weighting) * deviation
+    if num_groups is not None:
+        shift = shift + (mean - own_mean)
+    shift = shift * scale
     if bias is not None:
         shift = shift + per_channel(bias)
     if torch.is_grad_enabled():

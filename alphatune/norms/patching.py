@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from typing import cast
 
 from torch import Tensor, nn
 
 from alphatune.errors import ConfigurationError, UnsupportedModelError
-from alphatune.norms.example_weighted import ExampleWeighted
+from alphatune.norms.example_weighted import EXAMPLE_WEIGHTED, ExampleWeighted
 from alphatune.norms.surgery import become_example_weighted_, become_stock_
 from alphatune.norms.survey import NormLayer, survey
 
@@ -29,13 +30,14 @@ def patch_(
 
     with mean and variance mixed from the example's moments (weight α) and the
     moving averages (weight 1 − α): paper section 3.1, Eq. 3. At α = 0 outputs
-    are the unpatched model's, bit for bit; state-dict keys never change.
-    Layers that are patched already only get the new α.
+    are the unpatched model's, bit for bit (of a model with alphatune's GroupNorm
+    layers at α = 1: ``unpatched_alpha``); state-dict keys never change. Layers that are patched already only get the new α.
 
     Args:
         model: any module; put it in eval mode to see the effect.
         alpha: one weight for all layers, or a mapping from layer name to weight
-            (layers it does not name get 0).
+            (layers it does not name get the α of the unpatched layer, 0 but
+            for GroupNorm, where it is 1).
         exclude: layer names or globs (``"layer4.*"``) to leave alone.
         skip_unknown: leave layers of unknown kind as they are instead of refusing.
 
@@ -94,7 +96,7 @@ def set_alpha_(model: nn.Module, alpha: Alpha | Mapping[str, Alpha]) -> None:
         raise UnsupportedModelError("the model has no example-weighted layer", "call patch_(model) first")
     wanted: dict[ExampleWeighted, Alpha]
     if isinstance(alpha, Mapping):
-        wanted = dict.fromkeys(layers.values(), 0.0)
+        wanted = {layer: layer.unpatched_alpha for layer in layers.values()}
         by_any_name = dict(model.named_modules(remove_duplicate=False))
         for name, value in alpha.items():
             layer = by_any_name.get(name)
@@ -115,6 +117,22 @@ def set_alpha_(model: nn.Module, alpha: Alpha | Mapping[str, Alpha]) -> None:
 def get_alpha(model: nn.Module) -> dict[str, float | list[float]]:
     """α of every example-weighted layer by name; empty for an unpatched model."""
     return {name: layer.alpha.tolist() for name, layer in example_weighted_layers(model)}
+
+
+def unpatched_alpha(model: nn.Module) -> float | None:
+    """The α at which patching changes nothing: 0, or 1 for GroupNorm; None if layers differ in it.
+
+    Of all layers that are or can be patched; 0 for a model without any.
+    """
+    modules = dict(model.named_modules())
+    alphas = set()
+    for layer in survey(model):
+        kind = type(modules[layer.name])
+        if layer.status in ("patchable", "patched"):
+            alphas.add(EXAMPLE_WEIGHTED.get(kind, cast("type[ExampleWeighted]", kind)).unpatched_alpha)
+    if len(alphas) > 1:
+        return None
+    return alphas.pop() if alphas else 0.0
 
 
 def example_weighted_layers(model: nn.Module) -> list[tuple[str, ExampleWeighted]]:

@@ -1,0 +1,132 @@
+"""Normalise by the moments of groups of examples and channels.
+
+An activation (N, C, *) is cut into groups of ``examples_per_group``
+*consecutive* examples and, within them, into ``num_groups`` groups of
+contiguous channels:
+
+    num_groups = C            Ghost BatchNorm (paper section 3.2, Eq. 4)
+    examples_per_group = 1    GroupNorm
+    between                   batch-group normalisation (paper section 3.4)
+
+The last group of a ragged batch is smaller and has statistics of its own.
+Where a group is one single value it has no variance: it is normalised by the
+moving averages, without a gradient through any statistics, and does not move
+them; where there are none, by its own mean, which leaves β.
+
+All statistics are in float32 or better, whatever the activation's dtype.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def batch_group_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    num_groups: int,
+    examples_per_group: int,
+    eps: float,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """Normalise groups of consecutive examples × contiguous channels × space by their own moments.
+
+        y = γ · (x − mean_g) / sqrt(variance_g + ε) + β
+
+    Args:
+        x: activations (N, C, *).
+        weight, bias: γ and β (C,), or None.
+        num_groups: channel groups, a divisor of C.
+        examples_per_group: consecutive examples that share statistics.
+        eps: ε.
+        running_mean, running_var: (C,), for groups of a single value only.
+
+    Returns:
+        ``(y, moments)``: y like x in shape, dtype and memory format; moments
+        are the groups' means and *unbiased* variances, averaged over the groups
+        of examples (weighted by size) and repeated over the channels of a
+        group, ``(mean, variance)`` of shape (C,); None if no group has a variance.
+    """
+    whole = len(x) - len(x) % examples_per_group
+    if whole in (0, len(x)):
+        size = examples_per_group if whole else len(x)
+        return _equal_groups(x, weight, bias, num_groups, size, eps, running_mean, running_var)
+    parts = [
+        _equal_groups(part, weight, bias, num_groups, size, eps, running_mean, running_var)
+        for part, size in ((x[:whole], examples_per_group), (x[whole:], len(x) - whole))
+    ]
+    y = torch.cat([part for part, _ in parts])
+    (first, last) = (moments for _, moments in parts)
+    if first is None or last is None:
+        return y, first
+    share = (len(x) - whole) / len(x)
+    return y, (first[0].lerp(last[0], share), first[1].lerp(last[1], share))
+
+
+def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (C,) of each channel of (N, C, *) over batch and space."""
+    variance, mean = torch.var_mean(
+        x.to(torch.promote_types(x.dtype, torch.float32)), (0, *range(2, x.ndim)), correction=0
+    )
+    return mean, variance
+
+
+def group_moments(x: Tensor, num_groups: int, examples_per_group: int) -> tuple[Tensor, Tensor] | None:
+    """What ``batch_group_norm`` returns as moments, without normalising."""
+    return batch_group_norm(x, None, None, num_groups, examples_per_group, 0.0)[1]
+
+
+def _equal_groups(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    num_groups: int,
+    size: int,
+    eps: float,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """``batch_group_norm`` of a batch that ``size`` divides."""
+    channels = x.shape[1]
+    values = size * (channels // num_groups) * math.prod(x.shape[2:])
+    if len(x) == 0 or values == 0:
+        return _single_values(x, weight, bias, eps, torch.zeros(channels), torch.ones(channels)), None
+    if values == 1:
+        return _single_values(x, weight, bias, eps, running_mean, running_var), None
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    grouped = x.to(dtype).reshape(len(x) // size, size, num_groups, channels // num_groups, -1)
+    variance, mean = torch.var_mean(grouped, (1, 3, 4), correction=0, keepdim=True)
+    y = ((grouped - mean) * torch.rsqrt(variance + eps)).reshape(x.shape)
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    if weight is not None:
+        y = y * weight.view(shape)
+    if bias is not None:
+        y = y + bias.view(shape)
+    with torch.no_grad():
+        moments = tuple(
+            m.reshape(-1, num_groups).mean(0).repeat_interleave(channels // num_groups)
+            for m in (mean, variance * (values / (values - 1)))
+        )
+    return y.to(x.dtype), (moments[0], moments[1])
+
+
+def _single_values(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+) -> Tensor:
+    if running_mean is None or running_var is None:
+        y = torch.zeros_like(x)
+        return y if bias is None else y + bias.to(x.dtype).view((1, -1) + (1,) * (x.ndim - 2))
+    # Copies: autograd keeps them, and the originals may move before the backward pass.
+    mean, variance = running_mean.to(x.device, copy=True), running_var.to(x.device, copy=True)
+    return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)

@@ -1,0 +1,99 @@
+"""What the layers of training share: when their own forward runs, and how averages move.
+
+Each is a subclass of the stock layer it stands for, with the same parameters,
+buffers and state-dict keys, and a few plain numbers of its own. An existing
+layer becomes one by changing its class and setting those numbers
+(conversion.py), as with example weighting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from alphatune.errors import ConfigurationError
+
+
+class TrainingNorm(nn.Module):
+    """A BatchNorm that normalises in its own way in training mode.
+
+    In eval mode, and for all that a subclass does not say otherwise, the stock
+    layer's own forward runs, bit for bit.
+    """
+
+    #: names of the numbers that make a layer of this kind
+    settings: ClassVar[tuple[str, ...]] = ()
+
+    num_features: int
+    eps: float
+    momentum: float | None
+    track_running_stats: bool
+    running_mean: Any  # of the stock class; tensors of shape (C,) or None
+    running_var: Any
+    num_batches_tracked: Any
+    weight: Any
+    bias: Any
+
+    def configure(self, settings: Mapping[str, Any]) -> None:
+        """Set the numbers of this kind; raises ConfigurationError if one cannot be right."""
+        self.check_settings(settings)
+        for name in self.settings:
+            setattr(self, name, settings[name])
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Raise ConfigurationError unless the settings fit this layer."""
+        for name in self.settings:
+            check_count(name, settings[name])
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """The training forward, without drop and activation."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)  # type: ignore[no-any-return]
+        self._check_input_dim(x)  # type: ignore[operator]
+        return drop_and_act(self, self.normalise(x))
+
+    def extra_repr(self) -> str:
+        own = ", ".join(f"{name}={getattr(self, name)}" for name in self.settings)
+        return f"{super().extra_repr()}, {own}"
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise ConfigurationError unless the value is a whole number >= 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def drop_and_act(layer: nn.Module, y: Tensor) -> Tensor:
+    """Apply the drop and the activation that timm holds inside its norm layers."""
+    for name in ("drop", "act"):
+        fused = layer._modules.get(name)
+        if fused is not None:
+            y = fused(y)
+    return y
+
+
+@torch.no_grad()
+def move_averages_(layer: TrainingNorm, mean: Tensor, variance: Tensor) -> None:
+    """Count one step and move a layer's averages towards its moments (C,), as BatchNorm does.
+
+        running = (1 − f)·running + f·value
+
+    with f the momentum; None means a cumulative average, f = 1/steps, and 0
+    never moves. Without ``track_running_stats`` nothing happens.
+    """
+    if not layer.track_running_stats or layer.running_mean is None:
+        return
+    factor = layer.momentum
+    if layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(1)
+        if factor is None:
+            factor = 1.0 / float(layer.num_batches_tracked)
+    if factor:
+        layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), factor)
+        layer.running_var.lerp_(variance.to(layer.running_var.dtype), factor)
