@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from alphatune.data.stratification import sample
 from alphatune.errors import ConfigurationError
 
 
@@ -64,19 +65,48 @@ class Examples:
             return self
         if count < 1:
             raise ConfigurationError(f"--limit must be at least 1, got {count}")
-        keep = np.sort(_stratified(self.targets, count, np.random.default_rng(seed)))
-        return replace(self, targets=self.targets[keep], indices=self.indices[keep])
+        return self.take(np.sort(sample(self.targets, count, np.random.default_rng(seed))))
+
+    def take(self, positions: np.ndarray) -> Examples:
+        """The examples at these positions among the present ones, given in increasing order."""
+        return replace(self, targets=self.targets[positions], indices=self.indices[positions])
+
+
+class FileLoad:
+    """Read images that are files, by their paths."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._paths = np.asarray(paths)  # one block of memory, which forked workers share
+
+    def __call__(self, index: int) -> tuple[Any, str]:
+        path = str(self._paths[index])
+        return path, path
+
+
+class ArrayLoad:
+    """Images that are uint8 arrays (N, H, W, 3) in memory, one array after the other."""
+
+    def __init__(self, *arrays: np.ndarray) -> None:
+        self._arrays = arrays
+        self._starts = np.cumsum([0, *map(len, arrays)])
+
+    def __call__(self, index: int) -> tuple[Any, str]:
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        pixels = self._arrays[part][index - self._starts[part]]
+        return Image.fromarray(np.ascontiguousarray(pixels)), f"example {index}"
 
 
 class ReaderLoad:
     """Read an image through a timm reader, with file handles of this process only.
 
     A forked worker that shares an open archive shares its file position, and
-    would read another worker's bytes: each process opens its own.
+    would read another worker's bytes: each process opens its own. ``keep`` is
+    what must outlive the reader in the process that made it.
     """
 
-    def __init__(self, reader: Any) -> None:
+    def __init__(self, reader: Any, keep: Any = None) -> None:
         self._reader = reader
+        self._keep = keep
         self._opened: Any = None
         self._pid = -1
 
@@ -89,7 +119,7 @@ class ReaderLoad:
         return self._opened[index][0], str(self._reader.filename(index))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_reader": self._reader, "_opened": None, "_pid": -1}
+        return {"_reader": self._reader, "_keep": None, "_opened": None, "_pid": -1}
 
 
 def read_image(source: Any, image_mode: str) -> Image.Image:
@@ -104,14 +134,3 @@ def read_image(source: Any, image_mode: str) -> Image.Image:
     finally:
         if hasattr(source, "close"):
             source.close()
-
-
-def _stratified(targets: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Positions of ``count`` examples: whole shares first, then one each at random."""
-    members = [np.flatnonzero(targets == c) for c in np.unique(targets)]
-    share = np.array([len(m) for m in members]) * count / len(targets)
-    take = np.floor(share).astype(int)
-    extra = rng.permutation(len(members))
-    extra = extra[np.argsort(-(share - take)[extra], kind="stable")][: count - take.sum()]
-    take[extra] += 1
-    return np.concatenate([rng.choice(m, size=k, replace=False) for m, k in zip(members, take, strict=True)])

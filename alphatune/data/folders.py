@@ -1,4 +1,4 @@
-"""Open a folder of class folders, or a tar of them."""
+"""Open a folder of class folders, or a tar of them, compressed or not."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from timm.data import create_reader, get_img_extensions, set_img_extensions
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from alphatune.data.compressed import DecompressedTar, compression
 from alphatune.data.examples import Examples, ReaderLoad
 from alphatune.errors import ConfigurationError, DataError
 
@@ -27,17 +28,19 @@ def open_folder(text: str, split: str | None) -> Examples:
             f"no such folder, archive or dataset: {text}",
             "a timm dataset string starts with torch/, hfds/, hfids/, tfds/ or wds/",
         )
-    if path.is_file() and path.suffix != ".tar":
-        hint = "decompress it first: images are read from it in place" if ".tar" in path.suffixes else ""
-        raise DataError(f"expected a folder or an uncompressed .tar archive, got the file {text}", hint)
+    if path.is_file() and path.suffix != ".tar" and not compression(path):
+        raise DataError(
+            f"expected a folder or an archive (.tar, .tar.gz, .tar.bz2, .tar.xz), got the file {text}"
+        )
     root = text
+    decompressed = DecompressedTar(path) if path.is_file() and compression(path) else None
     if path.is_dir():
         root = _split_folder(path, split)
         if _has_tars_only(Path(root)):
             raise DataError(f"{root} holds .tar files but no images", "name one archive of class folders")
     try:
         with _all_image_extensions():
-            reader = create_reader("", root=root)
+            reader = create_reader("", root=str(decompressed.path) if decompressed else root)
     except (OSError, EOFError, ValueError, RuntimeError, AssertionError, tarfile.TarError) as error:
         if "not enough values" in str(error) or "Found 0 images" in str(error):
             raise DataError(
@@ -65,7 +68,7 @@ def open_folder(text: str, split: str | None) -> Examples:
         classes=classes,
         targets=np.asarray(targets, dtype=np.int64),
         indices=np.arange(len(targets)),
-        load=ReaderLoad(reader),
+        load=ReaderLoad(reader, keep=decompressed),
         warnings=_order_warning(classes),
     )
 
@@ -76,12 +79,10 @@ def _split_folder(root: Path, split: str | None) -> str:
     A subfolder is a split only if it holds class folders, so that a class may
     be called "valid" or "test".
     """
-    wanted = split or "validation"
-    synonyms = next((names for names in _SPLIT_NAMES if wanted in names), (wanted,))
-    for name in (wanted, *synonyms):
-        if _holds_folders(root / name):
-            return str(root / name)
-    found = sorted(p.name for p in root.iterdir() if p.name in _ALL_SPLITS and _holds_folders(p))
+    folder = find_split(root, split or "validation")
+    if folder is not None:
+        return str(folder)
+    found = splits_of(root)
     if split is not None:
         raise ConfigurationError(
             f"{root} has no split {split!r}", f"it has: {', '.join(found)}" if found else "leave out --split"
@@ -93,7 +94,24 @@ def _split_folder(root: Path, split: str | None) -> str:
     return str(root)
 
 
-def _holds_folders(folder: Path) -> bool:
+def find_split(root: Path, split: str) -> Path | None:
+    """The subfolder of class folders that is this split, under any of its names."""
+    folders = (root / name for name in (split, *synonyms(split)))
+    return next((folder for folder in folders if holds_folders(folder)), None)
+
+
+def splits_of(root: Path) -> list[str]:
+    """The subfolders that are splits, by their names."""
+    return sorted(p.name for p in root.iterdir() if p.name in _ALL_SPLITS and holds_folders(p))
+
+
+def synonyms(split: str) -> tuple[str, ...]:
+    """The names a split goes by."""
+    return next((names for names in _SPLIT_NAMES if split in names), (split,))
+
+
+def holds_folders(folder: Path) -> bool:
+    """Whether it is a folder with folders in it, as a split's class folders are."""
     return folder.is_dir() and any(p.is_dir() for p in folder.iterdir())
 
 

@@ -18,7 +18,14 @@ PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 
 
 def open_dataset_string(
-    text: str, prefix: str, split: str, data_root: str | None, image_mode: str, **keys: str | None
+    text: str,
+    prefix: str,
+    split: str,
+    data_root: str | None,
+    image_mode: str,
+    *,
+    download: bool = False,
+    **keys: str | None,
 ) -> Examples:
     name = text.partition("/")[2]
     root = data_root
@@ -27,7 +34,9 @@ def open_dataset_string(
     if prefix in ("torch", "tfds") and root is None:
         raise ConfigurationError(f"{text} needs to know where the data lie", "add --data-root FOLDER")
     try:
-        dataset = create_dataset(text, root=root, split=split, input_img_mode=image_mode, **keys)
+        dataset = create_dataset(
+            text, root=root, split=split, input_img_mode=image_mode, download=download, **keys
+        )
     except ImportError as error:
         raise ConfigurationError(
             f"{prefix}/ data need the package {error.name or prefix}", f'pip install "alphatune[{prefix}]"'

@@ -1,0 +1,189 @@
+"""Which examples train a model, and which others judge it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alphatune.data.class_map import apply_class_map
+from alphatune.data.datasets import is_dataset_string, open_data, opens_by_name
+from alphatune.data.examples import Examples
+from alphatune.data.folders import find_split, splits_of
+from alphatune.data.named_datasets import open_named
+from alphatune.data.stratification import hold_out, partition
+from alphatune.errors import ConfigurationError, DataError
+
+#: the part of the training examples that is held out where no validation split exists
+VAL_FRACTION = 0.1
+
+#: what timm calls the validation split of these is their test set
+_TRAIN_AND_TEST_ONLY = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Examples to train on, to choose by, and (of a dataset by name) to report on; no example is in two."""
+
+    train: Examples
+    validation: Examples
+    test: Examples | None = None
+
+
+def open_splits(
+    data: str,
+    *,
+    data_root: str | None = None,
+    val_fraction: float | None = None,
+    val_data: str | None = None,
+    split_seed: int = 0,
+    download: bool = False,
+    class_map: str | None = None,
+    image_mode: str = "RGB",
+    input_key: str | None = None,
+    target_key: str | None = None,
+    train_split: str | None = None,
+    split: str | None = None,
+) -> Splits:
+    """Open DATA to train on, with a validation set of the same classes and other examples.
+
+    A dataset by name has the splits of the paper (``named_datasets``). Of
+    anything else the validation examples are, the first that applies:
+    ``val_data``; ``split``; ``val_fraction`` of the training examples, drawn
+    stratified by class; the validation split that comes with the data; a
+    fraction of 0.1. timm's "validation" of ``torch/cifar10`` and its like is
+    their test set, and is taken only when ``split`` asks for it.
+
+    Args:
+        data: a dataset name, a folder or archive of class folders, or a timm dataset string.
+        data_root: where named, ``torch/``, ``tfds/`` and ``wds/`` data lie.
+        val_fraction: share of each class to hold out, in (0, 1).
+        val_data: the validation set, if it is another folder, archive or dataset string.
+        split_seed: of the draw; it alone decides which examples are held out.
+        download: fetch a dataset by name, or a ``torch/`` one, that is not there yet.
+        class_map, image_mode, input_key, target_key: as in ``open_data``.
+        train_split: name of the training split; by default "train" where there are splits.
+        split: name of the validation split.
+
+    Raises:
+        ConfigurationError: options that contradict each other; an unknown split.
+        DataError: data that are missing or unreadable; other classes in validation
+            than in training; an example in both.
+    """
+    if opens_by_name(data, data_root):
+        _refuse_own_splits(data, val_fraction, val_data, train_split, split)
+        parts = open_named(data, data_root, seed=split_seed, download=download)
+        if class_map is not None:
+            return Splits(*(None if p is None else apply_class_map(p, class_map) for p in parts))  # type: ignore[arg-type]
+        return Splits(*parts)
+    _check_options(val_fraction, val_data, split)
+    how: dict[str, Any] = {
+        "data_root": data_root,
+        "class_map": class_map,
+        "image_mode": image_mode,
+        "input_key": input_key,
+        "target_key": target_key,
+        "download": download,
+    }
+    train = open_data(data, split=train_split or _own_split(data, "train"), **how)
+    own = _own_split(data, "validation")
+    if val_data is not None:
+        if opens_by_name(val_data, data_root):
+            raise ConfigurationError(f"{val_data} has a training split of its own", f"--data {val_data}")
+        validation = open_data(val_data, split=split, **how)
+    elif split is not None or (val_fraction is None and own is not None):
+        validation = open_data(data, split=split or own, **how)
+    else:
+        return _held_out(train, VAL_FRACTION if val_fraction is None else val_fraction, split_seed)
+    _check_classes(train, validation)
+    _check_disjoint(train, validation)
+    return Splits(train, validation)
+
+
+def _check_options(val_fraction: float | None, val_data: str | None, split: str | None) -> None:
+    if val_fraction is None:
+        return
+    if not 0 < val_fraction < 1:
+        raise ConfigurationError(f"--val-fraction must lie between 0 and 1, got {val_fraction:g}")
+    other = "--val-data" if val_data is not None else "--split" if split is not None else ""
+    if other:
+        raise ConfigurationError(f"--val-fraction and {other} both say what to validate on", "give one")
+
+
+def _refuse_own_splits(data: str, *options: object) -> None:
+    names = ("--val-fraction", "--val-data", "--train-split", "--split")
+    given = [name for name, option in zip(names, options, strict=True) if option is not None]
+    if given:
+        raise ConfigurationError(f"{data} has splits of its own", f"leave out {', '.join(given)}")
+
+
+def _own_split(data: str, kind: str) -> str | None:
+    """The split of this kind that comes with the data, if it has any."""
+    if is_dataset_string(data):
+        prefix, _, name = data.partition("/")
+        lacks = prefix.lower() == "torch" and name.lower() in _TRAIN_AND_TEST_ONLY
+        return None if kind == "validation" and lacks else kind
+    root = Path(data)
+    if not root.is_dir() or (not splits_of(root) and find_split(root, kind) is None):
+        return None
+    return kind if kind == "train" or find_split(root, kind) is not None else None
+
+
+def _held_out(whole: Examples, fraction: float, seed: int) -> Splits:
+    kept, held = partition(whole.targets, hold_out(fraction), seed)
+    if len(held) == 0:
+        raise DataError(
+            f"{whole.source} has one example of each class, and nothing to hold out", "give --val-data"
+        )
+    labels, counts = np.unique(whole.targets, return_counts=True)
+    lone = int((counts == 1).sum())
+    notes = (f"{lone} of {len(labels)} classes have one example, which stays in training",) if lone else ()
+    of = f" of {whole.split}" if whole.split else ""
+    warnings = (*whole.warnings, *notes)
+    return Splits(
+        replace(whole.take(kept), split=f"{1 - fraction:g}{of}, seed {seed}", warnings=warnings),
+        replace(whole.take(held), split=f"{fraction:g}{of}, seed {seed}"),
+    )
+
+
+def _check_classes(train: Examples, validation: Examples) -> None:
+    if train.classes == validation.classes:
+        unseen = np.setdiff1d(validation.targets, train.targets)
+        if len(unseen) == 0:
+            return
+        label = int(unseen[0])
+        name = train.classes[label] if label < len(train.classes) else str(label)
+        raise DataError(f"the validation examples have class {name!r}, which no training example has")
+    lacking = [c for c in train.classes if c not in validation.classes]
+    strange = [c for c in validation.classes if c not in train.classes]
+    if lacking:
+        what = f"{lacking[0]!r} is in training only"
+    elif strange:
+        what = f"{strange[0]!r} is in validation only"
+    else:
+        what = "they are in another order"
+    raise DataError(
+        f"expected the same classes in training ({len(train.classes)}) and validation "
+        f"({len(validation.classes)}): {what}",
+        "--class-map FILE numbers the classes of both alike",
+    )
+
+
+def _check_disjoint(train: Examples, validation: Examples) -> None:
+    """The same source and split, or a folder within the other: copies under other names are not found."""
+    if Path(train.source).exists() and Path(validation.source).exists():
+        a, b = Path(train.root).resolve(), Path(validation.root).resolve()
+        same = a.is_relative_to(b) or b.is_relative_to(a)
+    else:
+        same = (train.source, train.root, train.split) == (
+            validation.source,
+            validation.root,
+            validation.split,
+        )
+    if same:
+        raise DataError(
+            f"training and validation examples are the same: {train.root or train.source}",
+            "--val-fraction holds out a part of them",
+        )
