@@ -178,7 +178,7 @@ def predict(model: nn.Module, inputs: Tensor, dtype: torch.dtype = torch.float32
     low_precision = dtype in (torch.float16, torch.bfloat16)
     try:
         with torch.autocast(inputs.device.type, dtype) if low_precision else contextlib.nullcontext():
-            return _logits(model(inputs.to(_input_dtype(model))))
+            return logits_of(model(inputs.to(_input_dtype(model))))
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
             raise  # the CPU's allocator has no exception class of its own
@@ -197,7 +197,8 @@ def _input_dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _logits(output: object) -> Tensor:
+def logits_of(output: object) -> Tensor:
+    """The logits (N, classes) among what a model returns: keyed, first of a tuple, or the output itself."""
     if isinstance(output, dict):
         output = output.get("logits", output.get("out"))
     elif isinstance(output, (tuple, list)) and output:

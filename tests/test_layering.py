@@ -9,7 +9,7 @@ import alphatune
 
 ROOT = Path(alphatune.__file__).parent
 #: from top to bottom; a module may import its own layer and those below it
-LAYERS = ["cli", "jobs", "reports", "tuning", "models", "evaluation", "norms", "data", "errors"]
+LAYERS = ["cli", "jobs", "reports", "training", "tuning", "models", "evaluation", "norms", "data", "errors"]
 
 
 def layer_of(module: str) -> int | None:

@@ -8,7 +8,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,33 @@ def load_weights_(model: nn.Module, checkpoint: Checkpoint) -> None:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"cannot load {checkpoint.path}: {one_line(error)}") from None
+
+
+def load_body_(model: nn.Module, checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
+    """Load a checkpoint into a model whose head has another number of classes.
+
+    Weights of the head, told by a first dimension of ``num_classes`` where the
+    checkpoint has another, stay as they are: newly made. All others must match.
+
+    Returns:
+        The names of the weights that were not loaded.
+
+    Raises:
+        CheckpointError, NumericError: as ``load_weights_`` does.
+    """
+    expected = model.state_dict()
+    weights = _match_prefix(checkpoint.state_dict, expected)
+    head = [
+        name
+        for name, tensor in weights.items()
+        if name in expected
+        and tensor.shape != expected[name].shape
+        and tensor.shape[1:] == expected[name].shape[1:]
+        and expected[name].shape[0] == num_classes
+    ]
+    weights |= {name: expected[name] for name in head}
+    load_weights_(model, replace(checkpoint, state_dict=weights))
+    return tuple(head)
 
 
 def sha256(path: str | Path) -> str:

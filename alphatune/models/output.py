@@ -61,6 +61,29 @@ def staged(
         shutil.rmtree(stage, ignore_errors=True)
 
 
+@contextmanager
+def published(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside ``folder`` whose files move up when all went well, the manifest last.
+
+    For a folder that grew while a job ran: it counts as written by alphatune
+    (``is_bundle``) only when everything else is in its place.
+    """
+    stage = folder / f".{secrets.token_hex(4)}.partial"
+    try:
+        stage.mkdir()
+        yield stage
+        files = sorted(stage.iterdir(), key=lambda file: file.name == MANIFEST)
+        for file in files:
+            _sync(file)
+        for file in files:
+            file.replace(folder / file.name)
+        _sync(folder)
+    except OSError as error:
+        raise ResourceError(f"cannot write {folder}: {error}", "is the disk full or read-only?") from None
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
 def check_output(output: Path, *, overwrite: bool, keep: Iterable[str | os.PathLike[str]] = ()) -> None:
     """Refuse an output that exists, is no folder of ours, or holds an input."""
     if output.suffix in (".json", ".safetensors", ".pt", ".pth", ".onnx", ".csv", ".md"):

@@ -1,0 +1,1 @@
+"""Train a network: optimiser groups, schedule, loop, resumable state, several processes."""

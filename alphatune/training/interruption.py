@@ -1,0 +1,44 @@
+"""SIGINT and SIGTERM wait until the step they fall into is done and saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def deferred_signals() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether a signal has come; it is delivered on leaving the block.
+
+    A second signal does what it would have done without the block. A signal
+    that is ignored, as SIGINT is in a shell's background job, stays ignored.
+    """
+    received: list[int] = []
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def receive(number: int, _frame: FrameType | None) -> None:
+        restore()
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may handle signals
+        return
+    for number in before:
+        signal.signal(number, receive)
+    try:
+        yield lambda: bool(received)
+    finally:
+        restore()
+    if received:
+        signal.raise_signal(received[0])

@@ -1,0 +1,218 @@
+"""The training loop: steps, epochs, and when to save.
+
+    for each step t:  loss = CE(model(xₜ), yₜ) [+ 0.4 · CE(auxiliary heads)]
+
+Everything random in a step (dropout, stochastic depth) is drawn from a
+generator that is seeded by the run's seed, the step and the process, so that a
+resumed run repeats an uninterrupted one bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from alphatune.data.augmentation import derived_seed
+from alphatune.data.loading import Batch
+from alphatune.data.training_batches import TrainingBatches
+from alphatune.errors import NumericError, ResourceError
+from alphatune.evaluation import Metrics, Progress, logits_of
+from alphatune.training.distributed import World, parallel
+from alphatune.training.optimizers import decay_to_one_
+from alphatune.training.recipe import Recipe
+from alphatune.training.schedule import learning_rate
+from alphatune.training.state import TrainingState
+
+#: weight of the loss of auxiliary heads (Inception-v3, GoogLeNet)
+AUXILIARY_WEIGHT = 0.4
+#: steps between two looks at the loss on a GPU, which has to be waited for
+GPU_CHECK_STEPS = 20
+
+#: validates a model: (model, progress) -> metrics
+Evaluate = Callable[[nn.Module, Progress], Metrics]
+
+
+class _Stopped(Exception):
+    """Somebody asked to stop during an evaluation."""
+
+
+def train(
+    state: TrainingState,
+    batches: TrainingBatches,
+    recipe: Recipe,
+    *,
+    evaluate: Evaluate | None = None,
+    save: Callable[[], None] = lambda: None,
+    save_minutes: float = float("inf"),
+    stop: Callable[[], bool] = lambda: False,
+    world: World = World(),  # noqa: B008
+    progress: Progress | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> bool:
+    """Train from wherever the state is to the end of the recipe.
+
+    Args:
+        evaluate: validates ``state.evaluated`` after every ``recipe.eval_every`` epochs and the last.
+        save: called after every epoch, when ``save_minutes`` have passed, and before stopping.
+        stop: asked after every step of the optimiser; True saves and returns.
+        on_epoch: called with the row of every finished epoch.
+
+    Returns:
+        True when the run is finished, False when it was asked to stop.
+
+    Raises:
+        NumericError: the loss is NaN or infinite; what was saved before stays as it is.
+        ResourceError: a batch does not fit into memory.
+    """
+    steps = batches.steps_per_epoch
+    total = recipe.epochs * steps
+    device = batches.device
+    model = torch.compile(state.model) if recipe.compile else state.model
+    wrapped = parallel(model, world, device)  # type: ignore[arg-type]
+    source = batches.between(state.step, total)
+    began, saved = time.monotonic() - state.seconds, time.monotonic()
+
+    def stopping() -> bool:
+        return world.any(stop())
+
+    while len(state.rows) < recipe.epochs:
+        epoch_end = (len(state.rows) + 1) * steps
+        wrapped.train()
+        while state.step < epoch_end:
+            boundary = _step(state, wrapped, next(source), recipe, steps, world)
+            if progress:
+                progress(state.step * batches.sampling.batch_size, total * batches.sampling.batch_size)
+            if boundary and state.step < epoch_end:
+                state.seconds = time.monotonic() - began
+                stopped = stopping() if world.size == 1 or state.step % 10 == 0 else False
+                if stopped or time.monotonic() - saved > 60 * save_minutes:
+                    _require_finite(state)
+                    save()
+                    saved = time.monotonic()
+                if stopped:
+                    return False
+        _require_finite(state)
+        try:
+            row = _finish_epoch(state, recipe, steps, evaluate, stop if world.size == 1 else lambda: False)
+        except _Stopped:
+            state.seconds = time.monotonic() - began
+            save()  # at the end of the epoch, to be evaluated when the run goes on
+            return False
+        state.seconds = row["seconds"] = time.monotonic() - began
+        state.rows.append(row)
+        state.loss_sum, state.correct, state.seen = 0.0, 0, 0
+        save()
+        saved = time.monotonic()
+        if on_epoch:
+            on_epoch(row)
+        if len(state.rows) < recipe.epochs and stopping():
+            return False
+    return True
+
+
+def training_loss(output: object, targets: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Cross-entropy in nats, auxiliary heads included, and the logits (N, classes)."""
+    logits = logits_of(output)
+    loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    others: Any = ()
+    if isinstance(output, dict):
+        others = output.values()
+    elif isinstance(output, (tuple, list)):
+        others = output
+    for auxiliary in others:
+        if torch.is_tensor(auxiliary) and auxiliary is not logits:
+            loss = loss + AUXILIARY_WEIGHT * F.cross_entropy(
+                auxiliary, targets, label_smoothing=label_smoothing
+            )
+    return loss, logits
+
+
+def _step(
+    state: TrainingState, model: nn.Module, batch: Batch, recipe: Recipe, steps: int, world: World
+) -> bool:
+    """One batch forward and backward; True when the optimiser has moved, too."""
+    torch.manual_seed(derived_seed(recipe.seed, state.step, world.rank))
+    in_epoch = state.step % steps
+    first = in_epoch - in_epoch % recipe.accumulate
+    parts = min(recipe.accumulate, steps - first)  # the last step of an epoch may have fewer
+    boundary = in_epoch + 1 == first + parts
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    device = batch.inputs.device
+    inputs = batch.inputs.contiguous(memory_format=layout) if batch.inputs.ndim == 4 else batch.inputs
+    low_precision = recipe.dtype != torch.float32
+    waits = model.no_sync() if world.size > 1 and not boundary else contextlib.nullcontext()  # type: ignore[operator]
+    try:
+        with waits:
+            with torch.autocast(device.type, recipe.dtype, enabled=low_precision):
+                loss, logits = training_loss(model(inputs), batch.targets, recipe.label_smoothing)
+            state.scaler.scale(loss / parts).backward()  # type: ignore[no-untyped-call]
+        if boundary:
+            _move(state, recipe, learning_rate(recipe, state.step, steps))
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
+            raise
+        raise ResourceError(
+            f"a batch of {len(batch)} does not fit into the memory of {device}",
+            "use a smaller --batch-size with --accumulate, or --dtype bfloat16",
+        ) from None
+    state.step += 1
+    state.seen += len(batch)
+    state.loss_sum += loss.detach().float() * len(batch)  # stays on the device
+    state.correct += (logits.detach().argmax(1) == batch.targets).sum()
+    if device.type == "cpu" or state.step % GPU_CHECK_STEPS == 0:
+        _require_finite(state)
+    return boundary
+
+
+def _move(state: TrainingState, recipe: Recipe, rate: float) -> None:
+    """A step of the optimiser on the gradients that have gathered."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.scaler.unscale_(state.optimizer)
+    if recipe.clip_grad:
+        nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_grad)
+    decay_to_one_(state.optimizer)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.ema is not None:
+        state.ema.update(state.model, step=state.step + 1)
+
+
+def _require_finite(state: TrainingState) -> None:
+    """Bring the sums of the epoch to the CPU; raise NumericError if the loss was not finite."""
+    state.loss_sum, state.correct = float(state.loss_sum), int(state.correct)
+    if not torch.isfinite(torch.tensor(state.loss_sum)):
+        raise NumericError(
+            f"the training loss is NaN or infinite at step {state.step}",
+            "try a smaller --lr, --warmup-epochs 1, --clip-grad 1 or --dtype bfloat16; the last checkpoint is kept",
+        )
+
+
+def _finish_epoch(
+    state: TrainingState, recipe: Recipe, steps: int, evaluate: Evaluate | None, stop: Callable[[], bool]
+) -> dict[str, Any]:
+    """The row of the log: training figures of the epoch, and validation where it is due."""
+    epoch = len(state.rows) + 1
+    row: dict[str, Any] = {
+        "epoch": epoch,
+        "step": state.step,
+        "learning_rate": learning_rate(recipe, state.step - 1, steps),
+        "train_loss": state.loss_sum / state.seen,
+        "train_top1": state.correct / state.seen,
+    }
+
+    def watch(_done: int, _total: int | None) -> None:
+        if stop():
+            raise _Stopped
+
+    if evaluate and (epoch % recipe.eval_every == 0 or epoch == recipe.epochs):
+        metrics = evaluate(state.evaluated, watch)
+        row |= {f"val_{name}": getattr(metrics, name) for name in ("top1", "top5", "loss", "ece")}
+    return row
