@@ -11,7 +11,7 @@ import numpy as np
 from alphatune.data.class_map import apply_class_map
 from alphatune.data.datasets import is_dataset_string, open_data, opens_by_name
 from alphatune.data.examples import Examples
-from alphatune.data.folders import find_split, splits_of
+from alphatune.data.folders import find_split, splits_of, synonyms
 from alphatune.data.named_datasets import open_named
 from alphatune.data.stratification import hold_out, partition
 from alphatune.errors import ConfigurationError, DataError
@@ -21,6 +21,9 @@ VAL_FRACTION = 0.1
 
 #: what timm calls the validation split of these is their test set
 _TRAIN_AND_TEST_ONLY = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
+
+#: torchvision's ImageFolder, whose splits are subfolders of the data root
+_FOLDERS = ("image_folder", "folder")
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,8 @@ def open_splits(
     """
     if opens_by_name(data, data_root):
         _refuse_own_splits(data, val_fraction, val_data, train_split, split)
-        parts = open_named(data, data_root, seed=split_seed, download=download)
-        if class_map is not None:
-            return Splits(*(None if p is None else apply_class_map(p, class_map) for p in parts))  # type: ignore[arg-type]
-        return Splits(*parts)
+        splits = Splits(*open_named(data, data_root, seed=split_seed, download=download))
+        return splits if class_map is None else _relabelled(splits, class_map)
     _check_options(val_fraction, val_data, split)
     how: dict[str, Any] = {
         "data_root": data_root,
@@ -87,8 +88,8 @@ def open_splits(
         "target_key": target_key,
         "download": download,
     }
-    train = open_data(data, split=train_split or _own_split(data, "train"), **how)
-    own = _own_split(data, "validation")
+    train = open_data(data, split=train_split or _own_split(data, data_root, "train"), **how)
+    own = _own_split(data, data_root, "validation")
     if val_data is not None:
         if opens_by_name(val_data, data_root):
             raise ConfigurationError(f"{val_data} has a training split of its own", f"--data {val_data}")
@@ -100,6 +101,14 @@ def open_splits(
     _check_classes(train, validation)
     _check_disjoint(train, validation)
     return Splits(train, validation)
+
+
+def _relabelled(splits: Splits, class_map: str) -> Splits:
+    return Splits(
+        apply_class_map(splits.train, class_map),
+        apply_class_map(splits.validation, class_map),
+        apply_class_map(splits.test, class_map) if splits.test is not None else None,
+    )
 
 
 def _check_options(val_fraction: float | None, val_data: str | None, split: str | None) -> None:
@@ -119,14 +128,17 @@ def _refuse_own_splits(data: str, *options: object) -> None:
         raise ConfigurationError(f"{data} has splits of its own", f"leave out {', '.join(given)}")
 
 
-def _own_split(data: str, kind: str) -> str | None:
-    """The split of this kind that comes with the data, if it has any."""
-    if is_dataset_string(data):
-        prefix, _, name = data.partition("/")
-        lacks = prefix.lower() == "torch" and name.lower() in _TRAIN_AND_TEST_ONLY
-        return None if kind == "validation" and lacks else kind
+def _own_split(data: str, data_root: str | None, kind: str) -> str | None:
+    """The split of this kind that comes with the data; of a folder without splits, None."""
     root = Path(data)
-    if not root.is_dir() or (not splits_of(root) and find_split(root, kind) is None):
+    if is_dataset_string(data):
+        prefix, _, name = data.lower().partition("/")
+        if prefix != "torch" or name not in (*_TRAIN_AND_TEST_ONLY, *_FOLDERS):
+            return kind
+        if name in _TRAIN_AND_TEST_ONLY:
+            return kind if kind == "train" else None
+        root = Path(data_root or "")
+    if not root.is_dir() or not splits_of(root):
         return None
     return kind if kind == "train" or find_split(root, kind) is not None else None
 
@@ -144,7 +156,7 @@ def _held_out(whole: Examples, fraction: float, seed: int) -> Splits:
     warnings = (*whole.warnings, *notes)
     return Splits(
         replace(whole.take(kept), split=f"{1 - fraction:g}{of}, seed {seed}", warnings=warnings),
-        replace(whole.take(held), split=f"{fraction:g}{of}, seed {seed}"),
+        replace(whole.take(held), split=f"{fraction:g}{of}, seed {seed}", warnings=()),
     )
 
 
@@ -174,16 +186,19 @@ def _check_classes(train: Examples, validation: Examples) -> None:
 def _check_disjoint(train: Examples, validation: Examples) -> None:
     """The same source and split, or a folder within the other: copies under other names are not found."""
     if Path(train.source).exists() and Path(validation.source).exists():
-        a, b = Path(train.root).resolve(), Path(validation.root).resolve()
-        same = a.is_relative_to(b) or b.is_relative_to(a)
+        one, other = Path(train.root).resolve(), Path(validation.root).resolve()
+        same = one.is_relative_to(other) or other.is_relative_to(one)
     else:
-        same = (train.source, train.root, train.split) == (
-            validation.source,
-            validation.root,
-            validation.split,
-        )
+        same = (train.source.lower(), train.root) == (validation.source.lower(), validation.root)
+        same = same and _overlap(train.split, validation.split)
     if same:
         raise DataError(
             f"training and validation examples are the same: {train.root or train.source}",
             "--val-fraction holds out a part of them",
         )
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Splits of one name, unless both are slices (``train[:80%]``, ``train[80%:]``) and different ones."""
+    (a, _, slice_a), (b, _, slice_b) = one.partition("["), other.partition("[")
+    return synonyms(a) == synonyms(b) and (not slice_a or not slice_b or slice_a == slice_b)

@@ -25,12 +25,18 @@ def partition(
 
     What the sizes leave over is in no part. The same on every machine for the
     same targets and seed.
+
+    Raises:
+        ValueError: a class has fewer examples than its sizes add up to.
     """
     rng = np.random.default_rng(seed)
     pieces = []
     for label in np.unique(targets):
         members = rng.permutation(np.flatnonzero(targets == label))
-        pieces.append(np.split(members, np.cumsum(sizes(len(members))))[:-1])
+        cuts = np.cumsum(sizes(len(members)))
+        if cuts[-1] > len(members):
+            raise ValueError(f"expected at least {cuts[-1]} examples of class {label}, got {len(members)}")
+        pieces.append(np.split(members, cuts)[:-1])
     return tuple(np.sort(np.concatenate(part)) for part in zip(*pieces, strict=True))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from timm.data import create_dataset
+from torchvision.datasets import ImageFolder
 
 from alphatune.data.examples import Examples, Load, ReaderLoad
 from alphatune.errors import AlphatuneError, ConfigurationError, DataError, one_line
@@ -47,6 +48,9 @@ def open_dataset_string(
         raise DataError(f"cannot open {text} (split {split!r}): {one_line(error)}") from None
     common: dict[str, Any] = {"source": text, "root": root or "", "split": split}
     if prefix == "torch":
+        if isinstance(dataset, ImageFolder):  # timm looks for the split's subfolder, and may find none
+            folder = str(dataset.root)
+            common |= {"root": folder, "split": split if folder != root else ""}
         return _torchvision_examples(dataset, common)
     if prefix == "hfds":
         targets = np.asarray(list(dataset.reader.iter_targets()), dtype=np.int64)
