@@ -9,6 +9,9 @@ import typer
 from alphatune.cli import options as o
 from alphatune.jobs.settings import ModelSettings
 
+#: answers to whether a norm layer has a norm-free path to the output
+PATH = {True: "yes", False: "no", None: "?"}
+
 
 def inspect(
     ctx: typer.Context,
@@ -19,6 +22,7 @@ def inspect(
     unsafe_pickle: o.UnsafePickle = False,
     trust_code: o.TrustCode = False,
     input_size: o.InputSize = None,
+    paths: o.NormPaths = False,
     device: o.Device = "cpu",
     config: o.Config = None,
     format: o.Format = "human",
@@ -32,6 +36,8 @@ def inspect(
     alphatune inspect resnet50.a1_in1k
 
     alphatune inspect efficientnet_b0 --no-pretrained --input-size 240 --format json
+
+    alphatune inspect torchvision:resnet50 --no-pretrained --paths
     """
     from alphatune.cli import console
     from alphatune.jobs.inspect import run_inspect
@@ -40,13 +46,14 @@ def inspect(
     settings = o.settings_from(ctx, ModelSettings)
     if verbose:
         console.note(f"settings: {settings}")
-    document = run_inspect(settings)
+    document = run_inspect(settings, paths=paths)
     if not quiet:
         console.warn(document["warnings"])
     if format == "json":
         print(to_json(document, for_pipe=True))
     elif format == "quiet":
-        print(" ".join(f"{status}={count}" for status, count in document["summary"].items()) or "none")
+        line = " ".join(f"{status}={count}" for status, count in document["summary"].items()) or "none"
+        print(line + (f" paths={document['paths']['with']}/{document['paths']['of']}" if paths else ""))
     else:
         _show(document)
 
@@ -56,7 +63,8 @@ def _show(document: dict[str, Any]) -> None:
 
     columns = [
         ("layer", "left"), ("kind", "left"), ("channels", "right"), ("eps", "right"), ("momentum", "right"),
-        ("spatial", "right"), ("status", "left"), ("notes", "left"),
+        ("spatial", "right"), ("status", "left"), *([("free path", "left")] if "paths" in document else []),
+        ("notes", "left"),
     ]  # fmt: skip
     rows = []
     for layer in document["layers"]:
@@ -73,10 +81,15 @@ def _show(document: dict[str, Any]) -> None:
                 "" if layer["momentum"] is None else f"{layer['momentum']:g}",
                 "" if spatial is None else "x".join(map(str, spatial)) or "1",
                 layer["status"],
+                *([PATH[layer["free_path"]]] if "paths" in document else []),
                 "; ".join(n for n in notes if n),
             )
         )
     out = console.stdout()
     summary = ", ".join(f"{count} {status}" for status, count in document["summary"].items())
     title = f"{document['model']['source']}: {summary or 'no norm layers'}, {document['model']['num_classes']} outputs"
+    if "paths" in document:
+        paths = document["paths"]
+        title += f"\n{paths['with']} of {paths['of']} norm layers have a norm-free path to the output"
+        title += f" ({paths['unknown']} unknown)" if paths["unknown"] else ""
     out.print(console.table(title, columns, rows))

@@ -75,6 +75,15 @@ Pretrained = Annotated[
     bool,
     typer.Option(help="Use the weights that timm or torchvision has for the name.", rich_help_panel=MODEL),
 ]
+NormPaths = Annotated[
+    bool,
+    typer.Option(
+        "--paths",
+        help="Also say which norm layers have a path to the output that passes no further one: "
+        "only there does weight decay of gamma and beta act on what the network computes.",
+        rich_help_panel=MODEL,
+    ),
+]
 UnsafePickle = Annotated[
     bool,
     typer.Option(
