@@ -17,6 +17,7 @@ import alphatune
 from alphatune.cli.evaluate import evaluate
 from alphatune.cli.inspect import inspect
 from alphatune.cli.memory import keep_freed_memory
+from alphatune.cli.train import train
 from alphatune.cli.tune import tune
 from alphatune.errors import AlphatuneError, one_line
 
@@ -34,6 +35,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command()(tune)
+app.command()(train)
 app.command()(evaluate)
 app.command()(inspect)
 

@@ -117,6 +117,19 @@ class Preprocessing:
             raise ConfigurationError(f"not a preprocessing description: {error}") from None
 
 
+def _small_images(mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocessing:
+    return Preprocessing((3, 32, 32), mean, std, crop_pct=1.0)
+
+
+#: datasets by name whose images are 32×32, with the mean and std of their training images;
+#: a network that is trained on them from scratch takes them as they are
+SMALL_IMAGES = {
+    "cifar10": _small_images((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": _small_images((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn": _small_images((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+}
+
+
 def preprocessing_of_timm(model: nn.Module) -> Preprocessing:
     """What a timm model's ``pretrained_cfg`` says about its weights."""
     config = resolve_input_data_config(model)

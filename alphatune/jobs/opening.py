@@ -22,6 +22,7 @@ from alphatune.models.probe import Probe, probe
 from alphatune.models.sources import Source, build, parse_model_kwargs
 
 S = TypeVar("S", bound=EvaluateSettings)
+P = TypeVar("P", bound=ModelSettings)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -80,7 +81,7 @@ def open_model(settings: ModelSettings) -> OpenedModel:
         elif not source.weights:
             notes.append("the model has random weights (--no-pretrained)")
     base = source.preprocessing
-    preprocessing = _override(base or Preprocessing(), settings)
+    preprocessing = override_preprocessing(base or Preprocessing(), settings)
     essential = (settings.mean, settings.std, settings.input_size, settings.crop_pct)
     if base is None and None in essential:
         assumed = [k for k in preprocessing.to_dict() if getattr(settings, k) is None]
@@ -88,11 +89,17 @@ def open_model(settings: ModelSettings) -> OpenedModel:
             "the model does not say how its images are prepared; assumed "
             + ", ".join(f"{k} {preprocessing.to_dict()[k]}" for k in assumed)
         )
+    require_device(source.model, device)
+    source.model.eval()
+    return OpenedModel(source.model, source, checkpoint, preprocessing, device, tuple(notes))
+
+
+def require_device(model: nn.Module, device: torch.device) -> None:
+    """Move a model to a device; raises ConfigurationError if that cannot be."""
     try:
-        source.model.to(device).eval()
+        model.to(device)
     except RuntimeError as error:
         raise ConfigurationError(f"cannot move the model to {device}: {error}") from None
-    return OpenedModel(source.model, source, checkpoint, preprocessing, device, tuple(notes))
 
 
 def resolve_device(name: str) -> torch.device:
@@ -129,11 +136,11 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     )
     seen = probe(opened.module, opened.preprocessing.input_size, opened.device)
     _check_classes(examples, seen.num_classes)
-    workers = _whole(settings.workers, "--workers", 0)
+    workers = whole_number(settings.workers, "--workers", 0)
     batches = Batches(
         examples.limit(settings.limit, settings.seed),
         opened.preprocessing,
-        batch_size=_whole(settings.batch_size, "--batch-size", 1)
+        batch_size=whole_number(settings.batch_size, "--batch-size", 1)
         or automatic_batch_size(opened.preprocessing, opened.device),
         device=opened.device,
         workers=automatic_workers() if workers is None else workers,
@@ -143,23 +150,28 @@ def prepare(settings: EvaluateSettings) -> Prepared:
 
 def resolved(settings: S, prepared: Prepared) -> S:
     """The settings with what was chosen automatically, and paths that hold from any folder."""
+    return replace(
+        resolved_paths(settings),
+        device=str(prepared.opened.device),
+        batch_size=str(prepared.batches.batch_size),
+        workers=str(prepared.batches.workers),
+    )
+
+
+def resolved_paths(settings: P) -> P:
+    """The settings with paths that hold from any folder."""
     location, colon, factory = settings.model.rpartition(":")
+    names = ("checkpoint", "data", "val_data", "class_map", "data_root")
     absolute: dict[str, Any] = {
         name: str(Path(path).absolute())
-        for name in ("checkpoint", "data", "class_map", "data_root")
-        if (path := getattr(settings, name)) and Path(path).exists()
+        for name in names
+        if (path := getattr(settings, name, None)) and Path(path).exists()
     }
     if location.endswith(".py"):
         absolute["model"] = f"{Path(location).absolute()}{colon}{factory}"
     elif is_bundle(settings.model) or (Path(settings.model) / "config.json").is_file():
         absolute["model"] = str(Path(settings.model).absolute())
-    return replace(
-        settings,
-        **absolute,
-        device=str(prepared.opened.device),
-        batch_size=str(prepared.batches.batch_size),
-        workers=str(prepared.batches.workers),
-    )
+    return replace(settings, **absolute)
 
 
 def _check_classes(examples: Examples, outputs: int) -> None:
@@ -176,7 +188,8 @@ def _check_classes(examples: Examples, outputs: int) -> None:
         )
 
 
-def _whole(text: str, option: str, least: int) -> int | None:
+def whole_number(text: str, option: str, least: int) -> int | None:
+    """The number an option gives, None for ``auto``."""
     if text == "auto":
         return None
     if not text.isdigit() or int(text) < least:
@@ -184,7 +197,8 @@ def _whole(text: str, option: str, least: int) -> int | None:
     return int(text)
 
 
-def _override(base: Preprocessing, settings: ModelSettings) -> Preprocessing:
+def override_preprocessing(base: Preprocessing, settings: ModelSettings) -> Preprocessing:
+    """What the options say about preprocessing, and ``base`` where they are silent."""
     return base.override(
         mean=parse_numbers(settings.mean, "--mean") if settings.mean else None,
         std=parse_numbers(settings.std, "--std") if settings.std else None,

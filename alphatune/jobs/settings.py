@@ -63,9 +63,66 @@ class TuneSettings(EvaluateSettings):
     overwrite: bool = False
 
 
-def input_paths(settings: EvaluateSettings) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(ModelSettings):
+    """What to train on, how, and where to write."""
+
+    pretrained: bool = False
+    data: str
+    train_split: str | None = None
+    split: str | None = None
+    val_fraction: float | None = None
+    val_data: str | None = None
+    split_seed: int = 0
+    data_root: str | None = None
+    download: bool = False
+    input_key: str | None = None
+    target_key: str | None = None
+    class_map: str | None = None
+    limit: int | None = None
+    augment: str = "auto"
+    classes_per_batch: int | None = None
+    batch_order: Literal["shuffled", "blocks"] = "shuffled"
+    cache: Literal["none", "device"] = "none"
+    norm: Literal["batch", "ghost", "batch-group", "group", "renorm"] = "batch"
+    ghost_size: int = 32
+    groups: int = 32
+    examples_per_group: int = 2
+    sync_bn: bool = False
+    epochs: int = 10
+    batch_size: int = 128
+    accumulate: int = 1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float | None = None
+    momentum: float = 0.9
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    warmup_epochs: float = 0.0
+    milestones: str = "0.5,0.75"
+    weight_decay: float = 5e-4
+    bias_decay: float = 0.0
+    decay_norm: Literal["none", "gamma", "beta", "both"] = "none"
+    gamma_target: Literal["0", "1"] = "0"
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+    clip_grad: float = 0.0
+    dtype: str = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    eval_every: int = 1
+    eval_batch_size: str = "auto"
+    workers: str = "auto"
+    seed: int = 0
+    checkpoint_minutes: float = 15.0
+    output: str = "alphatune-train"
+    resume: bool = False
+    overwrite: bool = False
+
+
+def input_paths(settings: EvaluateSettings | TrainSettings) -> list[str]:
     """Whatever among the settings names a file or folder that must not be written to."""
     named = [settings.checkpoint, settings.class_map, settings.data_root, settings.data, settings.model]
+    if isinstance(settings, TrainSettings):
+        named.append(settings.val_data)
     named.append(settings.data.partition("/")[2])  # hfds/FOLDER, wds/FOLDER
     named.append(settings.model.partition(":")[2])  # local-dir:FOLDER
     named.append(settings.model.rpartition(":")[0])  # file.py:factory

@@ -145,7 +145,9 @@ def _torchvision(spec: str, rest: str, pretrained: bool, kwargs: dict[str, Any])
     return Source(spec, "torchvision", model, kwargs, preprocessing, str(weights) if pretrained else "")
 
 
-def _factory(spec: str, location: str, attribute: str, kwargs: dict[str, Any]) -> Source:
+def find_factory(spec: str) -> Any:
+    """Import what ``package.module:factory`` or ``file.py:factory`` names."""
+    location, _, attribute = spec.partition(":")
     module = _import(location, spec)
     factory: Any = module
     for part in attribute.split("."):
@@ -156,6 +158,11 @@ def _factory(spec: str, location: str, attribute: str, kwargs: dict[str, Any]) -
                 f"{location} has no {attribute!r}", f"did you mean {', '.join(close)}?" if close else ""
             )
         factory = getattr(factory, part)
+    return factory
+
+
+def _factory(spec: str, location: str, attribute: str, kwargs: dict[str, Any]) -> Source:
+    factory = find_factory(spec)
     if isinstance(factory, nn.Module) and kwargs:
         raise ConfigurationError(f"{spec} is a model already and takes no --model-kwargs")
     model = factory if isinstance(factory, nn.Module) else _call(factory, spec, **kwargs)

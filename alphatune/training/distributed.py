@@ -81,6 +81,13 @@ def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     )
 
 
+def share_buffers_(model: nn.Module, world: World) -> None:
+    """Give every process the first one's moving averages, so that all evaluate the same model."""
+    if world.size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def shard(batches: Batches, world: World) -> Batches:
     """Every ``size``-th example, starting at ``rank``: no example twice, none left out."""
     positions = np.arange(world.rank, len(batches.examples), world.size)

@@ -23,7 +23,7 @@ from alphatune.data.loading import Batch
 from alphatune.data.training_batches import TrainingBatches
 from alphatune.errors import NumericError, ResourceError
 from alphatune.evaluation import Metrics, Progress, logits_of
-from alphatune.training.distributed import World, parallel
+from alphatune.training.distributed import World, parallel, share_buffers_
 from alphatune.training.optimizers import decay_to_one_
 from alphatune.training.recipe import Recipe
 from alphatune.training.schedule import learning_rate
@@ -98,6 +98,7 @@ def train(
                 if stopped:
                     return False
         _require_finite(state)
+        share_buffers_(state.evaluated, world)
         try:
             row = _finish_epoch(state, recipe, steps, evaluate, stop if world.size == 1 else lambda: False)
         except _Stopped:

@@ -1,0 +1,167 @@
+"""``alphatune train``."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import typer
+
+from alphatune.cli import options as o
+from alphatune.jobs.settings import TrainSettings
+
+
+def train(
+    ctx: typer.Context,
+    model: o.Model,
+    data: o.TrainData,
+    checkpoint: o.Checkpoint = None,
+    model_kwargs: o.ModelKwargs = None,
+    pretrained: o.FineTune = False,
+    unsafe_pickle: o.UnsafePickle = False,
+    data_root: o.NamedRoot = None,
+    download: o.Download = False,
+    train_split: o.TrainSplit = None,
+    split: o.Split = None,
+    val_fraction: o.ValFraction = None,
+    val_data: o.ValData = None,
+    split_seed: o.SplitSeed = 0,
+    input_key: o.InputKey = None,
+    target_key: o.TargetKey = None,
+    class_map: o.ClassMap = None,
+    limit: o.Limit = None,
+    augment: o.Augment = "auto",
+    classes_per_batch: o.ClassesPerBatch = None,
+    batch_order: o.BatchOrder = "shuffled",
+    cache: o.Cache = "none",
+    mean: o.Mean = None,
+    std: o.Std = None,
+    input_size: o.InputSize = None,
+    crop_pct: o.CropPct = None,
+    crop_mode: o.CropMode = None,
+    interpolation: o.Interpolation = None,
+    norm: o.NormOption = "batch",
+    ghost_size: o.GhostSize = 32,
+    groups: o.Groups = 32,
+    examples_per_group: o.ExamplesPerGroup = 2,
+    sync_bn: o.SyncBn = False,
+    decay_norm: o.DecayNorm = "none",
+    gamma_target: o.GammaTarget = "0",
+    epochs: o.Epochs = 10,
+    batch_size: o.TrainBatchSize = 128,
+    accumulate: o.Accumulate = 1,
+    optimizer: o.OptimizerOption = "sgd",
+    lr: o.LearningRate = None,
+    momentum: o.Momentum = 0.9,
+    schedule: o.ScheduleOption = "cosine",
+    warmup_epochs: o.WarmupEpochs = 0.0,
+    milestones: o.Milestones = "0.5,0.75",
+    weight_decay: o.WeightDecay = 5e-4,
+    bias_decay: o.BiasDecay = 0.0,
+    label_smoothing: o.LabelSmoothing = 0.0,
+    ema: o.Ema = 0.0,
+    clip_grad: o.ClipGrad = 0.0,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "float32",
+    channels_last: o.ChannelsLast = False,
+    compile: o.Compile = False,
+    eval_every: o.EvalEvery = 1,
+    eval_batch_size: o.EvalBatchSize = "auto",
+    workers: o.Workers = "auto",
+    seed: o.TrainSeed = 0,
+    config: o.Config = None,
+    dry_run: o.DryRun = False,
+    output: o.RunFolder = "alphatune-train",
+    resume: o.Resume = False,
+    checkpoint_minutes: o.CheckpointMinutes = 15.0,
+    overwrite: o.OverwriteRun = False,
+    format: o.Format = "human",
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Train a network with ghost, batch-group or other normalisation; tune takes the result.
+
+    [bold]Examples[/bold]
+
+    alphatune train alphatune.models.cifar:resnet18 --data cifar10 --data-root data --norm ghost --ghost-size 16
+
+    alphatune train resnet50.a1_in1k --pretrained --data flowers102 --data-root data --lr 0.01 -o flowers
+
+    torchrun --nproc-per-node 4 -m alphatune train resnet50 --data imagenet --data-root imagenet --resume
+    """
+    from alphatune.cli import console
+    from alphatune.jobs.train import run_train
+    from alphatune.reports.result import to_json
+
+    speaks = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
+    quiet = quiet or not speaks
+    settings = o.settings_from(ctx, TrainSettings)
+    if verbose and speaks:
+        console.note(f"settings: {settings}")
+    with console.progress_bar("training", quiet or dry_run) as progress:
+        document = run_train(settings, progress, None if quiet else _show_epoch, dry_run=dry_run)
+    if not speaks:
+        return
+    if not quiet:
+        console.warn(document["warnings"])
+    if format == "json":
+        print(to_json(document, for_pipe=True))
+    elif format == "quiet":
+        print(settings.output)
+    elif dry_run:
+        _show_plan(document)
+    else:
+        _show_result(document, settings.output)
+
+
+def _show_epoch(row: dict[str, Any]) -> None:
+    from alphatune.cli import console
+
+    text = f"epoch {row['epoch']:>3}  training loss {row['train_loss']:.4f}, top-1 {row['train_top1']:.4f}"
+    if "val_top1" in row:
+        text += f"  validation loss {row['val_loss']:.4f}, top-1 {row['val_top1']:.4f}"
+    console.note(f"{text}  {row['seconds']:.0f} s")
+
+
+def _show_plan(plan: dict[str, Any]) -> None:
+    from alphatune.cli import console
+
+    model, data, env = plan["model"], plan["data"], plan["env"]
+    rows = [
+        ("model", f"{model['source']} {model['checkpoint']}, {model['parameters'] / 1e6:.2f} M parameters"),
+        ("norm layers", f"{model['norm_layers']}, trained as {model['norm']['kind']}"),
+        ("newly made", ", ".join(model["new_weights"]) or "nothing" if model["checkpoint"] else "everything"),
+        ("data", f"{data['source']}: {data['train']} to train on, {data['validation']} to validate"),
+        ("classes", data["classes"]),
+        ("preprocessing", ", ".join(f"{k} {v}" for k, v in data["preprocessing"].items())),
+        ("augmentation", data["augmentation"]),
+        ("steps", f"{env['steps_per_epoch']} an epoch, batches of {env['batch_size']}"),
+        ("decay", ", ".join(f"{k} {v:g}" for k, v in env["decay"].items())),
+        (
+            "device",
+            f"{env['device']}, {env['dtype']}, {env['processes']} process(es), {env['workers']} workers",
+        ),
+        ("output", plan["settings"]["output"]),
+    ]
+    console.stdout().print(console.table("Plan (nothing was run)", [("", "left"), ("", "left")], rows))
+
+
+def _show_result(document: dict[str, Any], output: str) -> None:
+    from rich.text import Text
+
+    from alphatune.cli import console
+
+    rows = []
+    for part in ("validation", "test"):
+        if metrics := document[part]:
+            values = [f"{metrics[name]:.4f}" for name in ("top1", "top5", "loss", "ece")]
+            rows.append((part, document["data"][part], *values))
+    columns = [("", "left"), *((name, "right") for name in ("examples", "top-1", "top-5", "loss", "ECE"))]
+    model = document["model"]
+    title = f"{model['source']}, norm {model['norm']['kind']}, {len(document['epochs'])} epochs"
+    out = console.stdout()
+    out.print(console.table(title, columns, rows))
+    out.print(
+        Text(f"Written to {output}: model.safetensors, alphatune.json, result.json, log.csv, curves.png")
+    )
+    out.print(Text(f"Next: alphatune tune {output} --data {document['data']['source']} --split validation"))

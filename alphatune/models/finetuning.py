@@ -1,0 +1,70 @@
+"""Build an architecture with as many outputs as the data have classes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from alphatune.errors import ConfigurationError
+from alphatune.models.checkpoints import Checkpoint, load_body_
+from alphatune.models.sources import Source, build, find_factory
+
+
+@dataclass(frozen=True)
+class Started:
+    """A model to train, and which of its weights are newly made although others were loaded."""
+
+    source: Source
+    new_weights: tuple[str, ...]
+
+
+def build_for_classes(
+    spec: str,
+    num_classes: int,
+    *,
+    pretrained: bool = False,
+    checkpoint: Checkpoint | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> Started:
+    """Build MODEL with ``num_classes`` outputs, from scratch or to be fine-tuned (paper section 4.3).
+
+    Args:
+        pretrained: start from the weights that timm or torchvision has for the name.
+        checkpoint: start from these weights.
+
+    A head of another number of classes is newly made; all other weights must
+    fit. A factory that takes no ``num_classes`` is called without it.
+
+    Raises:
+        ConfigurationError, CheckpointError: as ``build`` and ``load_body_`` do.
+    """
+    kwargs = dict(model_kwargs or {})
+    if checkpoint is None and pretrained:
+        source = build(spec, pretrained=True, model_kwargs=kwargs)
+        weights = source.model.state_dict()
+        checkpoint = Checkpoint(source.weights or spec, "", "", weights)
+        # What came with the weights and decides about keys: auxiliary heads, transform_input.
+        kwargs = {**source.model_kwargs, **kwargs}
+    if kwargs.setdefault("num_classes", num_classes) != num_classes:
+        raise ConfigurationError(
+            f"--model-kwargs num_classes={kwargs['num_classes']} for data with {num_classes} classes"
+        )
+    if not _takes_num_classes(spec):
+        del kwargs["num_classes"]
+    source = build(spec, pretrained=False, model_kwargs=kwargs)
+    new = load_body_(source.model, checkpoint, num_classes) if checkpoint else ()
+    return Started(source, new)
+
+
+def _takes_num_classes(spec: str) -> bool:
+    """Whether MODEL is built by a call that takes ``num_classes``; timm and torchvision always do."""
+    scheme = spec.partition(":")[0]
+    if ":" not in spec or scheme in ("torchvision", "hf-hub", "hf_hub", "local-dir"):
+        return True
+    try:
+        parameters = inspect.signature(find_factory(spec)).parameters.values()
+    except (TypeError, ValueError):  # an instance, or a built-in
+        return False
+    return any(p.name == "num_classes" or p.kind is p.VAR_KEYWORD for p in parameters)

@@ -1,0 +1,38 @@
+"""Epoch figures for TensorBoard, where it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def open_tensorboard(
+    folder: Path, step: int, *, enabled: bool = True
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield a function that logs the row of an epoch; it does nothing without TensorBoard.
+
+    Args:
+        step: where the run goes on; what an interrupted run wrote beyond it is purged.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        enabled = False
+    if not enabled:
+        yield lambda _row: None
+        return
+    writer = SummaryWriter(folder, purge_step=step)
+
+    def log(row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if name not in ("epoch", "step"):
+                writer.add_scalar(name.replace("_", "/", 1), value, row["step"])
+        writer.flush()
+
+    try:
+        yield log
+    finally:
+        writer.close()
