@@ -63,6 +63,7 @@ class Batches:
             collate_fn=collate,
             pin_memory=pinned,
             prefetch_factor=4 if workers else None,
+            generator=torch.Generator(),  # the loader's own seed is not to come from the caller's
         )
         targets = torch.from_numpy(self.examples.targets)
         start = 0

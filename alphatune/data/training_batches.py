@@ -147,6 +147,7 @@ class TrainingBatches:
             pin_memory=pinned,
             prefetch_factor=4 if self.workers else None,
             worker_init_fn=_ignore_interrupt,
+            generator=torch.Generator(),  # the loader's own seed is not to come from the caller's
         )
         targets = torch.from_numpy(self.examples.targets)
         ids = torch.from_numpy(self.examples.indices)
