@@ -7,6 +7,8 @@ broadcasting.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 
@@ -37,6 +39,106 @@ def example_weighted(
             beta = 0.0 if bias is None else float(bias[c])
             out[n, c] = gamma * (x[n, c] - first) / deviation + beta
     return out
+
+
+def example_weighted_groups(
+    x: np.ndarray,
+    running_mean: np.ndarray,
+    running_var: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    alpha: float,
+    eps: float,
+    num_groups: int,
+) -> np.ndarray:
+    """Eq. 3 with channel groups: raw moments pooled over each group's channels, then mixed."""
+    x = np.asarray(x, dtype=np.float64)
+    out = np.empty_like(x)
+    for n in range(len(x)):
+        for channels in np.split(np.arange(x.shape[1]), num_groups):
+            values = np.concatenate([np.ravel(x[n, c]) for c in channels])
+            first = alpha * np.mean(values) + (1 - alpha) * np.mean(running_mean[channels])
+            moving_second = np.mean([running_var[c] + running_mean[c] ** 2 for c in channels])
+            second = alpha * np.mean(values**2) + (1 - alpha) * moving_second
+            for c in channels:
+                out[n, c] = weight[c] * (x[n, c] - first) / np.sqrt(second - first**2 + eps) + bias[c]
+    return out
+
+
+def batch_group_norm(
+    x: np.ndarray,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+    num_groups: int,
+    examples_per_group: int,
+    eps: float,
+    running_mean: np.ndarray | None = None,
+    running_var: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Training forward of ghost (one group a channel) and batch-group norm on (N, C, *).
+
+    Returns the output and what the moving averages move towards: mean and
+    unbiased variance, averaged over the groups of examples by their size. A
+    group of one value takes the moving averages and adds nothing to them.
+    """
+    x = np.asarray(x, dtype=np.float64)
+    examples, channels = x.shape[:2]
+    gamma = np.ones(channels) if weight is None else np.asarray(weight, dtype=np.float64)
+    beta = np.zeros(channels) if bias is None else np.asarray(bias, dtype=np.float64)
+    out = np.empty_like(x)
+    means, variances = np.zeros(channels), np.zeros(channels)
+    counted = np.zeros(channels)
+    for start in range(0, examples, examples_per_group):
+        rows = list(range(start, min(start + examples_per_group, examples)))
+        for group in np.split(np.arange(channels), num_groups):
+            values = np.array([v for n in rows for c in group for v in np.ravel(x[n, c])])
+            if values.size > 1:
+                mean, variance = values.mean(), values.var()
+                means[group] += len(rows) * mean
+                variances[group] += len(rows) * values.var(ddof=1)
+                counted[group] += len(rows)
+            elif running_mean is not None:
+                mean, variance = running_mean[group[0]], running_var[group[0]]
+            else:
+                mean, variance = values[0], 0.0
+            for n in rows:
+                for c in group:
+                    out[n, c] = gamma[c] * (x[n, c] - mean) / np.sqrt(variance + eps) + beta[c]
+    if not counted.all():
+        return out, None, None
+    return out, means / counted, variances / counted
+
+
+def batch_renorm(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    running_mean: np.ndarray,
+    running_var: np.ndarray,
+    r_max: float,
+    d_max: float,
+    eps: float,
+) -> np.ndarray:
+    """Algorithm 1 of Ioffe 2017, a channel at a time."""
+    x = np.asarray(x, dtype=np.float64)
+    out = np.empty_like(x)
+    for c in range(x.shape[1]):
+        sigma_batch, sigma = np.sqrt(x[:, c].var() + eps), np.sqrt(running_var[c] + eps)
+        r = min(max(sigma_batch / sigma, 1 / r_max), r_max)
+        d = min(max((x[:, c].mean() - running_mean[c]) / sigma, -d_max), d_max)
+        out[:, c] = weight[c] * ((x[:, c] - x[:, c].mean()) / sigma_batch * r + d) + bias[c]
+    return out
+
+
+def derivative(f: Callable[[np.ndarray], float], at: np.ndarray, step: float = 1e-5) -> np.ndarray:
+    """The gradient of f by central differences."""
+    gradient = np.empty_like(at)
+    for i in np.ndindex(at.shape):
+        up, down = at.copy(), at.copy()
+        up[i] += step
+        down[i] -= step
+        gradient[i] = (f(up) - f(down)) / (2 * step)
+    return gradient
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:

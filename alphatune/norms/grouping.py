@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alphatune.norms.grouped_kernels import GroupedNorm
+
 
 def batch_group_norm(
     x: Tensor,
@@ -55,18 +57,21 @@ def batch_group_norm(
     """
     whole = len(x) - len(x) % examples_per_group
     if whole in (0, len(x)):
-        size = examples_per_group if whole else len(x)
+        size = examples_per_group if whole else max(len(x), 1)
         return _equal_groups(x, weight, bias, num_groups, size, eps, running_mean, running_var)
+    # split, not slices: its gradient keeps the memory format
     parts = [
         _equal_groups(part, weight, bias, num_groups, size, eps, running_mean, running_var)
-        for part, size in ((x[:whole], examples_per_group), (x[whole:], len(x) - whole))
+        for part, size in zip(
+            x.split([whole, len(x) - whole]), (examples_per_group, len(x) - whole), strict=True
+        )
     ]
-    y = torch.cat([part for part, _ in parts])
-    (first, last) = (moments for _, moments in parts)
-    if first is None or last is None:
-        return y, first
+    (first, moments), (last, last_moments) = parts
+    y = torch.cat([first, last])
+    if moments is None or last_moments is None:
+        return y, moments
     share = (len(x) - whole) / len(x)
-    return y, (first[0].lerp(last[0], share), first[1].lerp(last[1], share))
+    return y, (moments[0].lerp(last_moments[0], share), moments[1].lerp(last_moments[1], share))
 
 
 def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,25 +100,12 @@ def _equal_groups(
     """``batch_group_norm`` of a batch that ``size`` divides."""
     channels = x.shape[1]
     values = size * (channels // num_groups) * math.prod(x.shape[2:])
-    if len(x) == 0 or values == 0:
-        return _single_values(x, weight, bias, eps, torch.zeros(channels), torch.ones(channels)), None
-    if values == 1:
+    if values < 2 or len(x) == 0:
         return _single_values(x, weight, bias, eps, running_mean, running_var), None
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    grouped = x.to(dtype).reshape(len(x) // size, size, num_groups, channels // num_groups, -1)
-    variance, mean = torch.var_mean(grouped, (1, 3, 4), correction=0, keepdim=True)
-    y = ((grouped - mean) * torch.rsqrt(variance + eps)).reshape(x.shape)
-    shape = (1, -1) + (1,) * (x.ndim - 2)
-    if weight is not None:
-        y = y * weight.view(shape)
-    if bias is not None:
-        y = y + bias.view(shape)
-    with torch.no_grad():
-        moments = tuple(
-            m.reshape(-1, num_groups).mean(0).repeat_interleave(channels // num_groups)
-            for m in (mean, variance * (values / (values - 1)))
-        )
-    return y.to(x.dtype), (moments[0], moments[1])
+    y, mean, variance = GroupedNorm.apply(x, weight, bias, num_groups, size, eps)
+    unbiased = variance * (values / (values - 1))
+    repeats = channels // num_groups
+    return y, (mean.mean(0).repeat_interleave(repeats), unbiased.mean(0).repeat_interleave(repeats))
 
 
 def _single_values(

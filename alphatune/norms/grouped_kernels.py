@@ -1,0 +1,234 @@
+"""The derivative of grouped normalisation, and its fast forms on a CPU.
+
+With G groups of examples and K of channels, M values in each, everything but
+three sweeps over the activation happens on small tensors (G, K) and (G, C):
+
+    forward    mean, variance = moments of each group          one read
+               y  = a·x + b,   a = γ·rstd, b = β − a·mean      one read, one write
+    backward   Σ dy and Σ dy·(x − mean)·rstd, a channel at a time
+               dx = a·dy + p·x + q                             over the group:
+               p = −rstd²·avg(γ·dy·x̂), q = −rstd·avg(γ·dy) − p·mean
+
+Autograd keeps x and the small tensors only.
+
+A sweep in plain torch operations runs on any device, and compiles well. In
+eager mode on a CPU it is several times as slow as BatchNorm's kernels, so the
+sweeps borrow these: on (N, C, H, W) in memory, each example's channel is a row
+and a GroupNorm over rows yields their moments and sums at once; in
+channels-last, BatchNorm's kernels take one group of examples at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+aten = torch.ops.aten
+
+
+class GroupedNorm(torch.autograd.Function):
+    """``(x, γ, β, num_groups, size, ε) -> (y, mean, variance)``, the moments (G, K) and biased."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        num_groups: int,
+        size: int,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        sweeps = _sweeps(x, size)
+        mean, variance = sweeps.moments(num_groups)
+        rstd = torch.rsqrt(variance + eps)
+        repeats = x.shape[1] // num_groups
+        scale = rstd.repeat_interleave(repeats, 1)
+        if weight is not None:
+            scale = scale * weight
+        shift = -scale * mean.repeat_interleave(repeats, 1)
+        if bias is not None:
+            shift = shift + bias
+        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.size = size
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.mark_non_differentiable(mean, variance)
+        return sweeps.affine(scale, shift), mean, variance
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        sweeps = _sweeps(x, ctx.size)
+        groups, num_groups = mean.shape
+        repeats = x.shape[1] // num_groups
+        wide_mean, wide_rstd = mean.repeat_interleave(repeats, 1), rstd.repeat_interleave(repeats, 1)
+        dy = sweeps.like_x(dy)
+        sum_dy, sum_dy_xhat = sweeps.sums(dy, wide_mean, wide_rstd)
+        dx = dweight = dbias = None
+        if ctx.needs_input_grad[0]:
+            values = x.numel() // (groups * num_groups)
+            gamma = torch.ones_like(wide_rstd) if weight is None else weight.to(mean.dtype)
+
+            def average(sums: Tensor) -> Tensor:
+                return (gamma * sums).view(groups, num_groups, repeats).sum(2) / values
+
+            p = -rstd * rstd * average(sum_dy_xhat)
+            q = -rstd * average(sum_dy) - p * mean
+            dx = sweeps.affine(
+                p.repeat_interleave(repeats, 1), q.repeat_interleave(repeats, 1), dy, gamma * wide_rstd
+            )
+        if ctx.needs_input_grad[1]:
+            dweight = sum_dy_xhat.sum(0).to(weight.dtype)
+        if ctx.needs_input_grad[2]:
+            dbias = sum_dy.sum(0).to(ctx.bias_dtype)
+        return dx, dweight, dbias, None, None, None
+
+
+class Sweeps:
+    """Passes over an activation (N, C, *) in plain torch operations; G groups of ``size`` examples."""
+
+    def __init__(self, x: Tensor, size: int) -> None:
+        self.x, self.size = x, size
+        self.groups, self.channels = len(x) // size, x.shape[1]
+        self.dtype = torch.promote_types(x.dtype, torch.float32)
+
+    def moments(self, num_groups: int) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance (G, K)."""
+        grouped = self.x.to(self.dtype).reshape(
+            self.groups, self.size, num_groups, self.channels // num_groups, -1
+        )
+        variance, mean = torch.var_mean(grouped, (1, 3, 4), correction=0)
+        return mean, variance
+
+    def affine(
+        self, scale: Tensor, shift: Tensor, other: Tensor | None = None, other_scale: Tensor | None = None
+    ) -> Tensor:
+        """``scale·x + shift (+ other_scale·other)`` with factors (G, C)."""
+        y = torch.addcmul(self._wide(shift), self.x.to(self.dtype), self._wide(scale))
+        if other is not None and other_scale is not None:
+            y = y.addcmul_(other.to(self.dtype), self._wide(other_scale))
+        return y.to(self.x.dtype)
+
+    def sums(self, dy: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ dy and Σ dy·(x − mean)·rstd, both (G, C)."""
+        grouped = self.x.to(self.dtype).reshape(self.groups, self.size, self.channels, -1)
+        dy = dy.to(self.dtype).reshape(grouped.shape)
+        centred = (grouped - mean[:, None, :, None]) * rstd[:, None, :, None]
+        return dy.sum((1, 3)), (dy * centred).sum((1, 3))
+
+    def _wide(self, tensor: Tensor) -> Tensor:
+        """(G, C) -> (N, C, 1, ...)."""
+        return tensor.repeat_interleave(self.size, 0)[(...,) + (None,) * (self.x.ndim - 2)]
+
+    def like_x(self, tensor: Tensor) -> Tensor:
+        """In the memory format of x."""
+        for dimensions, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+            if self.x.ndim == dimensions and self.x.is_contiguous(memory_format=memory_format):
+                return tensor.contiguous(memory_format=memory_format)
+        return tensor.contiguous() if self.x.is_contiguous() else tensor
+
+
+class RowSweeps(Sweeps):
+    """Contiguous (N, C, *): row (n, c) is channel n·C + c of a batch of one."""
+
+    def __init__(self, x: Tensor, size: int) -> None:
+        super().__init__(x, size)
+        self.rows = x.view(1, len(x) * self.channels, -1)
+
+    def moments(self, num_groups: int) -> tuple[Tensor, Tensor]:
+        n, positions = len(self.x), self.rows.shape[2]
+        # ε = 0 gives the variance back exactly; the normalised output is not used.
+        _, mean, rstd = aten.native_group_norm(
+            self.x, None, None, n, self.channels, positions, num_groups, 0.0
+        )
+        variance = rstd.square().reciprocal_()  # 0 where rstd is infinite
+        return _pool(mean.view(self.groups, self.size, -1), variance.view(self.groups, self.size, -1), 1)
+
+    def affine(
+        self, scale: Tensor, shift: Tensor, other: Tensor | None = None, other_scale: Tensor | None = None
+    ) -> Tensor:
+        scale, shift = self._each_row(scale), self._each_row(shift)
+        zeros, ones, none = torch.zeros_like(scale), torch.ones_like(scale), scale.new_empty(0)
+        y = torch.empty_like(self.x)  # no view comes out, so that the next layer may write to it
+        rows = y.view(self.rows.shape)
+        aten.native_batch_norm.out(
+            self.rows, scale, shift, zeros, ones, False, 0.0, 0.0, out=rows, save_mean=none, save_invstd=none
+        )
+        if other is not None and other_scale is not None:
+            rows.addcmul_(other.view(rows.shape), self._each_row(other_scale).view(1, -1, 1))
+        return y
+
+    def sums(self, dy: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+        rows, positions = self.rows.shape[1:]
+        _, sum_dy_xhat, sum_dy = aten.native_group_norm_backward(
+            dy.view(self.rows.shape),
+            self.rows,
+            self._each_row(mean).view(1, -1),
+            self._each_row(rstd).view(1, -1),
+            None,
+            1,
+            rows,
+            positions,
+            rows,
+            [False, True, True],
+        )
+        shape = (self.groups, self.size, self.channels)
+        return sum_dy.view(shape).sum(1), sum_dy_xhat.view(shape).sum(1)
+
+    def _each_row(self, tensor: Tensor) -> Tensor:
+        return tensor[:, None].expand(-1, self.size, -1).reshape(-1)
+
+
+class ChannelsLastSweeps(Sweeps):
+    """Channels-last: one group of examples is a matrix of positions × channels."""
+
+    def moments(self, num_groups: int) -> tuple[Tensor, Tensor]:
+        each = [aten.batch_norm_update_stats(chunk, None, None, 0.0) for chunk in self.x.split(self.size)]
+        mean, variance = (torch.stack(m).view(self.groups, num_groups, -1) for m in zip(*each, strict=True))
+        return _pool(mean, variance, 2)
+
+    def affine(
+        self, scale: Tensor, shift: Tensor, other: Tensor | None = None, other_scale: Tensor | None = None
+    ) -> Tensor:
+        y = torch.empty_like(self.x)
+        matrices = self._matrices(y)
+        torch.addcmul(shift[:, None], self._matrices(self.x), scale[:, None], out=matrices)
+        if other is not None and other_scale is not None:
+            matrices.addcmul_(self._matrices(other), other_scale[:, None])
+        return y
+
+    def sums(self, dy: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+        variance, ones = rstd.square().reciprocal_(), torch.ones_like(mean[0])
+        each = [
+            aten.native_batch_norm_backward(d, x, ones, m, v, None, None, False, 0.0, [False, True, True])
+            for d, x, m, v in zip(
+                dy.split(self.size), self.x.split(self.size), mean.unbind(), variance.unbind(), strict=True
+            )
+        ]
+        return torch.stack([e[2] for e in each]), torch.stack([e[1] for e in each])
+
+    def _matrices(self, tensor: Tensor) -> Tensor:
+        return tensor.movedim(1, -1).view(self.groups, -1, self.channels)
+
+
+def _sweeps(x: Tensor, size: int) -> Sweeps:
+    """The fastest form for this activation."""
+    own_kernels = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    if own_kernels and not torch.compiler.is_compiling() and math.prod(x.shape[2:]) > 1:
+        if x.is_contiguous():
+            return RowSweeps(x, size)
+        if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            return ChannelsLastSweeps(x, size)
+    return Sweeps(x, size)
+
+
+def _pool(mean: Tensor, variance: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Moments of equally large parts, taken together along a dimension."""
+    pooled = mean.mean(dim, keepdim=True)
+    spread = variance + (mean - pooled).square()
+    return pooled.squeeze(dim), spread.mean(dim)
