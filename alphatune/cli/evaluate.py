@@ -20,6 +20,8 @@ def evaluate(
     unsafe_pickle: o.UnsafePickle = False,
     trust_code: o.TrustCode = False,
     split: o.Split = None,
+    val_fraction: o.HeldOut = None,
+    split_seed: o.SplitSeed = 0,
     data_root: o.DataRoot = None,
     input_key: o.InputKey = None,
     target_key: o.TargetKey = None,

@@ -106,7 +106,8 @@ Data = Annotated[
     str,
     typer.Option(
         metavar="DATA",
-        help="Folder of class folders, a .tar of them, or a timm dataset string (torch/..., hfds/..., wds/...).",
+        help="Folder or archive of class folders, a timm dataset string (torch/..., hfds/..., wds/...), or with "
+        "--data-root a name like cifar10.",
         rich_help_panel=DATA,
         show_default=False,
     ),
@@ -125,7 +126,9 @@ TargetKey = Annotated[
 ]
 DataRoot = Annotated[
     str | None,
-    typer.Option(metavar="FOLDER", help="Where torch/, tfds/ and wds/ data lie.", rich_help_panel=DATA),
+    typer.Option(
+        metavar="FOLDER", help="Where data by name, torch/, tfds/ and wds/ lie.", rich_help_panel=DATA
+    ),
 ]
 ClassMap = Annotated[
     str | None,
@@ -241,10 +244,19 @@ TrainData = Annotated[
     str,
     typer.Option(
         metavar="DATA",
-        help="cifar10, cifar100, svhn, caltech256, flowers102, cub2011, imagenet; a folder of class folders, "
-        "a .tar of them, or a timm dataset string.",
+        help="cifar10, cifar100, svhn, caltech256, flowers102, cub2011, imagenet; a folder or archive of class "
+        "folders, or a timm dataset string.",
         rich_help_panel=DATA,
         show_default=False,
+    ),
+]
+HeldOut = Annotated[
+    float | None,
+    typer.Option(
+        "--val-fraction",
+        metavar="F",
+        help="Only the share of each class that train holds out by the same option and --split-seed.",
+        rich_help_panel=DATA,
     ),
 ]
 FineTune = Annotated[
@@ -270,12 +282,6 @@ ValData = Annotated[
     typer.Option(metavar="DATA", help="Validate on another folder or archive.", rich_help_panel=DATA),
 ]
 SplitSeed = Annotated[int, typer.Option(help="Decides which examples are held out.", rich_help_panel=DATA)]
-NamedRoot = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FOLDER", help="Where data by name, torch/, tfds/ and wds/ lie.", rich_help_panel=DATA
-    ),
-]
 Download = Annotated[
     bool,
     typer.Option("--download", help="Fetch data by name that are not there yet.", rich_help_panel=DATA),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import Any
 
 import typer
@@ -19,7 +20,7 @@ def train(
     model_kwargs: o.ModelKwargs = None,
     pretrained: o.FineTune = False,
     unsafe_pickle: o.UnsafePickle = False,
-    data_root: o.NamedRoot = None,
+    data_root: o.DataRoot = None,
     download: o.Download = False,
     train_split: o.TrainSplit = None,
     split: o.Split = None,
@@ -111,7 +112,7 @@ def train(
     elif dry_run:
         _show_plan(document)
     else:
-        _show_result(document, settings.output)
+        _show_result(document, settings)
 
 
 def _show_epoch(row: dict[str, Any]) -> None:
@@ -146,7 +147,7 @@ def _show_plan(plan: dict[str, Any]) -> None:
     console.stdout().print(console.table("Plan (nothing was run)", [("", "left"), ("", "left")], rows))
 
 
-def _show_result(document: dict[str, Any], output: str) -> None:
+def _show_result(document: dict[str, Any], settings: TrainSettings) -> None:
     from rich.text import Text
 
     from alphatune.cli import console
@@ -162,6 +163,26 @@ def _show_result(document: dict[str, Any], output: str) -> None:
     out = console.stdout()
     out.print(console.table(title, columns, rows))
     out.print(
-        Text(f"Written to {output}: model.safetensors, alphatune.json, result.json, log.csv, curves.png")
+        Text(
+            f"Written to {settings.output}: model.safetensors, alphatune.json, result.json, log.csv, curves.png"
+        )
     )
-    out.print(Text(f"Next: alphatune tune {output} --data {document['data']['source']} --split validation"))
+    out.print(Text(f"Next: {_tune_command(settings, document)}"))
+
+
+def _tune_command(settings: TrainSettings, document: dict[str, Any]) -> str:
+    """The command that tunes the trained model on the examples it was validated on."""
+    data, fraction = document["data"], document["data"]["val_fraction"]
+    command = ["alphatune", "tune", settings.output, "--data", settings.val_data or settings.data]
+    for option, value in (
+        ("--data-root", settings.data_root),
+        ("--class-map", settings.class_map),
+        ("--split", settings.train_split if fraction else settings.split),
+        ("--val-fraction", fraction),
+        ("--split-seed", data["split_seed"] or None),
+        ("--input-key", settings.input_key),
+        ("--target-key", settings.target_key),
+    ):
+        if value is not None:
+            command += [option, str(value)]
+    return shlex.join(command)

@@ -27,18 +27,20 @@ def open_data(
     input_key: str | None = None,
     target_key: str | None = None,
     download: bool = False,
+    split_seed: int = 0,
 ) -> Examples:
     """Open DATA: a folder or archive of class folders, a timm dataset string, or a dataset by name.
 
     Args:
         data: path, or ``torch/NAME``, ``hfds/NAME``, ``wds/PATH``, ..., or with ``data_root``
-            a name of ``named_datasets``, which is split as for training with split seed 0.
+            a name of ``named_datasets``, which is split as for training.
         split: split or subfolder; by default the validation split, and a folder
             without one is read itself unless it holds other splits.
         data_root: where named, ``torch/``, ``tfds/`` and ``wds/`` data lie; cache of ``hfds/``.
         class_map: text file with one class name a line; its line is the label.
         image_mode: ``RGB`` or ``L``.
         input_key, target_key: columns of images and labels in ``hfds/`` and ``wds/`` data.
+        split_seed: decides which examples a dataset by name holds out.
         download: fetch a dataset by name, or a ``torch/`` one, that is not there yet.
 
     Raises:
@@ -47,7 +49,9 @@ def open_data(
     """
     text = os.fspath(data)
     if opens_by_name(text, data_root):
-        examples = named_split(open_named(text, data_root, download=download), split or "validation")
+        examples = named_split(
+            open_named(text, data_root, seed=split_seed, download=download), split or "validation"
+        )
     elif is_dataset_string(text):
         examples = open_dataset_string(
             text,

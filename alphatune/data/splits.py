@@ -33,6 +33,7 @@ class Splits:
     train: Examples
     validation: Examples
     test: Examples | None = None
+    val_fraction: float | None = None  # of each class, where validation was held out of training
 
 
 def open_splits(
@@ -157,6 +158,7 @@ def _held_out(whole: Examples, fraction: float, seed: int) -> Splits:
     return Splits(
         replace(whole.take(kept), split=f"{1 - fraction:g}{of}, seed {seed}", warnings=warnings),
         replace(whole.take(held), split=f"{fraction:g}{of}, seed {seed}", warnings=()),
+        val_fraction=fraction,
     )
 
 

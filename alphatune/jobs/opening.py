@@ -13,6 +13,7 @@ from alphatune.data.datasets import open_data
 from alphatune.data.examples import Examples
 from alphatune.data.loading import Batches, automatic_batch_size, automatic_workers
 from alphatune.data.preprocessing import Preprocessing, parse_numbers
+from alphatune.data.splits import open_splits
 from alphatune.errors import ConfigurationError
 from alphatune.jobs.settings import EvaluateSettings, ModelSettings
 from alphatune.models.bundle import WEIGHTS, build_bundled, read_bundle, restore_
@@ -125,15 +126,7 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     if settings.dtype not in DTYPES:
         raise ConfigurationError(f"unknown dtype {settings.dtype!r}", f"one of: {', '.join(DTYPES)}")
     opened = open_model(settings)
-    examples = open_data(
-        settings.data,
-        split=settings.split,
-        data_root=settings.data_root,
-        input_key=settings.input_key,
-        target_key=settings.target_key,
-        class_map=settings.class_map,
-        image_mode=opened.preprocessing.image_mode,
-    )
+    examples = _open_examples(settings, opened.preprocessing.image_mode)
     seen = probe(opened.module, opened.preprocessing.input_size, opened.device)
     _check_classes(examples, seen.num_classes)
     workers = whole_number(settings.workers, "--workers", 0)
@@ -172,6 +165,22 @@ def resolved_paths(settings: P) -> P:
     elif is_bundle(settings.model) or (Path(settings.model) / "config.json").is_file():
         absolute["model"] = str(Path(settings.model).absolute())
     return replace(settings, **absolute)
+
+
+def _open_examples(settings: EvaluateSettings, image_mode: str) -> Examples:
+    """The examples that DATA names; with ``val_fraction`` those that training holds out of them."""
+    how: dict[str, Any] = {
+        "data_root": settings.data_root,
+        "input_key": settings.input_key,
+        "target_key": settings.target_key,
+        "class_map": settings.class_map,
+        "image_mode": image_mode,
+        "split_seed": settings.split_seed,
+    }
+    if settings.val_fraction is None:
+        return open_data(settings.data, split=settings.split, **how)
+    fraction = settings.val_fraction
+    return open_splits(settings.data, train_split=settings.split, val_fraction=fraction, **how).validation
 
 
 def _check_classes(examples: Examples, outputs: int) -> None:

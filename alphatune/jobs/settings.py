@@ -37,6 +37,8 @@ class EvaluateSettings(ModelSettings):
 
     data: str
     split: str | None = None
+    val_fraction: float | None = None
+    split_seed: int = 0
     data_root: str | None = None
     input_key: str | None = None
     target_key: str | None = None

@@ -246,7 +246,7 @@ def _prepare(settings: TrainSettings, recipe: Recipe, device: torch.device, worl
         validation = CachedBatches(DeviceCache.of(held_out), preprocessing, held_out.batch_size)
     return Job(
         settings, recipe, started, norm, preprocessing, splits, batches, validation, world,
-        (*notes, *splits.train.warnings),
+        tuple(dict.fromkeys((*notes, *splits.train.warnings, *splits.validation.warnings))),
     )  # fmt: skip
 
 
@@ -457,6 +457,8 @@ def _describe(job: Job) -> dict[str, Any]:
             "train": len(batches.examples),
             "validation": len(job.splits.validation),
             "test": len(job.splits.test) if job.splits.test is not None else 0,
+            "validation_split": job.splits.validation.split,
+            "val_fraction": job.splits.val_fraction,
             "split_seed": settings.split_seed,
             "class_map": settings.class_map or "",
             "preprocessing": job.preprocessing.to_dict(),
