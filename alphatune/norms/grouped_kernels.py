@@ -47,12 +47,11 @@ class GroupedNorm(torch.autograd.Function):
         mean, variance = sweeps.moments(num_groups)
         rstd = torch.rsqrt(variance + eps)
         repeats = x.shape[1] // num_groups
-        scale = rstd.repeat_interleave(repeats, 1)
+        scale = _repeat(rstd, repeats)
         if weight is not None:
             scale = scale * weight
-        shift = -scale * mean.repeat_interleave(repeats, 1)
-        if bias is not None:
-            shift = shift + bias
+        shift = _repeat(mean, repeats) * scale
+        shift = shift.neg_() if bias is None else bias - shift
         ctx.save_for_backward(x, weight, mean, rstd)
         ctx.size = size
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -60,32 +59,26 @@ class GroupedNorm(torch.autograd.Function):
         return sweeps.affine(scale, shift), mean, variance
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
         sweeps = _sweeps(x, ctx.size)
-        groups, num_groups = mean.shape
-        repeats = x.shape[1] // num_groups
-        wide_mean, wide_rstd = mean.repeat_interleave(repeats, 1), rstd.repeat_interleave(repeats, 1)
+        repeats = x.shape[1] // mean.shape[1]
+        scale = _repeat(rstd, repeats)
         dy = sweeps.like_x(dy)
-        sum_dy, sum_dy_xhat = sweeps.sums(dy, wide_mean, wide_rstd)
+        sum_dy, sum_dy_xhat = sweeps.sums(dy, _repeat(mean, repeats), scale)
         dx = dweight = dbias = None
-        if ctx.needs_input_grad[0]:
-            values = x.numel() // (groups * num_groups)
-            gamma = torch.ones_like(wide_rstd) if weight is None else weight.to(mean.dtype)
-
-            def average(sums: Tensor) -> Tensor:
-                return (gamma * sums).view(groups, num_groups, repeats).sum(2) / values
-
-            p = -rstd * rstd * average(sum_dy_xhat)
-            q = -rstd * average(sum_dy) - p * mean
-            dx = sweeps.affine(
-                p.repeat_interleave(repeats, 1), q.repeat_interleave(repeats, 1), dy, gamma * wide_rstd
-            )
         if ctx.needs_input_grad[1]:
             dweight = sum_dy_xhat.sum(0).to(weight.dtype)
         if ctx.needs_input_grad[2]:
             dbias = sum_dy.sum(0).to(ctx.bias_dtype)
+        if ctx.needs_input_grad[0]:
+            if weight is not None:
+                sum_dy, sum_dy_xhat, scale = sum_dy * weight, sum_dy_xhat * weight, scale * weight
+            factor = rstd * (-mean.numel() / x.numel())
+            p = _add_up(sum_dy_xhat, repeats) * factor * rstd
+            q = torch.addcmul(_add_up(sum_dy, repeats) * factor, p, mean, value=-1)
+            dx = sweeps.affine(_repeat(p, repeats), _repeat(q, repeats), dy, scale)
         return dx, dweight, dbias, None, None, None
 
 
@@ -188,7 +181,9 @@ class ChannelsLastSweeps(Sweeps):
     """Channels-last: one group of examples is a matrix of positions × channels."""
 
     def moments(self, num_groups: int) -> tuple[Tensor, Tensor]:
-        each = [aten.batch_norm_update_stats(chunk, None, None, 0.0) for chunk in self.x.split(self.size)]
+        each = [
+            aten.batch_norm_update_stats(chunk, None, None, 0.0) for chunk in torch.split(self.x, self.size)
+        ]
         mean, variance = (torch.stack(m).view(self.groups, num_groups, -1) for m in zip(*each, strict=True))
         return _pool(mean, variance, 2)
 
@@ -207,7 +202,11 @@ class ChannelsLastSweeps(Sweeps):
         each = [
             aten.native_batch_norm_backward(d, x, ones, m, v, None, None, False, 0.0, [False, True, True])
             for d, x, m, v in zip(
-                dy.split(self.size), self.x.split(self.size), mean.unbind(), variance.unbind(), strict=True
+                torch.split(dy, self.size),
+                torch.split(self.x, self.size),
+                mean.unbind(),
+                variance.unbind(),
+                strict=True,
             )
         ]
         return torch.stack([e[2] for e in each]), torch.stack([e[1] for e in each])
@@ -229,6 +228,18 @@ def _sweeps(x: Tensor, size: int) -> Sweeps:
 
 def _pool(mean: Tensor, variance: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Moments of equally large parts, taken together along a dimension."""
+    if mean.shape[dim] == 1:
+        return mean.squeeze(dim), variance.squeeze(dim)
     pooled = mean.mean(dim, keepdim=True)
-    spread = variance + (mean - pooled).square()
+    spread = variance + (mean - pooled).square_()
     return pooled.squeeze(dim), spread.mean(dim)
+
+
+def _repeat(tensor: Tensor, repeats: int) -> Tensor:
+    """(G, K) -> (G, C), a group's value for each of its channels."""
+    return tensor if repeats == 1 else tensor.repeat_interleave(repeats, 1)
+
+
+def _add_up(tensor: Tensor, repeats: int) -> Tensor:
+    """(G, C) -> (G, K), the sum over each group's channels."""
+    return tensor if repeats == 1 else tensor.view(len(tensor), -1, repeats).sum(2)

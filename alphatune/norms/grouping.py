@@ -63,7 +63,7 @@ def batch_group_norm(
     parts = [
         _equal_groups(part, weight, bias, num_groups, size, eps, running_mean, running_var)
         for part, size in zip(
-            x.split([whole, len(x) - whole]), (examples_per_group, len(x) - whole), strict=True
+            torch.split(x, [whole, len(x) - whole]), (examples_per_group, len(x) - whole), strict=True
         )
     ]
     (first, moments), (last, last_moments) = parts
@@ -103,9 +103,11 @@ def _equal_groups(
     if values < 2 or len(x) == 0:
         return _single_values(x, weight, bias, eps, running_mean, running_var), None
     y, mean, variance = GroupedNorm.apply(x, weight, bias, num_groups, size, eps)
-    unbiased = variance * (values / (values - 1))
     repeats = channels // num_groups
-    return y, (mean.mean(0).repeat_interleave(repeats), unbiased.mean(0).repeat_interleave(repeats))
+    moments = mean.mean(0), variance.mean(0) * (values / (values - 1))
+    if repeats > 1:
+        moments = moments[0].repeat_interleave(repeats), moments[1].repeat_interleave(repeats)
+    return y, moments
 
 
 def _single_values(
