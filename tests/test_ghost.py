@@ -81,8 +81,8 @@ def test_ragged_batches(
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("shape", [(5, 3, 2, 3), (6, 2, 4, 1), (5, 2, 1, 1)])
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(5, 2, 2, 2), (3, 2, 1, 1)])
+@pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("affine", [True, False])
 def test_gradients(
     shape: tuple[int, ...], size: int, affine: bool, memory_format: torch.memory_format
@@ -106,16 +106,16 @@ def test_gradients(
     weight, bias = as_numpy(layer.weight, layer.bias)
 
     def objective(at: np.ndarray) -> float:
-        out = reference.batch_group_norm(
-            at, weight, bias, shape[1], size, 1e-3, *as_numpy(mean, variance)
-        )[0]
+        out = reference.batch_group_norm(at, weight, bias, shape[1], size, 1e-3, *as_numpy(mean, variance))[0]
         return float((out * dy.numpy()).sum())
 
     np.testing.assert_allclose(dx.numpy(), reference.derivative(objective, as_numpy(inputs[0])[0]), atol=1e-6)
 
 
 def test_gradients_of_a_layer_in_a_model_are_finite_and_reach_every_parameter() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), GhostBatchNorm2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), GhostBatchNorm2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)
+    )
     model(torch.randn(8, 3, 6, 6)).square().sum().backward()
     assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in model.parameters())
 
