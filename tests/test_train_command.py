@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -9,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -18,17 +21,37 @@ import torch
 from conftest import TINY
 
 import alphatune
+from alphatune.cli.main import main
 from alphatune.models.output import is_bundle
 from alphatune.norms.batch_group import BatchGroupNorm2d
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def command(*args: object) -> list[str]:
-    return [sys.executable, "-m", "alphatune", "train", *map(str, args)]
+def command(*args: object, name: str = "train") -> list[str]:
+    return [sys.executable, "-m", "alphatune", name, *map(str, args)]
 
 
-def run(*args: object, code: int = 0, **kwargs) -> subprocess.CompletedProcess[str]:
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*args: object, code: int = 0, name: str = "train") -> Done:
+    """The command in this process, which is faster."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
+        main([name, *map(str, args)])
+    done = Done(int(stop.value.code or 0), out.getvalue(), err.getvalue())
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def spawn(*args: object, code: int = 0, **kwargs) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, with one thread, so that sums are added in one order."""
     done = subprocess.run(command(*args), capture_output=True, text=True, timeout=240, env=ENV, **kwargs)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
@@ -88,16 +111,9 @@ def test_a_trained_model_is_tuned_and_goes_back_into_stock_code(
     plain = tiny()
     plain.load_state_dict(weights(trained))
     tuned = tmp_path / "tuned"
-    args = ["tune", trained, "--trust-code", "--data", image_folder, "--val-fraction", 0.125, "--alphas", "0,0.1",
+    args = [trained, "--trust-code", "--data", image_folder, "--val-fraction", 0.125, "--alphas", "0,0.1",
             "--accept", "best", "--metric", "loss", "-o", tuned, "--format", "json", "--workers", 0]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "alphatune", *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=ENV,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run(*args, name="tune")
     result = json.loads(done.stdout)
     trained_result = json.loads((trained / "result.json").read_text())
     assert result["baseline"]["loss"] == pytest.approx(trained_result["validation"]["loss"], abs=1e-6)
@@ -109,18 +125,8 @@ def test_the_next_command_works(job: list[object], tmp_path: Path) -> None:
     done = run(*job, "-o", tmp_path / "run", "--epochs", 1)
     line = next(line for line in done.stdout.splitlines() if line.startswith("Next: "))
     args = line.removeprefix("Next: alphatune ").split()
-    follow = [
-        sys.executable,
-        "-m",
-        "alphatune",
-        *args,
-        "--trust-code",
-        "-o",
-        str(tmp_path / "tuned"),
-        "--workers",
-        "0",
-    ]
-    assert subprocess.run(follow, capture_output=True, timeout=120, env=ENV).returncode == 0
+    name, *rest = args
+    run(*rest, "--trust-code", "-o", tmp_path / "tuned", "--workers", 0, name=name)
 
 
 @pytest.mark.parametrize("norm", ["batch-group", "group", "renorm"])
@@ -140,26 +146,10 @@ def test_other_norms_load_back_as_they_were_trained(job: list[object], tmp_path:
     if norm == "batch-group":
         layer = next(m for m in model.modules() if isinstance(m, BatchGroupNorm2d))
         assert (layer.num_groups, layer.examples_per_group) == (4, 5)
-    args = [
-        "evaluate",
-        output,
-        "--trust-code",
-        "--data",
-        job[2],
-        "--val-fraction",
-        0.125,
-        "--format",
-        "json",
-        "--workers",
-        0,
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "alphatune", *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=ENV,
-    )
+    done = run(
+        output, "--trust-code", "--data", job[2], "--val-fraction", 0.125, "--workers", 0, "--format", "json",
+        name="evaluate",
+    )  # fmt: skip
     assert json.loads(done.stdout)["metrics"] == pytest.approx(
         document["validation"] | {"n": document["data"]["validation"]}, abs=1e-5
     )
@@ -184,11 +174,7 @@ def test_the_seed_decides(job: list[object], tmp_path: Path) -> None:
 
 def test_a_saved_configuration_repeats_a_run(trained: Path, tmp_path: Path) -> None:
     run("--config", trained / "run.toml", TINY, "--data", "ignored", "-o", tmp_path / "x", code=3)
-    done = subprocess.run(
-        [sys.executable, "-m", "alphatune", "train", "--config", str(trained / "run.toml"), "-o", str(tmp_path / "again")],
-        capture_output=True, text=True, timeout=120, env=ENV,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run("--config", trained / "run.toml", "-o", tmp_path / "again")
     assert same(trained, tmp_path / "again")
 
 
@@ -201,27 +187,18 @@ def test_dry_run_writes_nothing(job: list[object], tmp_path: Path) -> None:
 # --- stopping and going on -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_the_run_goes_on(
-    job: list[object], tmp_path: Path, number: int, code: int
-) -> None:
-    long = [*job, "--epochs", 40, "--eval-every", 40, "--workers", 1]
-    run(*long, "-o", tmp_path / "whole")
-    process = subprocess.Popen(
-        command(*long, "-o", tmp_path / "run", "--format", "json"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    wait_for(tmp_path / "run" / "log.csv")
-    process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == code, stderr
-    assert "Traceback" not in stderr
-    assert json.loads(stdout)["error"]["code"] == code
-    assert not is_bundle(tmp_path / "run")
-    assert "unfinished run" in error_of(*long, "-o", tmp_path / "run", code=2)
-    run(*long, "-o", tmp_path / "run", "--resume")
-    assert same(tmp_path / "whole", tmp_path / "run")
+@pytest.fixture(scope="session")
+def long(job: list[object]) -> list[object]:
+    """160 steps, a checkpoint after each."""
+    return [*job, "--epochs", 40, "--eval-every", 20, "--checkpoint-minutes", 0]
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, long: list[object]) -> Path:
+    """The uninterrupted run."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    spawn(*long, "-o", output)
+    return output
 
 
 def wait_for(path: Path, seconds: float = 60) -> None:
@@ -231,42 +208,70 @@ def wait_for(path: Path, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def kill_and_resume(job: list[object], tmp_path: Path, kills: int, seed: int) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_run_goes_on(
+    long: list[object], whole: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    output = tmp_path / "run"
+    process = subprocess.Popen(
+        command(*long, "--workers", 1, "-o", output, "--format", "json"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV,
+        # A job in the background inherits "ignore Ctrl-C", which is no terminal's state.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    wait_for(output / "log.csv")
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert "Traceback" not in stderr
+    assert json.loads(stdout)["error"]["code"] == code
+    assert not is_bundle(output)
+    assert "unfinished run" in error_of(*long, "-o", output, code=2)
+    spawn(*long, "-o", output, "--resume")
+    assert same(whole, output)
+
+
+def kill_and_resume(long: list[object], whole: Path, output: Path, kills: int, seed: int) -> None:
     """Kill -9 at random moments, resume each time; the end is the uninterrupted run's, bit for bit."""
-    rng = random.Random(seed)
-    long = [*job, "--epochs", 60, "--eval-every", 20, "--checkpoint-minutes", 0]  # saves after every step
-    whole, output = tmp_path / "whole", tmp_path / "run"
-    began = time.monotonic()
-    run(*long, "-o", whole)
-    duration = time.monotonic() - began
+    rng, steps = random.Random(seed), []
     for _ in range(kills):
+        checkpoint = output / "checkpoint.pt"
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         process = subprocess.Popen(
             command(*long, "-o", output, "--resume"),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=ENV,
         )
-        time.sleep(rng.uniform(0.3, 1.0) * duration)
+        while process.poll() is None and not (
+            checkpoint.exists() and checkpoint.stat().st_mtime_ns != before
+        ):
+            time.sleep(0.001)  # until it trains: sleeping through the imports would prove nothing
+        time.sleep(rng.uniform(0, 0.3))
         process.kill()
         process.wait()
-        if output.exists():
-            if (output / "checkpoint.pt").exists():
-                torch.load(output / "checkpoint.pt", weights_only=True)
-            if is_bundle(output):
-                assert same(whole, output)
-    run(*long, "-o", output, "--resume")
+        if checkpoint.exists():
+            steps.append(torch.load(checkpoint, weights_only=True)["step"])
+        if is_bundle(output):
+            assert same(whole, output)
+    assert steps == sorted(steps)
+    assert steps[0] > 0
+    spawn(*long, "-o", output, "--resume")
     assert same(whole, output)
     result, expected = (json.loads((f / "result.json").read_text()) for f in (output, whole))
     assert result["validation"] == expected["validation"]
 
 
-def test_kill_and_resume(job: list[object], tmp_path: Path) -> None:
-    kill_and_resume(job, tmp_path, kills=3, seed=0)
+def test_kill_and_resume(long: list[object], whole: Path, tmp_path: Path) -> None:
+    kill_and_resume(long, whole, tmp_path / "run", kills=2, seed=0)
 
 
 @pytest.mark.slow
-def test_twenty_kills_and_resumes(job: list[object], tmp_path: Path) -> None:
-    kill_and_resume(job, tmp_path, kills=20, seed=1)
+def test_twenty_kills_and_resumes(long: list[object], whole: Path, tmp_path: Path) -> None:
+    """Some fall into the writing of a checkpoint: with one after every step, much of the time is that."""
+    longer = [*long, "--epochs", 400]
+    spawn(*longer, "-o", tmp_path / "whole")
+    kill_and_resume(longer, tmp_path / "whole", tmp_path / "run", kills=20, seed=1)
 
 
 def test_resuming_a_finished_run_changes_nothing(trained: Path, job: list[object]) -> None:
@@ -292,7 +297,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(job: list[object], tmp_path: Path
     import resource
 
     output = tmp_path / "run"
-    first = subprocess.Popen(command(*job, "--epochs", 500, "-o", output), stderr=subprocess.DEVNULL, env=ENV)
+    first = subprocess.Popen(command(*job, "--epochs", 100, "-o", output), stderr=subprocess.DEVNULL, env=ENV)
     wait_for(output / "checkpoint.pt")
     first.send_signal(signal.SIGTERM)
     first.wait(timeout=60)
@@ -302,7 +307,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(job: list[object], tmp_path: Path
         resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
-    done = run(*job, "--epochs", 500, "-o", output, "--resume", code=5, preexec_fn=small)
+    done = spawn(*job, "--epochs", 100, "-o", output, "--resume", code=5, preexec_fn=small)
     assert "cannot write" in done.stderr
     assert (output / "checkpoint.pt").read_bytes() == kept
     assert not [f for f in output.iterdir() if "partial" in f.name]
@@ -353,7 +358,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(job: list[object], tmp_
 def test_inception_trains_with_its_auxiliary_head(image_folder: Path, tmp_path: Path, model: str) -> None:
     kwargs = ["--model-kwargs", "aux_logits=True"]
     output = tmp_path / "run"
-    run(model, *kwargs, "--data", image_folder, "--limit", 8, "--batch-size", 4, "--epochs", 1, "--input-size", 139,
+    run(model, *kwargs, "--data", image_folder, "--limit", 4, "--batch-size", 2, "--epochs", 1, "--input-size", 299,
         "--val-fraction", 0.2, "--workers", 0, "--lr", 0.01, "-o", output)  # fmt: skip
     state = weights(output)
     head = next(k for k in state if k.startswith("AuxLogits.") and k.endswith("fc.weight"))
@@ -391,11 +396,11 @@ def test_two_processes(job: list[object], tmp_path: Path, norm: str) -> None:
             torch.testing.assert_close(
                 weights(tmp_path / "two")[name], weights(tmp_path / "one")[name], rtol=1e-3, atol=1e-4
             )
-    evaluated = [sys.executable, "-m", "alphatune", "evaluate", str(tmp_path / "two"), "--trust-code", "--data", str(job[2]),
-                 "--val-fraction", "0.125", "--format", "json", "--workers", "0"]  # fmt: skip
-    metrics = json.loads(
-        subprocess.run(evaluated, capture_output=True, text=True, timeout=120, env=ENV).stdout
-    )["metrics"]
+    done = run(
+        tmp_path / "two", "--trust-code", "--data", job[2], "--val-fraction", 0.125, "--workers", 0,
+        "--format", "json", name="evaluate",
+    )  # fmt: skip
+    metrics = json.loads(done.stdout)["metrics"]
     assert metrics == pytest.approx(document["validation"] | {"n": document["data"]["validation"]}, abs=1e-6)
 
 

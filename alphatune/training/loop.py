@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from alphatune.data.augmentation import derived_seed
 from alphatune.data.loading import Batch
 from alphatune.data.training_batches import TrainingBatches
-from alphatune.errors import NumericError, ResourceError
+from alphatune.errors import ConfigurationError, NumericError, ResourceError, one_line
 from alphatune.evaluation import Metrics, Progress, logits_of
 from alphatune.training.distributed import World, parallel, share_buffers_
 from alphatune.training.optimizers import decay_to_one_
@@ -67,6 +67,7 @@ def train(
         True when the run is finished, False when it was asked to stop.
 
     Raises:
+        ConfigurationError: the model fails on a batch.
         NumericError: the loss is NaN or infinite; what was saved before stays as it is.
         ResourceError: a batch does not fit into memory.
     """
@@ -155,13 +156,16 @@ def _step(
             state.scaler.scale(loss / parts).backward()  # type: ignore[no-untyped-call]
         if boundary:
             _move(state, recipe, learning_rate(recipe, state.step, steps))
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
-            raise
-        raise ResourceError(
-            f"a batch of {len(batch)} does not fit into the memory of {device}",
-            "use a smaller --batch-size with --accumulate, or --dtype bfloat16",
-        ) from None
+    except (RuntimeError, ValueError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            raise ResourceError(
+                f"a batch of {len(batch)} does not fit into the memory of {device}",
+                "use a smaller --batch-size with --accumulate, or --dtype bfloat16",
+            ) from None
+        raise ConfigurationError(
+            f"the model cannot be trained on images of size {'x'.join(map(str, inputs.shape[1:]))} "
+            f"in batches of {len(batch)}: {one_line(error)}"
+        ) from error
     state.step += 1
     state.seen += len(batch)
     state.loss_sum += loss.detach().float() * len(batch)  # stays on the device
