@@ -20,6 +20,7 @@ from alphatune.errors import CheckpointError, ConfigurationError, InputError, Re
 from alphatune.models.bundle import read_bundle
 from alphatune.models.output import staged
 from alphatune.models.sources import build
+from alphatune.norms.conversion import Norm, NormKind, become_
 from alphatune.norms.patching import get_alpha
 
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -288,3 +289,91 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
     for file in (tmp_path / "out").iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("kind", ["batch", "ghost", "renorm", "batch-group", "group"])
+@pytest.mark.parametrize("alpha", [None, 0.2])
+def test_converted_models_round_trip(tmp_path: Path, kind: NormKind, alpha: float | None) -> None:
+    spec, kwargs = "mobilenetv3_small_050", {"num_classes": 5}
+    source = build(spec, pretrained=False, model_kwargs=kwargs)
+    model = source.model
+    alphatune.convert_(model, Norm(kind, ghost_batch_size=2, num_groups=8))
+    model.train()
+    with torch.no_grad():
+        model(torch.randn(5, 3, 64, 64))
+    model.eval()
+    if alpha is not None:
+        alphatune.patch_(model, alpha)
+    before = model(X)
+    alphatune.save(model, tmp_path / "out", source=source)
+    recorded = json.loads((tmp_path / "out" / "alphatune.json").read_text())["norm"]
+    assert bool(recorded) == (kind in ("batch-group", "group"))
+
+    again = alphatune.load(tmp_path / "out")
+    assert torch.equal(again(X), before)
+    assert get_alpha(again) == get_alpha(model)
+    alphatune.unpatch_(again)
+    alphatune.unpatch_(model)
+    stock = build(spec, pretrained=False, model_kwargs=kwargs).model.eval()
+    if kind in ("batch-group", "group"):
+        assert [type(m) for m in again.modules()] == [type(m) for m in model.modules()]
+    else:
+        assert [type(m) for m in again.modules()] == [type(m) for m in stock.modules()]
+    stock.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"), strict=True)
+    if kind != "group":
+        assert torch.equal(stock(X), model(X))
+
+
+def test_a_model_of_several_norms_round_trips(tmp_path: Path) -> None:
+    model = tiny()
+    alphatune.convert_(model, Norm("batch-group", num_groups=2, examples_per_group=3))
+    become_(model.bn2, "group", {"num_groups": 4})
+    model(X)
+    model.eval()
+    alphatune.patch_(model, {"bn2": 0.3}, exclude=["bn1"])
+    alphatune.save(model, tmp_path / "out")
+    for mine in (tiny(), model):  # stock, or converted and patched already
+        again = alphatune.load(tmp_path / "out", model=mine)
+        assert torch.equal(again(X), model(X))
+        assert (again.bn1.num_groups, again.bn1.examples_per_group, again.bn2.num_groups) == (2, 3, 4)
+        assert get_alpha(again) == {"bn2": pytest.approx(0.3)}
+
+
+def test_a_converted_instance_takes_a_plain_folder(tmp_path: Path) -> None:
+    """The folder says what the model is, not the instance it is loaded into."""
+    model = tiny().eval()
+    alphatune.save(model, tmp_path / "out")
+    other = tiny()
+    alphatune.convert_(other, Norm("group"))
+    assert torch.equal(alphatune.load(tmp_path / "out", model=other)(X), model(X))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        {"nowhere": {"kind": "group", "num_groups": 2}},
+        {"bn1": {"kind": "layer"}},
+        {"bn1": {"kind": "group"}},
+        {"bn1": {"kind": "group", "num_groups": 7}},
+        {"bn1": {"kind": "group", "num_groups": "2"}},
+        {"bn1": 3},
+        [],
+    ],
+)
+def test_a_damaged_norm_is_refused(tmp_path: Path, norm: object) -> None:
+    model = tiny().eval()
+    alphatune.save(model, tmp_path / "out")
+    manifest = tmp_path / "out" / "alphatune.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "norm": norm}))
+    with pytest.raises(InputError):
+        alphatune.load(tmp_path / "out", model=tiny())
+
+
+def test_a_folder_from_before_norms_were_recorded(tmp_path: Path) -> None:
+    model = tiny().eval()
+    alphatune.save(model, tmp_path / "out")
+    manifest = tmp_path / "out" / "alphatune.json"
+    content = json.loads(manifest.read_text())
+    del content["norm"]
+    manifest.write_text(json.dumps(content))
+    assert torch.equal(alphatune.load(tmp_path / "out", model=tiny())(X), model(X))

@@ -15,6 +15,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from alphatune import ExampleWeightedBatchNorm2d
 from alphatune.errors import ConfigurationError
+from alphatune.norms.conversion import CLASSES, Norm, NormKind, convert_
 from alphatune.norms.example_weighted import EXAMPLE_WEIGHTED, ExampleWeighted
 from alphatune.norms.surgery import become_example_weighted_, become_stock_
 
@@ -40,7 +41,21 @@ def stock_layers() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
         "FrozenBatchNorm2d": (FrozenBatchNorm2d(6, eps=1e-3), (4, 6, 5, 7)),
         "frozen BatchNorm2d of timm": (freeze_batch_norm_2d(nn.BatchNorm2d(6)), (4, 6, 5, 7)),
         "FrozenBatchNormAct2d": (freeze_batch_norm_2d(act()), (4, 6, 5, 7)),
+        **{
+            f"{kind} {stock.__name__}": converted(kind, stock)
+            for kind in ("ghost", "batch-group", "group", "renorm")
+            for stock in CLASSES[kind]
+        },
     }
+
+
+def converted(kind: NormKind, stock: type[nn.Module]) -> tuple[nn.Module, tuple[int, ...]]:
+    model = nn.Sequential(stock(6))
+    convert_(model, Norm(kind, ghost_batch_size=2, num_groups=3))
+    return model[0], (4, 6, *SPATIAL.get(stock, (5, 7)))
+
+
+SPATIAL = {nn.BatchNorm1d: (9,), nn.BatchNorm3d: (3, 4, 5)}
 
 
 def randomise_(layer: nn.Module) -> nn.Module:
@@ -73,11 +88,14 @@ def test_every_known_kind_is_tested() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_alpha_zero_is_eval_bit_for_bit(kind: str) -> None:
+def test_unpatched_alpha_is_eval_bit_for_bit(kind: str) -> None:
     layer, x = layer_and_input(kind)
     before = layer(x)
-    become_example_weighted_(layer)
+    become_example_weighted_(layer, EXAMPLE_WEIGHTED[type(layer)].unpatched_alpha)
+    assert layer.unpatched_alpha == (1 if kind.startswith("group ") else 0)
     assert torch.equal(layer(x), before)
+    layer.set_alpha(0.5)
+    assert not torch.equal(layer(x), before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,7 +105,7 @@ def test_alpha_one_is_instance_norm(kind: str) -> None:
     if x[0, 0].numel() == 1:  # nothing but β is left when an example is its own mean
         y = torch.zeros_like(x) + (0 if layer.bias is None else layer.bias.view(1, -1, *[1] * (x.ndim - 2)))
     else:
-        y = F.instance_norm(x, weight=layer.weight, bias=layer.bias, eps=layer.eps)
+        y = F.group_norm(x, layer.num_groups or x.shape[1], layer.weight, layer.bias, layer.eps)
     torch.testing.assert_close(layer(x), after(layer, y), rtol=1e-4, atol=1e-5)
 
 
@@ -102,10 +120,10 @@ def test_output_does_not_depend_on_companions(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_alpha_to_zero_is_continuous(kind: str) -> None:
+def test_alpha_to_the_unpatched_one_is_continuous(kind: str) -> None:
     layer, x = layer_and_input(kind)
     before = layer(x)
-    become_example_weighted_(layer, 1e-7)
+    become_example_weighted_(layer, 1 - 1e-7 if kind.startswith("group ") else 1e-7)
     torch.testing.assert_close(layer(x), before, rtol=1e-4, atol=1e-5)
 
 

@@ -3,7 +3,13 @@
     model.safetensors   weights under the architecture's own keys; stock code
                         that loads them gets the model at α = 0
     config.json         timm's hub layout, where the architecture is timm's
-    alphatune.json      architecture, α per layer, preprocessing, provenance
+    alphatune.json      architecture, α per layer, layers that are batch-group
+                        or GroupNorm, preprocessing, provenance
+
+A model trained with Ghost BatchNorm or batch renormalisation infers as
+BatchNorm does and is written, and read back, as the stock architecture. So
+does a batch-group model in stock code; GroupNorm layers do not, there they
+normalise by their moving averages.
 
 Reports join them there (reports/). Reading a folder runs no code that it
 names, unless ``trust_code`` allows it; alphatune's own architectures excepted.
@@ -31,12 +37,14 @@ from alphatune.errors import (
     ConfigurationError,
     InputError,
     ResourceError,
+    UnsupportedModelError,
     UntrustedError,
     one_line,
 )
 from alphatune.models.checkpoints import load_weights_, read_checkpoint, sha256
 from alphatune.models.output import MANIFEST, is_bundle, staged
 from alphatune.models.sources import TRUSTED_FACTORIES, Source, build, format_model_kwargs, parse_model_kwargs
+from alphatune.norms.conversion import apply_layer_settings_, layer_settings
 from alphatune.norms.patching import Alpha, get_alpha, patch_, unpatch_
 from alphatune.norms.survey import survey
 
@@ -53,6 +61,7 @@ class Bundle:
     kind: str  # timm | torchvision | factory | module
     model_kwargs: dict[str, Any]
     alpha: dict[str, Alpha]
+    norm: dict[str, dict[str, Any]]  # layers that are no BatchNorm: kind and settings by name
     weights_sha256: str
     preprocessing: Preprocessing | None
 
@@ -126,6 +135,7 @@ def write_model(
             "model_kwargs": format_model_kwargs(source.model_kwargs) if source else [],
         },
         "alpha": get_alpha(model),
+        "norm": layer_settings(model),
         "preprocessing": preprocessing.to_dict() if preprocessing else None,
         "weights_sha256": sha256(folder / WEIGHTS),
     }
@@ -156,6 +166,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
             kind=str(source["kind"]),
             model_kwargs=parse_model_kwargs([str(pair) for pair in source["model_kwargs"]]),
             alpha={str(name): _alpha(value) for name, value in manifest["alpha"].items()},
+            norm={str(name): dict(values) for name, values in manifest.get("norm", {}).items()},
             weights_sha256=str(manifest["weights_sha256"]),
             preprocessing=None if preprocessing is None else Preprocessing.from_dict(preprocessing),
         )
@@ -192,6 +203,10 @@ def restore_(model: nn.Module, bundle: Bundle) -> None:
     load_weights_(model, checkpoint)
     model.eval()
     unpatch_(model)
+    try:
+        apply_layer_settings_(model, bundle.norm)
+    except (ConfigurationError, UnsupportedModelError) as error:
+        raise InputError(f"{bundle.folder / MANIFEST} does not fit the model: {error.message}") from None
     if bundle.alpha:
         names = [layer.name for layer in survey(model)]
         if missing := [name for name in bundle.alpha if name not in names]:
