@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 import alphatune
+from alphatune.cli.demo import demo
 from alphatune.cli.evaluate import evaluate
 from alphatune.cli.inspect import inspect
 from alphatune.cli.memory import keep_freed_memory
@@ -38,6 +39,7 @@ app.command()(tune)
 app.command()(train)
 app.command()(evaluate)
 app.command()(inspect)
+app.command()(demo)
 
 
 def _print_version(wanted: bool) -> None:

@@ -80,7 +80,7 @@ def tune(
     elif dry_run:
         _show_plan(document)
     else:
-        _show_result(document, settings.output)
+        show_result(document, settings.output)
 
 
 def _show_plan(plan: dict[str, Any]) -> None:
@@ -102,7 +102,8 @@ def _show_plan(plan: dict[str, Any]) -> None:
     console.stdout().print(console.table("Plan (nothing was run)", [("", "left"), ("", "left")], rows))
 
 
-def _show_result(document: dict[str, Any], output: str) -> None:
+def show_result(document: dict[str, Any], output: str) -> None:
+    """The curve, the decision and where the files are; ``alphatune demo`` shows them, too."""
     from rich.text import Text
 
     from alphatune.cli import console

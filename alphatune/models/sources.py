@@ -34,7 +34,10 @@ from alphatune.errors import AlphatuneError, CheckpointError, ConfigurationError
 
 #: the only factories a tuned folder may name without the reader's consent, each in full:
 #: a prefix would also trust whatever those modules import
-TRUSTED_FACTORIES = frozenset(f"alphatune.models.cifar:resnet{depth}" for depth in (18, 20, 32, 44, 56, 110))
+TRUSTED_FACTORIES = frozenset(
+    ["alphatune.models.digits:convnet"]
+    + [f"alphatune.models.cifar:resnet{depth}" for depth in (18, 20, 32, 44, 56, 110)]
+)
 
 
 @dataclass(frozen=True)
