@@ -101,8 +101,8 @@ def test_real_architectures(architectures: dict[str, nn.Module], name: str, norm
         expected = model(x)
         for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(again(x), expected)
-        assert unpatched_alpha(model) == (1.0 if norm.kind == "group" else 0.0)
         assert set(patch_(model, 0.2)) == set(norms)
+        assert unpatched_alpha(model) == (1.0 if norm.kind == "group" else 0.0)
         assert not torch.equal(model(x), expected)
         patch_(model, unpatched_alpha(model))
         assert torch.equal(model(x), expected)

@@ -12,7 +12,7 @@ from test_ghost import as_numpy, randomise_
 from torch import nn
 
 from alphatune import BatchGroupNorm2d, GroupNorm2d, patch_, unpatch_
-from alphatune.errors import ConfigurationError
+from alphatune.errors import ConfigurationError, UnsupportedModelError
 from alphatune.norms.group import GroupNorm1d, GroupNorm3d, GroupNormAct2d
 from alphatune.norms.moments import average_over_groups
 from alphatune.norms.patching import unpatched_alpha
@@ -146,7 +146,6 @@ def test_unpatched_alpha_of_a_model() -> None:
     model = nn.Sequential(*norms).eval()
     x = torch.randn(2, 4, 5, 5)
     before = model(x)
-    assert unpatched_alpha(model) == 1.0
     patch_(model, 0.25)
     assert unpatched_alpha(model) == 1.0
     assert not torch.equal(model(x), before)
@@ -156,8 +155,12 @@ def test_unpatched_alpha_of_a_model() -> None:
     assert torch.equal(model(x), before)
     unpatch_(model)
     assert torch.equal(model(x), before)
-    assert unpatched_alpha(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU())) == 0.0
-    assert unpatched_alpha(nn.Sequential(nn.BatchNorm2d(4), GroupNorm2d(2, 4))) is None
+    plain, mixed = nn.Sequential(nn.BatchNorm2d(4)), nn.Sequential(nn.BatchNorm2d(4), GroupNorm2d(2, 4))
+    patch_(plain)
+    patch_(mixed)
+    assert unpatched_alpha(plain) == 0.0
+    with pytest.raises(UnsupportedModelError, match="no single alpha"):
+        unpatched_alpha(mixed)
 
 
 def test_averaging_equal_moments_changes_no_bit() -> None:

@@ -103,7 +103,7 @@ def test_efficientnet_on_part_of_imagenet(
         tmp_path / "out",
     )
     assert result["baseline"]["top1"] > 0.75
-    assert result["decision"]["keep_zero"]
+    assert result["decision"]["keep_baseline"]
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_efficientnet_on_imagenet(
         "--mean", "0.5", "--std", "0.5", "--input-size", 224, "--crop-pct", 0.875, "-o", tmp_path / "out",
     )  # fmt: skip
     assert result["baseline"]["top1"] >= 0.81
-    assert result["decision"]["keep_zero"]
+    assert result["decision"]["keep_baseline"]
 
 
 def test_wrong_preprocessing_is_suspected(

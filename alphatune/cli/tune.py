@@ -110,6 +110,7 @@ def show_result(document: dict[str, Any], output: str) -> None:
     from alphatune.reports.markdown import headline
 
     out, curve, chosen = console.stdout(), document["curve"], document["chosen"]["alpha"]
+    baseline = document["baseline_alpha"]
     rows = []
     for point in curve:
         marks = [name for name, alpha in document["best"].items() if alpha == point["alpha"]]
@@ -117,10 +118,10 @@ def show_result(document: dict[str, Any], output: str) -> None:
             (
                 f"{point['alpha']:g}",
                 f"{point['top1']:.4f}",
-                _interval(point, "top1"),
+                _interval(point, "top1", baseline),
                 f"{point['top5']:.4f}",
                 f"{point['loss']:.4f}",
-                _interval(point, "loss"),
+                _interval(point, "loss", baseline),
                 f"{point['ece']:.4f}",
                 ("chosen " if point["alpha"] == chosen else "")
                 + (f"best {', '.join(marks)}" if marks else ""),
@@ -157,8 +158,9 @@ def show_result(document: dict[str, Any], output: str) -> None:
     )
 
 
-def _interval(point: dict[str, Any], metric: str) -> str:
-    if point["alpha"] == 0 or metric not in point["ci"]:
+def _interval(point: dict[str, Any], metric: str, baseline: float) -> str:
+    """The paired interval of the difference to the unpatched model."""
+    if point["alpha"] == baseline or metric not in point["ci"]:
         return ""
     low, high = point["ci"][metric]
     return f"{low:+.4f} .. {high:+.4f}"

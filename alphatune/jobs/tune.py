@@ -72,7 +72,7 @@ def run_tune(
         env=describe_env(settings, prepared),
     )
     document["warnings"] = [*prepared.warnings, *document["warnings"], *_remarks(names, prepared.probe)]
-    if result.alpha > 0:
+    if result.alpha != result.baseline_alpha:
         patch_(module, result.alpha, exclude=exclude, skip_unknown=settings.skip_unknown)
     with staged(output, overwrite=settings.overwrite, keep=inputs) as stage:
         write_model(module, stage, source=opened.source, preprocessing=opened.preprocessing)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import cast
 
 from torch import Tensor, nn
 
 from alphatune.errors import ConfigurationError, UnsupportedModelError
-from alphatune.norms.example_weighted import EXAMPLE_WEIGHTED, ExampleWeighted
+from alphatune.norms.example_weighted import ExampleWeighted
 from alphatune.norms.surgery import become_example_weighted_, become_stock_
 from alphatune.norms.survey import NormLayer, survey
 
@@ -19,7 +18,7 @@ Alpha = float | Tensor
 
 def patch_(
     model: nn.Module,
-    alpha: Alpha | Mapping[str, Alpha] = 0.0,
+    alpha: Alpha | Mapping[str, Alpha] | None = None,
     *,
     exclude: Collection[str] = (),
     skip_unknown: bool = False,
@@ -30,14 +29,15 @@ def patch_(
 
     with mean and variance mixed from the example's moments (weight α) and the
     moving averages (weight 1 − α): paper section 3.1, Eq. 3. At α = 0 outputs
-    are the unpatched model's, bit for bit (of a model with alphatune's GroupNorm
-    layers at α = 1: ``unpatched_alpha``); state-dict keys never change. Layers that are patched already only get the new α.
+    are the unpatched model's, bit for bit (where alphatune's GroupNorm layers
+    are patched at α = 1); state-dict keys never change. Layers that are patched
+    already only get the new α.
 
     Args:
         model: any module; put it in eval mode to see the effect.
-        alpha: one weight for all layers, or a mapping from layer name to weight
-            (layers it does not name get the α of the unpatched layer, 0 but
-            for GroupNorm, where it is 1).
+        alpha: one weight for all layers, or a mapping from layer name to weight.
+            Layers it does not name, and without it all of them, get the α that
+            changes nothing: 0, but 1 for GroupNorm.
         exclude: layer names or globs (``"layer4.*"``) to leave alone.
         skip_unknown: leave layers of unknown kind as they are instead of refusing.
 
@@ -70,7 +70,7 @@ def patch_(
             if layer.status == "patchable":
                 become_example_weighted_(module)
                 added.append(module)
-        set_alpha_(model, alpha)
+        set_alpha_(model, {} if alpha is None else alpha)
     except BaseException:
         for module in added:
             become_stock_(module)
@@ -119,19 +119,18 @@ def get_alpha(model: nn.Module) -> dict[str, float | list[float]]:
     return {name: layer.alpha.tolist() for name, layer in example_weighted_layers(model)}
 
 
-def unpatched_alpha(model: nn.Module) -> float | None:
-    """The α at which patching changes nothing: 0, or 1 for GroupNorm; None if layers differ in it.
+def unpatched_alpha(model: nn.Module) -> float:
+    """The α at which a patched model is the unpatched one: 0, or 1 where all patched layers are GroupNorm.
 
-    Of all layers that are or can be patched; 0 for a model without any.
+    Raises:
+        UnsupportedModelError: layers differ in it, so that no single α is.
     """
-    modules = dict(model.named_modules())
-    alphas = set()
-    for layer in survey(model):
-        kind = type(modules[layer.name])
-        if layer.status in ("patchable", "patched"):
-            alphas.add(EXAMPLE_WEIGHTED.get(kind, cast("type[ExampleWeighted]", kind)).unpatched_alpha)
+    alphas = {layer.unpatched_alpha for _, layer in example_weighted_layers(model)}
     if len(alphas) > 1:
-        return None
+        raise UnsupportedModelError(
+            "the model has BatchNorm and GroupNorm layers: no single alpha stands for the unpatched model",
+            "--exclude (exclude=...) leaves the layers of one kind alone",
+        )
     return alphas.pop() if alphas else 0.0
 
 

@@ -27,8 +27,13 @@ def render_markdown(document: dict[str, Any]) -> str:
 def headline(document: dict[str, Any]) -> str:
     """The decision in one sentence."""
     chosen, baseline = document["chosen"], document["baseline"]
-    if chosen["alpha"] == 0:
-        return f"Keep α = 0 (plain BatchNorm): {document['decision']['reason']}."
+    if document["decision"]["keep_baseline"]:
+        plain = (
+            "α = 0 (plain BatchNorm)"
+            if chosen["alpha"] == 0
+            else f"α = {chosen['alpha']:g} (plain GroupNorm)"
+        )
+        return f"Keep {plain}: {document['decision']['reason']}."
     after = chosen["metrics"]
     return (
         f"Use α = {chosen['alpha']:g}: top-1 {baseline['top1']:.4f} → {after['top1']:.4f}, "

@@ -39,6 +39,7 @@ def tune_document(
         "data": data,
         "env": env,
         "metric": result.metric,
+        "baseline_alpha": result.baseline_alpha,
         "accept": result.accept,
         "curve": [_point(point) for point in result.curve],
         "baseline": _metrics(result.baseline),
@@ -46,7 +47,7 @@ def tune_document(
         "chosen": {"alpha": decision.alpha, "metrics": _metrics(result.chosen)},
         "gain": None if decision.gain is None else _gain(decision.gain),
         "decision": {
-            "keep_zero": decision.alpha == 0,
+            "keep_baseline": decision.alpha == result.baseline_alpha,
             "significant": decision.gain is not None and decision.gain.significant,
             "reason": decision.reason,
         },

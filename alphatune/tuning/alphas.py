@@ -14,8 +14,11 @@ AUTO = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 MOST = 100_000
 
 
-def resolve_alphas(alphas: str | float | Sequence[float]) -> tuple[float, ...]:
-    """Sorted distinct α, 0 always among them.
+def resolve_alphas(alphas: str | float | Sequence[float], baseline: float = 0.0) -> tuple[float, ...]:
+    """Distinct α, the baseline first and then by distance from it.
+
+    The baseline is the α of the unpatched model: 0, or 1 where all layers are
+    GroupNorm, whose ``auto`` grid is mirrored.
 
     ``"0,0.01,0.02"`` is a list; ``"0:0.3:31"`` is 31 evenly spaced values, both
     ends included; ``"auto"`` is ``AUTO``.
@@ -24,7 +27,7 @@ def resolve_alphas(alphas: str | float | Sequence[float]) -> tuple[float, ...]:
         ConfigurationError: not a number, outside [0, 1], or a count below 2.
     """
     if isinstance(alphas, str):
-        values = list(AUTO) if alphas == "auto" else _parse(alphas)
+        values = [abs(baseline - a) for a in AUTO] if alphas == "auto" else _parse(alphas)
     elif isinstance(alphas, (int, float)):
         values = [float(alphas)]
     else:
@@ -34,7 +37,7 @@ def resolve_alphas(alphas: str | float | Sequence[float]) -> tuple[float, ...]:
             raise ConfigurationError(
                 f"alpha must lie in [0, 1], got {value:g}", "0 is plain BatchNorm, 1 is InstanceNorm"
             )
-    return tuple(sorted({0.0, *values}))
+    return tuple(sorted({baseline, *values}, key=lambda alpha: abs(alpha - baseline)))
 
 
 def _parse(text: str) -> list[float]:

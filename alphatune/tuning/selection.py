@@ -67,31 +67,36 @@ def select(
 ) -> Decision:
     """Choose α for a metric and decide whether it pays.
 
-    With ``accept="significant"`` α > 0 needs a cross-fitted gain whose interval
+    With ``accept="significant"`` an α other than the baseline's needs a cross-fitted gain whose interval
     lies above 0 and, for top-1 and top-5, a McNemar p-value within 1 − confidence.
     With ``accept="best"`` the optimum is taken whatever its gain.
     """
     best = {m: sweep.alphas[best_index(sweep, m)] for m in METRICS}
-    alpha = best[metric]
+    alpha, baseline = best[metric], sweep.baseline_alpha
     if len(sweep.baseline) < FEWEST_EXAMPLES:
-        chosen = alpha if accept == "best" else 0.0
+        chosen = alpha if accept == "best" else baseline
         return Decision(
             chosen, f"only {len(sweep.baseline)} examples: too few to tell gain from luck", best, None
         )
     gain = cross_fitted_gain(sweep, metric, seed=seed, folds=folds)
-    if alpha == 0:
-        return Decision(0.0, f"no alpha > 0 has a better {metric} than plain BatchNorm", best, gain)
+    if alpha == baseline:
+        plain = (
+            "alpha > 0 has a better {} than plain BatchNorm"
+            if baseline == 0
+            else (f"other alpha has a better {{}} than {baseline:g}")
+        )
+        return Decision(baseline, f"no {plain.format(metric)}", best, gain)
     if gain.significant:
         return Decision(alpha, f"the cross-fitted gain in {metric} is significant", best, gain)
     if accept == "best":
         return Decision(
             alpha, f"the gain in {metric} is not significant, but --accept best was asked for", best, gain
         )
-    return Decision(0.0, f"the cross-fitted gain in {metric} is not significant", best, gain)
+    return Decision(baseline, f"the cross-fitted gain in {metric} is not significant", best, gain)
 
 
 def best_index(sweep: Sweep, metric: Metric, rows: NDArray[np.int64] | None = None) -> int:
-    """Index of the best α on some examples; among equals the smallest α wins."""
+    """Index of the best α on some examples; among equals the nearest to the unpatched model wins."""
     values = [_value(s if rows is None else s.take(rows), metric) for s in sweep.scores]
     return int(np.argmax(values))
 

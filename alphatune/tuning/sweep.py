@@ -15,10 +15,14 @@ from alphatune.norms.patching import set_alpha_
 
 @dataclass(frozen=True)
 class Sweep:
-    """Scores of the same examples at each α; ``alphas[0]`` is 0."""
+    """Scores of the same examples at each α; ``alphas[0]`` is the unpatched model's, 0 but for GroupNorm."""
 
     alphas: tuple[float, ...]
     scores: tuple[Scores, ...]
+
+    @property
+    def baseline_alpha(self) -> float:
+        return self.alphas[0]
 
     @property
     def baseline(self) -> Scores:
@@ -41,7 +45,7 @@ def sweep(
 
     Args:
         model: patched (``norms.patching.patched``); its α is left at the last one.
-        alphas: sorted, starting with 0 (``alphas.resolve_alphas``).
+        alphas: starting with the unpatched model's (``alphas.resolve_alphas``).
 
     Raises:
         NumericError: an output that is not finite; example and α are named.

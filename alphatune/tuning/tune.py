@@ -13,7 +13,7 @@ from alphatune.data.loading import Batches, loader_batches
 from alphatune.errors import ConfigurationError
 from alphatune.evaluation import Metrics, Progress, summarise
 from alphatune.models.health import examine, require_health
-from alphatune.norms.patching import patched
+from alphatune.norms.patching import patched, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.selection import (
@@ -59,6 +59,11 @@ class TuneResult:
         return self.decision.alpha
 
     @property
+    def baseline_alpha(self) -> float:
+        """The α of the unpatched model: 0, or 1 where all layers are GroupNorm."""
+        return self.sweep.baseline_alpha
+
+    @property
     def baseline(self) -> Metrics:
         return self.curve[0].metrics
 
@@ -100,7 +105,8 @@ def tune(
         model: a classifier with BatchNorm layers, on the device to run on.
         data: any iterable of (inputs, class indices) batches, e.g. a DataLoader
             that does not shuffle or augment.
-        alphas: ``"auto"``, ``"0,0.01,0.02"``, ``"0:0.3:31"`` or numbers; 0 is always added.
+        alphas: ``"auto"``, ``"0,0.01,0.02"``, ``"0:0.3:31"`` or numbers; the unpatched model's (0, but
+            1 for GroupNorm) is always added.
         metric: what to choose by: top1, top5, loss or ece.
         accept: ``"significant"`` keeps α = 0 unless the gain is; ``"best"`` takes the optimum.
         dtype: float32, or float16/bfloat16 for autocast.
@@ -117,7 +123,7 @@ def tune(
         raise ConfigurationError(f"unknown metric {metric!r}", f"one of: {', '.join(METRICS)}")
     if accept not in ("significant", "best"):
         raise ConfigurationError(f"unknown accept {accept!r}", "one of: significant, best")
-    values = resolve_alphas(alphas)
+    resolve_alphas(alphas)  # an error in them should not wait for the model
     if isinstance(data, Batches):
         batches: Iterable[Any] = data
         total: int | None = len(data)
@@ -128,6 +134,7 @@ def tune(
     layers = survey(model)
     with patched(model, exclude=exclude, skip_unknown=skip_unknown) as names:
         require_health(model)
+        values = resolve_alphas(alphas, unpatched_alpha(model))
         swept = sweep(model, batches, values, dtype=dtype, total=total, progress=progress)
     curve = tuple(
         CurvePoint(
@@ -168,29 +175,34 @@ def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
     """What a careful colleague would point out about these numbers."""
     notes = []
     top1 = {point.alpha: point.metrics.top1 for point in result.curve}
+    base = result.baseline_alpha
+    plain, changed = top1[base], result.alpha != base
+    others = "alpha > 0" if base == 0 else f"an alpha other than {base:g}"
     chance = 1 / max(2, result.num_classes_seen)
-    if top1[0.0] < chance + 0.1 * (1 - chance):
+    if plain < chance + 0.1 * (1 - chance):
         notes.append(
-            f"top-1 at alpha = 0 is {top1[0.0]:.4f}, close to chance ({chance:.4f}): check the order of the "
+            f"top-1 at alpha = {base:g} is {plain:.4f}, close to chance ({chance:.4f}): check the order of the "
             "labels (--class-map) and the preprocessing (--mean, --std, --input-size) before trusting any gain"
         )
-    if max(top1.values()) - top1[0.0] > 0.02:
+    if max(top1.values()) - plain > 0.02:
         notes.append(
-            f"alpha > 0 raises top-1 by {100 * (max(top1.values()) - top1[0.0]):.1f} points: so much usually means "
+            f"{others} raises top-1 by {100 * (max(top1.values()) - plain):.1f} points: so much usually means "
             "that alpha makes up for preprocessing other than the model was trained with; check "
             "--mean, --std, --crop-pct and --interpolation first"
         )
     before, after = result.baseline, result.chosen
-    if result.alpha > 0 and result.metric != "top1" and after.top1 < before.top1:
+    if changed and result.metric != "top1" and after.top1 < before.top1:
         notes.append(
             f"the chosen alpha lowers top-1 by {100 * (before.top1 - after.top1):.2f} points; by top-1 the best "
             f"alpha is {result.decision.best['top1']:g}"
         )
-    if result.alpha > 0 and result.metric == "top1" and after.loss > before.loss:
+    if changed and result.metric == "top1" and after.loss > before.loss:
         notes.append(f"the chosen alpha raises the loss by {after.loss - before.loss:.4f} nats")
-    if result.decision.best[result.metric] == result.curve[-1].alpha > 0 and result.curve[-1].alpha < 1:
-        end = result.curve[-1].alpha
-        notes.append(f"the best alpha is the largest one tried ({end:g}): try --alphas {end:g}:1:8 as well")
+    end = result.curve[-1].alpha  # the farthest from the unpatched model
+    if result.decision.best[result.metric] == end != base and end != 1 - base:
+        notes.append(
+            f"the best alpha is the {'largest' if base == 0 else 'smallest'} one tried ({end:g}): try --alphas {end:g}:{1 - base:g}:8 as well"
+        )
     if result.decision.gain is None:
         notes.append(result.decision.reason)
     remarks = [h for h in examine(model) if h.remark]
