@@ -41,7 +41,7 @@ class Ghost(TrainingNorm):
         self.configure({"ghost_batch_size": ghost_batch_size})
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) <= self.ghost_batch_size and x[:, :1].numel() != 1:
+        if len(x) <= self.ghost_batch_size and x.numel() > self.num_features:
             return super(TrainingNorm, self).forward(x)  # type: ignore[no-any-return]
         return super().forward(x)
 

@@ -57,8 +57,7 @@ class Group(BatchGroup):
         self.configure({"num_groups": num_groups})
 
     def normalise(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            moments = group_moments(x, self.num_groups, 1)
+        moments = group_moments(x, self.num_groups)
         if moments is not None:
             move_averages_(self, *moments)
         return self.infer(x)

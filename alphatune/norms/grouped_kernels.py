@@ -43,7 +43,7 @@ class GroupedNorm(torch.autograd.Function):
         size: int,
         eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        sweeps = _sweeps(x, size)
+        sweeps = sweeps_over(x, size)
         mean, variance = sweeps.moments(num_groups)
         rstd = torch.rsqrt(variance + eps)
         repeats = x.shape[1] // num_groups
@@ -62,7 +62,7 @@ class GroupedNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
-        sweeps = _sweeps(x, ctx.size)
+        sweeps = sweeps_over(x, ctx.size)
         repeats = x.shape[1] // mean.shape[1]
         scale = _repeat(rstd, repeats)
         dy = sweeps.like_x(dy)
@@ -215,7 +215,7 @@ class ChannelsLastSweeps(Sweeps):
         return tensor.movedim(1, -1).view(self.groups, -1, self.channels)
 
 
-def _sweeps(x: Tensor, size: int) -> Sweeps:
+def sweeps_over(x: Tensor, size: int) -> Sweeps:
     """The fastest form for this activation."""
     own_kernels = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
     if own_kernels and not torch.compiler.is_compiling() and math.prod(x.shape[2:]) > 1:

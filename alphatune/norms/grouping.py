@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alphatune.norms.grouped_kernels import GroupedNorm
+from alphatune.norms.grouped_kernels import GroupedNorm, sweeps_over
 
 
 def batch_group_norm(
@@ -74,17 +74,20 @@ def batch_group_norm(
     return y, (moments[0].lerp(last_moments[0], share), moments[1].lerp(last_moments[1], share))
 
 
+@torch.no_grad()
 def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (C,) of each channel of (N, C, *) over batch and space."""
-    variance, mean = torch.var_mean(
-        x.to(torch.promote_types(x.dtype, torch.float32)), (0, *range(2, x.ndim)), correction=0
-    )
-    return mean, variance
+    mean, variance = sweeps_over(x, len(x)).moments(x.shape[1])
+    return mean[0], variance[0]
 
 
-def group_moments(x: Tensor, num_groups: int, examples_per_group: int) -> tuple[Tensor, Tensor] | None:
-    """What ``batch_group_norm`` returns as moments, without normalising."""
-    return batch_group_norm(x, None, None, num_groups, examples_per_group, 0.0)[1]
+@torch.no_grad()
+def group_moments(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor] | None:
+    """What ``batch_group_norm`` returns as moments with one example per group, without normalising."""
+    values = x[:1].numel() // num_groups
+    if len(x) == 0 or values < 2:
+        return None
+    return _step_moments(*sweeps_over(x, 1).moments(num_groups), values, x.shape[1])
 
 
 def _equal_groups(
@@ -103,11 +106,16 @@ def _equal_groups(
     if values < 2 or len(x) == 0:
         return _single_values(x, weight, bias, eps, running_mean, running_var), None
     y, mean, variance = GroupedNorm.apply(x, weight, bias, num_groups, size, eps)
-    repeats = channels // num_groups
-    moments = mean.mean(0), variance.mean(0) * (values / (values - 1))
+    return y, _step_moments(mean, variance, values, channels)
+
+
+def _step_moments(mean: Tensor, variance: Tensor, values: int, channels: int) -> tuple[Tensor, Tensor]:
+    """Moments (G, K), biased, as mean and unbiased variance (C,) averaged over the groups of examples."""
+    repeats = channels // mean.shape[1]
+    mean, variance = mean.mean(0), variance.mean(0) * (values / (values - 1))
     if repeats > 1:
-        moments = moments[0].repeat_interleave(repeats), moments[1].repeat_interleave(repeats)
-    return y, moments
+        mean, variance = mean.repeat_interleave(repeats), variance.repeat_interleave(repeats)
+    return mean, variance
 
 
 def _single_values(
