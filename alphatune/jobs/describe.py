@@ -11,10 +11,12 @@ from torch import nn
 from alphatune.data.loading import Batches
 from alphatune.jobs.opening import DTYPES, OpenedModel, Prepared
 from alphatune.jobs.settings import EvaluateSettings
+from alphatune.jobs.training_job import TrainingJob
 from alphatune.models.probe import Probe
 from alphatune.norms.patching import get_alpha
 from alphatune.norms.survey import NormLayer
 from alphatune.reports.result import environment
+from alphatune.training.optimizers import parameter_groups
 
 
 def describe_source(opened: OpenedModel) -> dict[str, Any]:
@@ -109,4 +111,55 @@ def describe_plan(
         "alphas": list(alphas),
         "settings": asdict(settings),
         "warnings": list(prepared.warnings),
+    }
+
+
+def describe_training(job: TrainingJob) -> dict[str, Any]:
+    """Model, data, environment and warnings as they appear in a result."""
+    source, settings, batches = job.started.source, job.settings, job.batches
+    groups = parameter_groups(job.model, job.recipe)
+    return {
+        "model": {
+            "source": source.spec,
+            "kind": source.kind,
+            "model_kwargs": source.model_kwargs,
+            "checkpoint": settings.checkpoint or source.weights,
+            "new_weights": list(job.started.new_weights),
+            "parameters": sum(p.numel() for p in job.model.parameters()),
+            "norm_layers": len(survey(job.model)),
+            "norm": job.norm.to_dict(),
+        },
+        "data": {
+            "source": settings.data,
+            "classes": len(batches.examples.classes),
+            "train": len(batches.examples),
+            "validation": len(job.splits.validation),
+            "test": len(job.splits.test) if job.splits.test is not None else 0,
+            "validation_split": job.splits.validation.split,
+            "val_fraction": job.splits.val_fraction,
+            "split_seed": settings.split_seed,
+            "class_map": settings.class_map or "",
+            "preprocessing": job.preprocessing.to_dict(),
+            "augmentation": batches.augmentation,
+            "decoder": batches.examples.decoder,
+        },
+        "env": environment(batches.device, job.recipe.dtype)
+        | {
+            "batch_size": settings.batch_size,
+            "steps_per_epoch": batches.steps_per_epoch,
+            "processes": job.world.size,
+            "workers": batches.workers,
+            "seed": settings.seed,
+            "decay": {g["name"]: g["decay_to_one"] or g["weight_decay"] for g in groups},
+        },
+        "warnings": list(job.warnings),
+    }
+
+
+def describe_recipe(job: TrainingJob) -> dict[str, Any]:
+    """The hyperparameters as they appear in a result."""
+    recipe, settings = job.recipe, job.settings
+    values = asdict(recipe) | {"dtype": settings.dtype, "milestones": list(recipe.milestones)}
+    return values | {
+        name: getattr(settings, name) for name in ("batch_size", "classes_per_batch", "batch_order")
     }

@@ -200,8 +200,9 @@ def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
         notes.append(f"the chosen alpha raises the loss by {after.loss - before.loss:.4f} nats")
     end = result.curve[-1].alpha  # the farthest from the unpatched model
     if result.decision.best[result.metric] == end != base and end != 1 - base:
+        extreme = "largest" if base == 0 else "smallest"
         notes.append(
-            f"the best alpha is the {'largest' if base == 0 else 'smallest'} one tried ({end:g}): try --alphas {end:g}:{1 - base:g}:8 as well"
+            f"the best alpha is the {extreme} one tried ({end:g}): try --alphas {end:g}:{1 - base:g}:8 as well"
         )
     if result.decision.gain is None:
         notes.append(result.decision.reason)

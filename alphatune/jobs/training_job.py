@@ -1,0 +1,252 @@
+"""Everything of a training run, opened and checked before it starts."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import timm.layers
+import torch
+from torch import nn
+
+from alphatune.data.augmentation import Augmentation, resolve_augmentation
+from alphatune.data.examples import Examples
+from alphatune.data.loading import Batches, automatic_batch_size, automatic_workers
+from alphatune.data.preprocessing import SMALL_IMAGES, Preprocessing
+from alphatune.data.sampling import Sampling
+from alphatune.data.splits import Splits, open_splits
+from alphatune.data.training_batches import CachedBatches, DeviceCache, TrainingBatches
+from alphatune.errors import ConfigurationError
+from alphatune.jobs.opening import DTYPES, override_preprocessing, require_device, whole_number
+from alphatune.jobs.settings import TrainSettings
+from alphatune.models.checkpoints import read_checkpoint
+from alphatune.models.finetuning import Started, build_for_classes
+from alphatune.models.output import is_bundle
+from alphatune.models.probe import probe
+from alphatune.models.sources import parse_model_kwargs
+from alphatune.norms.conversion import Norm, convert_, groups_for
+from alphatune.norms.survey import survey
+from alphatune.training.distributed import World
+from alphatune.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything of a training run, checked and ready."""
+
+    settings: TrainSettings
+    recipe: Recipe
+    started: Started
+    norm: Norm
+    preprocessing: Preprocessing
+    splits: Splits
+    batches: TrainingBatches
+    validation: Batches | CachedBatches
+    world: World
+    warnings: tuple[str, ...]
+
+    @property
+    def model(self) -> nn.Module:
+        return self.started.source.model
+
+    @property
+    def fingerprint(self) -> str:
+        """Which examples are trained on, in which order."""
+        examples = self.batches.examples
+        return hashlib.sha256(examples.indices.tobytes() + examples.targets.tobytes()).hexdigest()
+
+
+def prepare_training(settings: TrainSettings, device: torch.device, world: World) -> TrainingJob:
+    """Open the data, build and convert the model, and check that they fit each other."""
+    recipe = recipe_of(settings)
+    if settings.norm != "batch" and settings.sync_bn:
+        raise ConfigurationError(f"--sync-bn is for --norm batch, got --norm {settings.norm}")
+    image_mode = (
+        "L" if settings.input_size and settings.input_size.replace("x", ",").startswith("1,") else "RGB"
+    )
+    splits = open_splits(
+        settings.data,
+        data_root=settings.data_root,
+        val_fraction=settings.val_fraction,
+        val_data=settings.val_data,
+        split_seed=settings.split_seed,
+        download=settings.download,
+        class_map=settings.class_map,
+        image_mode=image_mode,
+        input_key=settings.input_key,
+        target_key=settings.target_key,
+        train_split=settings.train_split,
+        split=settings.split,
+    )
+    examples = splits.train.limit(settings.limit, settings.seed)
+    num_classes = max(
+        len(examples.classes), *(int(p.targets.max()) + 1 for p in (examples, splits.validation))
+    )
+    torch.manual_seed(settings.seed)  # of newly made weights
+    started, notes = _build(settings, num_classes)
+    model = started.source.model
+    preprocessing = _preprocessing(settings, started)
+    seen = probe(model, preprocessing.input_size, torch.device("cpu"))
+    if seen.num_classes != num_classes:
+        raise ConfigurationError(
+            f"the data has {num_classes} classes, the model {seen.num_classes} outputs",
+            "let its factory take num_classes",
+        )
+    workers = whole_number(settings.workers, "--workers", 0)
+    sampling = Sampling(settings.batch_size, settings.seed, settings.classes_per_batch, settings.batch_order)
+    batches = TrainingBatches(
+        examples,
+        preprocessing,
+        _augmentation(settings, preprocessing),
+        sampling,
+        device,
+        automatic_workers() if workers is None else workers,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    norm = _norm(settings, recipe.epochs * batches.steps_per_epoch)
+    notes += _convert(model, norm, settings, world)
+    require_device(model, device)
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)
+    held_out = evaluation_batches(splits.validation, preprocessing, settings, device)
+    validation: Batches | CachedBatches = held_out
+    if settings.cache == "device":
+        batches = batches.cached()
+        validation = CachedBatches(DeviceCache.of(held_out), preprocessing, held_out.batch_size)
+    return TrainingJob(
+        settings, recipe, started, norm, preprocessing, splits, batches, validation, world,
+        tuple(dict.fromkeys((*notes, *splits.train.warnings, *splits.validation.warnings))),
+    )  # fmt: skip
+
+
+def _build(settings: TrainSettings, num_classes: int) -> tuple[Started, list[str]]:
+    if is_bundle(settings.model):
+        raise ConfigurationError(
+            f"{settings.model} is a folder that alphatune wrote",
+            f"fine-tune its weights: ARCHITECTURE --checkpoint {settings.model}/model.safetensors",
+        )
+    checkpoint = None
+    if settings.checkpoint:
+        checkpoint = read_checkpoint(settings.checkpoint, unsafe_pickle=settings.unsafe_pickle)
+    started = build_for_classes(
+        settings.model,
+        num_classes,
+        pretrained=settings.pretrained,
+        checkpoint=checkpoint,
+        model_kwargs=parse_model_kwargs(settings.model_kwargs),
+    )
+    notes = []
+    if checkpoint and checkpoint.unsafe_pickle:
+        notes.append(f"{settings.checkpoint} was unpickled without restriction (--unsafe-pickle)")
+    return started, notes
+
+
+def _preprocessing(settings: TrainSettings, started: Started) -> Preprocessing:
+    """The model's own, if it was trained before; else the dataset's, else the architecture's."""
+    base = started.source.preprocessing or Preprocessing()
+    if not (settings.pretrained or settings.checkpoint):
+        base = SMALL_IMAGES.get(settings.data.lower(), base)
+    return override_preprocessing(base, settings)
+
+
+def _augmentation(settings: TrainSettings, preprocessing: Preprocessing) -> Augmentation:
+    if settings.augment == "auto" and settings.data.lower() == "svhn":
+        return "crop"  # a mirrored digit is another sign
+    return resolve_augmentation(settings.augment, preprocessing)
+
+
+def _norm(settings: TrainSettings, steps: int) -> Norm:
+    """The normalisation asked for; Batch Renormalisation's schedule keeps its share of the run.
+
+    Ioffe (2017) starts at 5 000 of 160 000 steps, and ends at 40 000 (r) and 25 000 (d).
+    """
+    return Norm(
+        kind=settings.norm,
+        ghost_batch_size=settings.ghost_size,
+        num_groups=settings.groups,
+        examples_per_group=settings.examples_per_group,
+        renorm=(steps // 32, steps // 4, 5 * steps // 32),
+    )
+
+
+def _convert(model: nn.Module, norm: Norm, settings: TrainSettings, world: World) -> list[str]:
+    """Change the norm layers before the optimiser sees them; what is worth remarking."""
+    if settings.sync_bn:
+        if not torch.cuda.is_available():
+            raise ConfigurationError(
+                "--sync-bn needs CUDA devices", "--norm ghost keeps statistics per process"
+            )
+        if world.size == 1:
+            return ["--sync-bn changes nothing with one process"]
+        timm.layers.convert_sync_batchnorm(model)
+        return []
+    if norm.kind == "batch":
+        return []
+    convert_(model, norm)
+    notes = []
+    if norm.kind in ("batch-group", "group"):
+        channels = [n for layer in survey(model) if (n := layer.num_features)]
+        fewer = [n for n in channels if groups_for(n, norm.num_groups) < norm.num_groups]
+        if fewer:
+            notes.append(
+                f"{len(fewer)} norm layer(s) have fewer than {norm.num_groups} groups, e.g. "
+                f"{groups_for(fewer[0], norm.num_groups)} for {fewer[0]} channels"
+            )
+    share = settings.batch_size // world.size
+    if norm.kind == "ghost" and norm.ghost_batch_size >= share:
+        notes.append(
+            f"--ghost-size {norm.ghost_batch_size} is no smaller than the batch of {share}: this is BatchNorm"
+        )
+    elif norm.kind == "ghost" and share % norm.ghost_batch_size:
+        notes.append(f"the last ghost batch of each {share} has {share % norm.ghost_batch_size} examples")
+    return notes
+
+
+def evaluation_batches(
+    examples: Examples, preprocessing: Preprocessing, settings: TrainSettings, device: torch.device
+) -> Batches:
+    """Examples as the evaluation of a run reads them."""
+    workers = whole_number(settings.workers, "--workers", 0)
+    return Batches(
+        examples,
+        preprocessing,
+        whole_number(settings.eval_batch_size, "--eval-batch-size", 1)
+        or automatic_batch_size(preprocessing, device),
+        device,
+        automatic_workers() if workers is None else workers,
+    )
+
+
+def recipe_of(settings: TrainSettings) -> Recipe:
+    """The hyperparameters that the options give."""
+    if settings.dtype not in DTYPES:
+        raise ConfigurationError(f"unknown dtype {settings.dtype!r}", f"one of: {', '.join(DTYPES)}")
+    try:
+        milestones = tuple(float(part) for part in settings.milestones.split(",") if part)
+    except ValueError:
+        raise ConfigurationError(
+            f"--milestones takes fractions separated by commas, got {settings.milestones!r}"
+        ) from None
+    return Recipe(
+        epochs=settings.epochs,
+        optimizer=settings.optimizer,
+        learning_rate={"sgd": 0.1, "adamw": 1e-3}[settings.optimizer] if settings.lr is None else settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        bias_decay=settings.bias_decay,
+        decay_norm=settings.decay_norm,
+        gamma_target=int(settings.gamma_target),  # type: ignore[arg-type]
+        schedule=settings.schedule,
+        warmup_epochs=settings.warmup_epochs,
+        milestones=milestones,
+        label_smoothing=settings.label_smoothing,
+        ema_decay=settings.ema,
+        clip_grad=settings.clip_grad,
+        accumulate=settings.accumulate,
+        dtype=DTYPES[settings.dtype],
+        channels_last=settings.channels_last,
+        compile=settings.compile,
+        eval_every=settings.eval_every,
+        seed=settings.seed,
+    )
