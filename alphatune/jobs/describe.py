@@ -14,7 +14,7 @@ from alphatune.jobs.settings import EvaluateSettings
 from alphatune.jobs.training_job import TrainingJob
 from alphatune.models.probe import Probe
 from alphatune.norms.patching import get_alpha
-from alphatune.norms.survey import NormLayer
+from alphatune.norms.survey import NormLayer, survey
 from alphatune.reports.result import environment
 from alphatune.training.optimizers import parameter_groups
 
