@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import reference
 import timm
 import torch
+from conftest import TINY
+from torch import nn
 
 import alphatune
+from alphatune.jobs.settings import TrainSettings
+from alphatune.jobs.train import run_train
+from alphatune.norms.conversion import Norm, convert_
 from alphatune.norms.moments import example_weighted_norm
 
 pytestmark = [
@@ -41,3 +48,34 @@ def test_tune_equals_the_cpu() -> None:
     on_gpu = alphatune.tune(model.cuda(), batches, alphas="0,0.1")
     for a, b in zip(on_cpu.sweep.scores, on_gpu.sweep.scores, strict=True):
         np.testing.assert_allclose(a.loss, b.loss, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("norm", [Norm("ghost", 4), Norm("batch-group", num_groups=2, examples_per_group=3)])
+def test_training_norms_agree_with_the_cpu(norm: Norm, memory_format: torch.memory_format) -> None:
+    results = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.BatchNorm2d(8))
+        convert_(model, norm)
+        x = torch.randn(10, 8, 9, 9).to(memory_format=memory_format)
+        model, x = model.to(device), x.to(device).requires_grad_()
+        y = model(x)
+        y.square().sum().backward()
+        results.append(
+            [t.cpu() for t in (y, x.grad, model[0].weight.grad, model[0].running_mean, model[0].running_var)]
+        )
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_training_on_the_gpu_learns(image_folder: Path, tmp_path: Path, dtype: str) -> None:
+    settings = TrainSettings(
+        model=TINY, data=str(image_folder), val_fraction=0.25, batch_size=12, epochs=20, lr=0.05, input_size="12",
+        crop_pct=1.0, norm="ghost", ghost_size=4, cache="device", channels_last=True, dtype=dtype, device="cuda",
+        workers="0", output=str(tmp_path / "run"),
+    )  # fmt: skip
+    document = run_train(settings)
+    assert document["epochs"][-1]["train_top1"] > 0.7
+    assert document["env"]["device"].startswith("cuda")

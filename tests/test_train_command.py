@@ -100,6 +100,7 @@ def test_what_a_run_leaves_behind(trained: Path) -> None:
     log = pd.read_csv(trained / "log.csv")
     assert log["epoch"].tolist() == [1, 2, 3]
     assert log["val_top1"].iloc[-1] == document["validation"]["top1"]
+    assert any((trained / "tensorboard").iterdir())  # tensorboard is among the packages of the tests
     assert (trained / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -163,6 +164,17 @@ def test_workers_and_cache_do_not_change_a_run(job: list[object], tmp_path: Path
     run(*job, "-o", tmp_path / "plain", "--augment", "none")
     assert same(tmp_path / "cached", tmp_path / "plain")
     assert not same(tmp_path / "alone", tmp_path / "plain")
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_the_same(job: list[object], tmp_path: Path) -> None:
+    """``torch.compile`` needs a C++ compiler; weights keep their names and agree but for rounding."""
+    run(*job, "--norm", "ghost", "--ghost-size", 5, "-o", tmp_path / "eager")
+    run(*job, "--norm", "ghost", "--ghost-size", 5, "-o", tmp_path / "compiled", "--compile")
+    eager, compiled = weights(tmp_path / "eager"), weights(tmp_path / "compiled")
+    assert eager.keys() == compiled.keys()
+    for name in eager:
+        torch.testing.assert_close(compiled[name], eager[name], rtol=1e-3, atol=1e-4)
 
 
 def test_the_seed_decides(job: list[object], tmp_path: Path) -> None:
