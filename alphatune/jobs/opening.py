@@ -83,16 +83,20 @@ def open_model(settings: ModelSettings) -> OpenedModel:
             notes.append("the model has random weights (--no-pretrained)")
     base = source.preprocessing
     preprocessing = override_preprocessing(base or Preprocessing(), settings)
-    essential = (settings.mean, settings.std, settings.input_size, settings.crop_pct)
-    if base is None and None in essential:
-        assumed = [k for k in preprocessing.to_dict() if getattr(settings, k) is None]
-        notes.append(
-            "the model does not say how its images are prepared; assumed "
-            + ", ".join(f"{k} {preprocessing.to_dict()[k]}" for k in assumed)
-        )
+    if base is None:
+        notes += assumed_preprocessing(settings, preprocessing)
     require_device(source.model, device)
     source.model.eval()
     return OpenedModel(source.model, source, checkpoint, preprocessing, device, tuple(notes))
+
+
+def assumed_preprocessing(settings: ModelSettings, preprocessing: Preprocessing) -> list[str]:
+    """A remark on what neither the model nor the options say about preprocessing."""
+    if None not in (settings.mean, settings.std, settings.input_size, settings.crop_pct):
+        return []
+    values = preprocessing.to_dict()
+    assumed = ", ".join(f"{k} {v}" for k, v in values.items() if getattr(settings, k) is None)
+    return [f"the model does not say how its images are prepared; assumed {assumed}"]
 
 
 def require_device(model: nn.Module, device: torch.device) -> None:

@@ -17,12 +17,18 @@ from alphatune.data.sampling import Sampling
 from alphatune.data.splits import Splits, open_splits
 from alphatune.data.training_batches import CachedBatches, DeviceCache, TrainingBatches
 from alphatune.errors import ConfigurationError
-from alphatune.jobs.opening import DTYPES, override_preprocessing, require_device, whole_number
+from alphatune.jobs.opening import (
+    DTYPES,
+    assumed_preprocessing,
+    override_preprocessing,
+    require_device,
+    whole_number,
+)
 from alphatune.jobs.settings import TrainSettings
 from alphatune.models.checkpoints import read_checkpoint
 from alphatune.models.finetuning import Started, build_for_classes
 from alphatune.models.output import is_bundle
-from alphatune.models.probe import probe
+from alphatune.models.probe import Probe, probe
 from alphatune.models.sources import parse_model_kwargs
 from alphatune.norms.conversion import Norm, convert_, groups_for
 from alphatune.norms.survey import survey
@@ -86,6 +92,8 @@ def prepare_training(settings: TrainSettings, device: torch.device, world: World
     started, notes = _build(settings, num_classes)
     model = started.source.model
     preprocessing = _preprocessing(settings, started)
+    if started.source.preprocessing is None and settings.data.lower() not in SMALL_IMAGES:
+        notes += assumed_preprocessing(settings, preprocessing)
     seen = probe(model, preprocessing.input_size, torch.device("cpu"))
     if seen.num_classes != num_classes:
         raise ConfigurationError(
@@ -105,7 +113,7 @@ def prepare_training(settings: TrainSettings, device: torch.device, world: World
         world_size=world.size,
     )
     norm = _norm(settings, recipe.epochs * batches.steps_per_epoch)
-    notes += _convert(model, norm, settings, world)
+    notes += _convert(model, norm, settings, world, seen)
     require_device(model, device)
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -170,7 +178,7 @@ def _norm(settings: TrainSettings, steps: int) -> Norm:
     )
 
 
-def _convert(model: nn.Module, norm: Norm, settings: TrainSettings, world: World) -> list[str]:
+def _convert(model: nn.Module, norm: Norm, settings: TrainSettings, world: World, seen: Probe) -> list[str]:
     """Change the norm layers before the optimiser sees them; what is worth remarking."""
     if settings.sync_bn:
         if not torch.cuda.is_available():
@@ -186,12 +194,25 @@ def _convert(model: nn.Module, norm: Norm, settings: TrainSettings, world: World
     convert_(model, norm)
     notes = []
     if norm.kind in ("batch-group", "group"):
-        channels = [n for layer in survey(model) if (n := layer.num_features)]
+        layers = [layer for layer in survey(model) if layer.num_features]
+        channels = [layer.num_features or 1 for layer in layers]
         fewer = [n for n in channels if groups_for(n, norm.num_groups) < norm.num_groups]
         if fewer:
             notes.append(
                 f"{len(fewer)} norm layer(s) have fewer than {norm.num_groups} groups, e.g. "
                 f"{groups_for(fewer[0], norm.num_groups)} for {fewer[0]} channels"
+            )
+        single = [
+            layer.name
+            for layer in layers
+            if layer.name in seen.layers
+            and seen.layers[layer.name].positions == 1
+            and groups_for(layer.num_features or 1, norm.num_groups) == layer.num_features
+        ]
+        if single and (norm.kind == "group" or norm.examples_per_group == 1):
+            raise ConfigurationError(
+                f"layer {single[0]} would have one value in each group, and nothing to normalise by",
+                "use fewer --groups",
             )
     share = settings.batch_size // world.size
     if norm.kind == "ghost" and norm.ghost_batch_size >= share:
