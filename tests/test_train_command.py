@@ -416,6 +416,42 @@ def test_two_processes(job: list[object], tmp_path: Path, norm: str) -> None:
     assert metrics == pytest.approx(document["validation"] | {"n": document["data"]["validation"]}, abs=1e-6)
 
 
+@pytest.mark.slow
+def test_two_processes_stop_and_go_on(job: list[object], tmp_path: Path) -> None:
+    """Ctrl-C in the terminal of torchrun reaches all processes, twice."""
+    args = [
+        *job,
+        "--batch-size",
+        20,
+        "--norm",
+        "ghost",
+        "--ghost-size",
+        5,
+        "--epochs",
+        200,
+        "--eval-every",
+        100,
+    ]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+
+    def start(output: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*launch, *command(*args, "-o", output, "--resume")[1:]],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENV, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+
+    assert start(tmp_path / "whole").wait(timeout=240) == 0
+    process = start(tmp_path / "run")
+    wait_for(tmp_path / "run" / "log.csv")
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) != 0
+    step = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"]
+    assert 0 < step < 400
+    assert start(tmp_path / "run").wait(timeout=240) == 0
+    assert same(tmp_path / "whole", tmp_path / "run")
+
+
 # --- bad input -------------------------------------------------------------------------------
 
 
