@@ -48,7 +48,9 @@ def test_every_option_is_documented_and_every_documented_option_exists() -> None
     )  # fmt: skip
     existing = set(re.findall(r"--[a-z][a-z-]+", helps))
     assert documented <= existing | {"--help"}
-    named = {"--" + f.name.replace("_", "-") for kind in (TuneSettings, TrainSettings) for f in fields(kind)} - {"--model"}
+    named = {
+        "--" + f.name.replace("_", "-") for kind in (TuneSettings, TrainSettings) for f in fields(kind)
+    } - {"--model"}
     assert named <= documented
     everywhere = {
         o for p in PAGES for o in re.findall(r"(?<![\w-])--[a-z][a-z-]+", p.read_text(encoding="utf-8"))

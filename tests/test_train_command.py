@@ -22,6 +22,8 @@ from conftest import TINY
 
 import alphatune
 from alphatune.cli.main import main
+from alphatune.jobs.run_folder import opened_run_folder
+from alphatune.jobs.settings import TrainSettings
 from alphatune.models.output import is_bundle
 from alphatune.norms.batch_group import BatchGroupNorm2d
 
@@ -156,6 +158,18 @@ def test_other_norms_load_back_as_they_were_trained(job: list[object], tmp_path:
     )
 
 
+def test_a_groupnorm_model_is_tuned_from_alpha_one(job: list[object], tmp_path: Path) -> None:
+    run(*job, "--norm", "group", "--groups", 4, "--epochs", 1, "-o", tmp_path / "run")
+    args = [tmp_path / "run", "--trust-code", "--data", job[2], "--val-fraction", 0.125, "--workers", 0]
+    plan = run(*args, "--dry-run", "--format", "json", name="tune")
+    assert json.loads(plan.stdout)["alphas"][:3] == [1.0, 0.995, 0.99]
+    tuned = run(*args, "--alphas", "0.9,0.5", "--format", "json", "-o", tmp_path / "tuned", name="tune")
+    result = json.loads(tuned.stdout)
+    assert [p["alpha"] for p in result["curve"]] == [1.0, 0.9, 0.5]
+    trained = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["baseline"]["loss"] == pytest.approx(trained["validation"]["loss"], abs=1e-6)
+
+
 def test_workers_and_cache_do_not_change_a_run(job: list[object], tmp_path: Path) -> None:
     run(*job, "-o", tmp_path / "alone")
     run(*job, "-o", tmp_path / "helped", "--workers", 2)
@@ -229,10 +243,10 @@ def test_a_signal_saves_and_the_run_goes_on(
         command(*long, "--workers", 1, "-o", output, "--format", "json"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV,
         # A job in the background inherits "ignore Ctrl-C", which is no terminal's state.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), start_new_session=True,
     )  # fmt: skip
     wait_for(output / "log.csv")
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # the worker process, too, as terminals and schedulers do
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == code, stderr
     assert "Traceback" not in stderr
@@ -270,6 +284,7 @@ def kill_and_resume(long: list[object], whole: Path, output: Path, kills: int, s
     assert steps[0] > 0
     spawn(*long, "-o", output, "--resume")
     assert same(whole, output)
+    assert not list(output.glob(".*"))
     result, expected = (json.loads((f / "result.json").read_text()) for f in (output, whole))
     assert result["validation"] == expected["validation"]
 
@@ -471,6 +486,10 @@ def test_two_processes_stop_and_go_on(job: list[object], tmp_path: Path) -> None
         (["--device", "cuda:7"], 2, "no device"),
         (["--resume", "--overwrite"], 2, "give one"),
         (["--model-kwargs", "num_classes=7"], 2, "4 classes"),
+        (["--pretrained"], 2, "--checkpoint"),
+        (["--seed", -1], 2, "seed"),
+        (["--split-seed", 2**40], 2, "split-seed"),
+        (["--batch-size", 10, "--classes-per-batch", 5], 2, "4 classes"),
         (["--checkpoint", "nowhere.pth"], 3, "nowhere.pth"),
     ],
 )  # fmt: skip
@@ -490,7 +509,61 @@ def test_models_without_batchnorm_and_folders_of_others(job: list[object], tmp_p
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
-def test_overwrite_starts_anew(job: list[object], tmp_path: Path) -> None:
+def test_overwrite_starts_anew_and_removes_only_what_a_run_writes(job: list[object], tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    run(*job, "-o", output, "--epochs", 1)
+    (output / "notes.txt").write_text("mine")
+    (output / ".checkpoint.pt.1234.partial").write_text("left by kill -9")
+    run(*job, "-o", output, "--epochs", 2, "--overwrite")
+    assert len(pd.read_csv(output / "log.csv")) == 2
+    assert (output / "notes.txt").read_text() == "mine"
+    assert not list(output.glob(".*.partial"))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "run.toml").write_text("mine = 1")
+    error_of(*job, "-o", mine, "--overwrite", code=2)
+    assert (mine / "run.toml").read_text() == "mine = 1"
+
+
+def test_a_configuration_does_not_repeat_consent(job: list[object], tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    run(*job, "-o", output, "--epochs", 1, "--overwrite")
+    before = (output / "checkpoint.pt").stat().st_mtime_ns
+    assert "exists" in error_of("--config", output / "run.toml", code=2)
+    run("--config", output / "run.toml", "--resume")
+    assert (output / "checkpoint.pt").stat().st_mtime_ns == before
+    assert "nothing was run" in run("--config", output / "run.toml", "--resume", "--dry-run").stdout
+
+
+def test_a_run_that_broke_off_before_its_first_checkpoint_begins_anew(
+    job: list[object], tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / ".run.toml.1234.partial").write_text("")
+    run(*job, "-o", output, "--epochs", 1, "--resume")
+    (output / "alphatune.json").unlink()
+    (output / "checkpoint.pt").unlink()
+    run(*job, "-o", output, "--epochs", 2)
+    assert len(pd.read_csv(output / "log.csv")) == 2
+
+
+def test_one_process_at_a_time(job: list[object], tmp_path: Path) -> None:
+    settings = TrainSettings(model=TINY, data="", output=str(tmp_path / "run"))
+    with opened_run_folder(tmp_path / "run", settings):
+        assert "another process" in error_of(*job, "-o", tmp_path / "run", code=2)
     run(*job, "-o", tmp_path / "run", "--epochs", 1)
-    run(*job, "-o", tmp_path / "run", "--epochs", 2, "--overwrite")
-    assert len(pd.read_csv(tmp_path / "run" / "log.csv")) == 2
+
+
+def test_output_inside_the_data(job: list[object], image_folder: Path) -> None:
+    assert "inside the data" in error_of(*job, "-o", image_folder / "run", code=2)
+    assert not (image_folder / "run").exists()
+
+
+def test_one_process_of_several_speaks(
+    job: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = [*job, "--epochs", 0, "-o", tmp_path / "run", "--format", "json"]
+    assert json.loads(run(*args, code=2).stdout)["error"]["code"] == 2
+    monkeypatch.setenv("RANK", "1")
+    assert run(*args, code=2).stdout == ""

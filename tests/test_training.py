@@ -17,7 +17,8 @@ from alphatune.data.preprocessing import Preprocessing
 from alphatune.data.sampling import Sampling
 from alphatune.data.training_batches import TrainingBatches
 from alphatune.errors import ConfigurationError, NumericError
-from alphatune.training.loop import AUXILIARY_WEIGHT, train, training_loss
+from alphatune.reports.tensorboard import open_tensorboard
+from alphatune.training.loop import AUXILIARY_WEIGHT, _move, train, training_loss
 from alphatune.training.optimizers import decay_to_one_, make_optimizer, parameter_groups
 from alphatune.training.recipe import Recipe
 from alphatune.training.schedule import learning_rate
@@ -77,6 +78,8 @@ def test_every_parameter_is_in_one_group(build) -> None:
     }
     for group in groups:
         for parameter in group["params"]:
+            biased = by_name[parameter].endswith("bias") and id(parameter) not in norms  # in_proj_bias, too
+            assert biased == (group["name"] == "biases"), by_name[parameter]
             assert (id(parameter) in norms) == (group["name"] in ("gamma", "beta")), by_name[parameter]
 
 
@@ -108,8 +111,9 @@ def test_gamma_decays_to_its_target(optimizer: str) -> None:
         for _ in range(10):
             for p in model.parameters():
                 p.grad = torch.zeros_like(p)
-            decay_to_one_(opt)
+            decay_to_one_(opt, coupled=True)
             opt.step()
+            decay_to_one_(opt, coupled=False)
         expected = target + (1.5 - target) * (1 - 0.1 * 0.5) ** 10
         assert model[0].weight.tolist() == pytest.approx([expected] * 3, rel=1e-5)
         assert model[0].bias.tolist() == [0, 0, 0]
@@ -244,6 +248,34 @@ def test_training_learns(batches: TrainingBatches) -> None:
     assert state.rows[-1]["train_top1"] > 0.7
 
 
+def test_a_step_that_overflowed_decays_nothing() -> None:
+    """float16's scaler leaves the step out; AdamW's decay towards 1 is part of the step."""
+    recipe = Recipe(
+        optimizer="adamw", dtype=torch.float16, weight_decay=0.5, decay_norm="gamma", gamma_target=1
+    )
+    state = start(nn.Sequential(nn.BatchNorm1d(3)), recipe, CPU)
+    gamma = state.model[0].weight
+    nn.init.constant_(gamma, 3.0)
+    for gradient, moves in ((math.inf, False), (0.0, True)):
+        state.scaler.scale(torch.zeros(()))  # makes the scale
+        for p in state.model.parameters():
+            p.grad = torch.full_like(p, gradient)
+        _move(state, recipe, 0.1)
+        assert (gamma[0].item() != 3.0) == moves
+
+
+def test_tensorboard_keeps_every_epoch_of_a_resumed_run(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with open_tensorboard(tmp_path, 0) as log:
+        for step in (10, 20, 30):
+            log({"epoch": step // 10, "step": step, "train_loss": 1.0})
+    with open_tensorboard(tmp_path, 20) as log:  # the checkpoint was that of step 20
+        log({"epoch": 3, "step": 30, "train_loss": 1.0})
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [10, 20, 30]
+
+
 # --- stopping and going on -------------------------------------------------------------------
 
 
@@ -335,10 +367,16 @@ def test_stopping_during_an_evaluation(batches: TrainingBatches, tmp_path: Path)
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(batches: TrainingBatches) -> None:
-    saved = []
+    recipe, saved = Recipe(epochs=30, learning_rate=1e30), []
+    torch.manual_seed(0)
+    state = start(tiny(), recipe, CPU)
+
+    def save() -> None:
+        saved.append(all(bool(torch.isfinite(t).all()) for t in state.model.state_dict().values()))
+
     with pytest.raises(NumericError, match="NaN or infinite"):
-        trained(batches, Recipe(epochs=30, learning_rate=1e30), save=lambda: saved.append(1))
-    assert len(saved) <= 1
+        train(state, batches, recipe, save=save, save_minutes=0)
+    assert all(saved)
 
 
 def test_a_state_of_other_data_or_damaged_is_refused(batches: TrainingBatches, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import traceback
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
 def _fail(argv: list[str], code: int, message: str, hint: str = "") -> None:
     """One line on stderr, or one JSON object on stdout; then exit."""
     message, hint = one_line(message, 1000), one_line(hint, 1000)
-    if _wants_json(argv):
+    if _wants_json(argv) and os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks
         print(json.dumps({"error": {"code": code, "message": message, "hint": hint}}))
     print(f"error: {message}" + (f" ({hint})" if hint else ""), file=sys.stderr)
     sys.exit(code)

@@ -10,9 +10,11 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from alphatune.errors import ConfigurationError
-from alphatune.jobs.settings import EvaluateSettings, ModelSettings, TrainSettings, TuneSettings
+from alphatune.jobs.settings import ASKED_ANEW, EvaluateSettings, ModelSettings, TrainSettings, TuneSettings
 
 MODEL, DATA, INPUT, RUN, TUNE, OUT = "Model", "Data", "Preprocessing", "Running", "Tuning", "Output"
+
+MOST_SEED = 2**32 - 1
 
 S = TypeVar("S", bound=ModelSettings)
 
@@ -35,6 +37,7 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     known = {f.name for kind in (TuneSettings, EvaluateSettings, TrainSettings) for f in fields(kind)}
     if unknown := sorted(values.keys() - known):
         raise ConfigurationError(f"{path} sets {unknown[0]!r}, which is no option")
+    values = {name: value for name, value in values.items() if name not in ASKED_ANEW}
     ctx.default_map = {**(ctx.default_map or {}), **values}
     return path
 
@@ -152,7 +155,9 @@ HeldOut = Annotated[
         rich_help_panel=DATA,
     ),
 ]
-SplitSeed = Annotated[int, typer.Option(help="Decides which examples are held out.", rich_help_panel=DATA)]
+SplitSeed = Annotated[
+    int, typer.Option(min=0, max=MOST_SEED, help="Decides which examples are held out.", rich_help_panel=DATA)
+]
 Download = Annotated[
     bool,
     typer.Option("--download", help="Fetch data by name that are not there yet.", rich_help_panel=DATA),
@@ -199,7 +204,9 @@ BatchSize = Annotated[
 Workers = Annotated[
     str, typer.Option(metavar="auto|N", help="Processes that decode images.", rich_help_panel=RUN)
 ]
-Seed = Annotated[int, typer.Option(help="Of --limit, folds and bootstrap.", rich_help_panel=RUN)]
+Seed = Annotated[
+    int, typer.Option(min=0, max=MOST_SEED, help="Of --limit, folds and bootstrap.", rich_help_panel=RUN)
+]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Open and check everything, show the plan, stop.", rich_help_panel=RUN),
@@ -211,7 +218,7 @@ Alphas = Annotated[
     str,
     typer.Option(
         metavar="auto|LIST|A:B:N",
-        help="What to try: auto, 0,0.01,0.02 or 0:0.3:31. 0 is always included.",
+        help="What to try: auto, 0,0.01,0.02 or 0:0.3:31. 0 (1 for GroupNorm) is always included.",
         rich_help_panel=TUNE,
     ),
 ]

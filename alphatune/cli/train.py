@@ -15,7 +15,7 @@ from alphatune.jobs.settings import TrainSettings
 
 def train(
     ctx: typer.Context,
-    model: o.Model,
+    model: t.Architecture,
     data: t.TrainData,
     checkpoint: o.Checkpoint = None,
     model_kwargs: o.ModelKwargs = None,

@@ -6,10 +6,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from alphatune.cli.options import DATA, MODEL, OUT, RUN
+from alphatune.cli.options import DATA, MODEL, MOST_SEED, OUT, RUN
 
 NORM, OPTIM = "Normalisation", "Optimisation"
 
+Architecture = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A timm name, hf-hub:REPO, local-dir:FOLDER, torchvision:NAME\\[:WEIGHTS], "
+        "package.module:factory or file.py:factory.",
+        show_default=False,
+    ),
+]
 TrainData = Annotated[
     str,
     typer.Option(
@@ -155,7 +164,14 @@ EvalBatchSize = Annotated[
     str, typer.Option(metavar="auto|N", help="Batch size of validation.", rich_help_panel=RUN)
 ]
 TrainSeed = Annotated[
-    int, typer.Option("--seed", help="Of new weights, batches, augmentation, dropout.", rich_help_panel=RUN)
+    int,
+    typer.Option(
+        "--seed",
+        min=0,
+        max=MOST_SEED,
+        help="Of new weights, batches, augmentation, dropout.",
+        rich_help_panel=RUN,
+    ),
 ]
 CheckpointMinutes = Annotated[
     float,

@@ -67,7 +67,7 @@ def augment_batch(
     if augmentation == "none":
         return images
     if augmentation == "imagenet":
-        crop = training_transform_of_tensor(preprocessing)
+        crop = v2.Compose([_random_area(preprocessing), v2.RandomHorizontalFlip()])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return torch.stack([crop(image) for image in images])
@@ -84,11 +84,6 @@ def augment_batch(
     index = torch.arange(n, device=images.device)[:, None, None]
     # Advanced indices come first in the result: (N, H, W, C).
     return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def training_transform_of_tensor(preprocessing: Preprocessing) -> Any:
-    """The imagenet augmentation of a uint8 tensor (C, H, W)."""
-    return v2.Compose([_random_area(preprocessing), v2.RandomHorizontalFlip()])
 
 
 def derived_seed(*parts: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,7 @@ class Batches:
             pin_memory=pinned,
             prefetch_factor=4 if workers else None,
             generator=torch.Generator(),  # the loader's own seed is not to come from the caller's
+            worker_init_fn=leave_signals_to_the_main_process,
         )
         targets = torch.from_numpy(self.examples.targets)
         start = 0
@@ -96,6 +98,12 @@ def load_image(examples: Examples, position: int, image_mode: str, transform: An
         raise
     except Exception as error:
         return Unreadable(name, f"{type(error).__name__}: {one_line(error)}")
+
+
+def leave_signals_to_the_main_process(_worker: int) -> None:
+    """Ctrl-C, and whatever ends a job, reaches every process of a group; workers end when the main one does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def decoded(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:

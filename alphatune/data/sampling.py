@@ -36,6 +36,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigurationError(f"--batch-size must be at least 1, got {self.batch_size}")
+        if self.seed < 0:
+            raise ConfigurationError(f"--seed must be at least 0, got {self.seed}")
         if self.batch_order not in get_args(BatchOrder):
             raise ConfigurationError(f"unknown batch order {self.batch_order!r}", "shuffled or blocks")
         classes = self.classes_per_batch

@@ -6,7 +6,6 @@ workers and whatever came before: a resumed run sees what it would have seen.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +22,14 @@ from alphatune.data.augmentation import (
     training_transform,
 )
 from alphatune.data.examples import Examples, Unreadable
-from alphatune.data.loading import Batch, Batches, collate, decoded, load_image
+from alphatune.data.loading import (
+    Batch,
+    Batches,
+    collate,
+    decoded,
+    leave_signals_to_the_main_process,
+    load_image,
+)
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.data.sampling import Sampling, epoch_batches, steps_per_epoch
 from alphatune.errors import ConfigurationError, ResourceError
@@ -40,13 +46,23 @@ class DeviceCache:
     @classmethod
     def of(cls, batches: Batches) -> DeviceCache:
         """Read all batches; raises ResourceError if they do not fit into memory."""
+        _, height, width = batches.preprocessing.input_size
+        shape = (len(batches), batches.preprocessing.input_size[0], height, width)
         try:
-            images, targets, ids = zip(*batches.images(), strict=True)
-            return cls(torch.cat(images), torch.cat(targets), torch.cat(ids))
-        except torch.OutOfMemoryError:
+            images = torch.empty(shape, dtype=torch.uint8, device=batches.device)
+        except RuntimeError as error:
+            if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
+                raise
             raise ResourceError(
                 f"{len(batches)} images do not fit into the memory of {batches.device}", "leave out --cache"
             ) from None
+        targets, ids, start = [], [], 0
+        for part, part_targets, part_ids in batches.images():
+            images[start : start + len(part)] = part
+            start += len(part)
+            targets.append(part_targets)
+            ids.append(part_ids)
+        return cls(images, torch.cat(targets), torch.cat(ids))
 
 
 @dataclass(frozen=True)
@@ -94,6 +110,15 @@ class TrainingBatches:
                 f"a batch of {self.sampling.batch_size} cannot be shared by {self.world_size} processes"
             )
 
+    def check(self) -> None:
+        """Raise ConfigurationError now for what the first batch would raise."""
+        epoch_batches(self.examples.targets, self.sampling, 0)
+        if self.examples.load is None and self.cache is None:
+            raise ConfigurationError(
+                f"{self.examples.source} can be read in order only, and training draws at random",
+                "--cache device keeps the images in memory",
+            )
+
     def cached(self) -> TrainingBatches:
         """The same batches, augmented on the device from images that are decoded once."""
         stored = stored_preprocessing(self.augmentation, self.preprocessing)
@@ -108,23 +133,19 @@ class TrainingBatches:
         """The batches of the steps ``first`` to ``last - 1``, counted from the start of the run."""
         if self.cache is not None:
             return self._from_cache(self.cache, first, last)
-        if self.examples.load is None:
-            raise ConfigurationError(
-                f"{self.examples.source} can be read in order only, and training draws at random",
-                "--cache device keeps the images in memory",
-            )
+        self.check()
         return self._from_source(first, last)
 
     def _shares(self, first: int, last: int) -> Iterator[tuple[int, list[int]]]:
         """``(step, positions)`` of this process's share of each batch."""
         share = self.sampling.batch_size // self.world_size
         mine = slice(self.rank * share, (self.rank + 1) * share)
-        epoch, batches = -1, epoch_batches(self.examples.targets, self.sampling, 0)
+        steps, epoch = self.steps_per_epoch, -1
         for step in range(first, last):
-            if step // len(batches) != epoch:
-                epoch = step // len(batches)
+            if step // steps != epoch:
+                epoch = step // steps
                 batches = epoch_batches(self.examples.targets, self.sampling, epoch)
-            yield step, batches[step % len(batches)][mine].tolist()
+            yield step, batches[step % steps][mine].tolist()
 
     def _from_cache(self, cache: DeviceCache, first: int, last: int) -> Iterator[Batch]:
         for step, positions in self._shares(first, last):
@@ -146,7 +167,7 @@ class TrainingBatches:
             collate_fn=collate,
             pin_memory=pinned,
             prefetch_factor=4 if self.workers else None,
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=leave_signals_to_the_main_process,
             generator=torch.Generator(),  # the loader's own seed is not to come from the caller's
         )
         targets = torch.from_numpy(self.examples.targets)
@@ -188,8 +209,3 @@ class _AugmentedImages(Dataset[Any]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(self._seed, place))
             return load_image(self._examples, position, self._mode, self._transform), position
-
-
-def _ignore_interrupt(_worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the main one finishes its step with our help."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

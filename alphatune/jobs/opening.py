@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from alphatune.data.datasets import open_data
+from alphatune.data.datasets import open_data, opens_by_name
 from alphatune.data.examples import Examples
 from alphatune.data.loading import Batches, automatic_batch_size, automatic_workers
 from alphatune.data.preprocessing import Preprocessing, parse_numbers
@@ -158,7 +158,11 @@ def resolved(settings: S, prepared: Prepared) -> S:
 def resolved_paths(settings: P) -> P:
     """The settings with paths that hold from any folder."""
     location, colon, factory = settings.model.rpartition(":")
-    names = ("checkpoint", "data", "val_data", "class_map", "data_root")
+    names = ["checkpoint", "val_data", "class_map", "data_root"]
+    if (data := getattr(settings, "data", None)) and not opens_by_name(
+        data, getattr(settings, "data_root", None)
+    ):
+        names.append("data")
     absolute: dict[str, Any] = {
         name: str(Path(path).absolute())
         for name in names

@@ -1,70 +1,92 @@
-"""The folder of a training run: whose it is, and whether it can be gone on with."""
+"""The folder of a training run: whose it is, who works in it, and whether it can be gone on with."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from alphatune.errors import ConfigurationError, InputError
+from alphatune.errors import ConfigurationError, InputError, ResourceError
 from alphatune.jobs.opening import resolved_paths
 from alphatune.jobs.settings import TrainSettings, input_paths, to_toml
-from alphatune.models.output import check_output, is_bundle
+from alphatune.models.output import MANIFEST, check_output, is_bundle
 from alphatune.training.state import replace_file
 
-CHECKPOINT, RUN, LOG = "checkpoint.pt", "run.toml", "log.csv"
-#: settings that may differ between a run and its continuation
-_FREE = (
-    "output", "resume", "overwrite", "device", "workers", "eval_batch_size", "checkpoint_minutes", "download",
+CHECKPOINT, RUN, LOG, TENSORBOARD = "checkpoint.pt", "run.toml", "log.csv", "tensorboard"
+#: what a run writes; nothing else is ever removed
+_FILES = (
+    CHECKPOINT, LOG, TENSORBOARD, "model.safetensors", "config.json", "curves.png", "result.json", MANIFEST, RUN,
 )  # fmt: skip
+#: settings that may differ between a run and its continuation
+_FREE = ("output", "device", "workers", "eval_batch_size", "checkpoint_minutes", "download")
 
 
 def check_run_folder(output: Path, settings: TrainSettings) -> None:
     """Refuse an output that is somebody else's, or that this run would change unasked."""
-    ours = output.is_dir() and not output.is_symlink() and (output / RUN).is_file()
     if settings.resume and settings.overwrite:
         raise ConfigurationError("--resume continues a run and --overwrite starts anew", "give one")
-    if ours and settings.resume:
+    for path in filter(None, (settings.data, settings.val_data)):
+        if Path(path).is_dir() and output.resolve().is_relative_to(Path(path).resolve()):
+            raise ConfigurationError(
+                f"the output {output} lies inside the data {path}", "write somewhere else"
+            )
+    if not output.exists() or output.is_symlink():
+        check_output(output, overwrite=False)
+        return
+    if not _is_run(output):
+        if not output.is_dir() or any(not _is_partial(entry) for entry in output.iterdir()):
+            raise ConfigurationError(f"the output {output} exists, and alphatune train did not write it")
+        return
+    if kept := [p for p in input_paths(settings) if Path(p).resolve().is_relative_to(output.resolve())]:
+        raise ConfigurationError(f"the output {output} holds the input {kept[0]}", "write somewhere else")
+    finished = is_bundle(output)
+    if not finished and not (output / CHECKPOINT).exists():
+        return  # it broke off before there was anything to lose
+    if settings.resume:
         _check_same(output / RUN, settings)
-    elif ours and not settings.overwrite:
-        unfinished = "" if is_bundle(output) else " and holds an unfinished run"
+    elif not settings.overwrite:
+        unfinished = "" if finished else " and holds an unfinished run"
         raise ConfigurationError(
             f"the output {output} exists{unfinished}", "--resume continues it, --overwrite starts anew"
         )
-    elif not ours:
-        check_output(output, overwrite=settings.overwrite, keep=input_paths(settings))
-    elif kept := [p for p in input_paths(settings) if Path(p).resolve().is_relative_to(output.resolve())]:
-        raise ConfigurationError(f"the output {output} holds the input {kept[0]}", "write somewhere else")
 
 
-def _check_same(file: Path, settings: TrainSettings) -> None:
-    """A run goes on as it began."""
+@contextmanager
+def opened_run_folder(output: Path, settings: TrainSettings) -> Iterator[None]:
+    """Hold the folder for this run alone, without what an earlier one is not to leave in it.
+
+    Raises:
+        ConfigurationError: another process trains into it.
+        ResourceError: it cannot be made.
+    """
     try:
-        before = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot resume: {file} cannot be read: {error}") from None
-    now = tomllib.loads(to_toml(resolved_paths(settings)))
-    for name in sorted(before.keys() | now.keys()):
-        if name not in _FREE and before.get(name) != now.get(name):
-            raise ConfigurationError(
-                f"the run in {file.parent} has {name} = {before.get(name)!r}, now it is {now.get(name)!r}",
-                f"--config {file} repeats its settings; --overwrite starts anew",
-            )
-
-
-def open_run_folder(output: Path, settings: TrainSettings) -> None:
-    """Begin a new run."""
-    if settings.overwrite:
-        shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True, exist_ok=True)
-
-
-def write_run_settings(output: Path, settings: TrainSettings) -> None:
-    """Write run.toml, which marks the folder as that of a run."""
-    text = to_toml(resolved_paths(settings))
-    replace_file(output / RUN, lambda path: path.write_text(text, encoding="utf-8"))
+        output.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(output, os.O_RDONLY)
+    except OSError as error:
+        raise ResourceError(f"cannot write to {output}: {error}") from None
+    try:
+        _lock(descriptor, output)
+        check_run_folder(output, settings)  # again, now that nobody else changes it
+        leftovers = [entry for entry in output.iterdir() if _is_partial(entry)]  # of a run that was killed
+        if not settings.resume:
+            leftovers += [output / name for name in _FILES]
+        for path in leftovers:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        text = to_toml(resolved_paths(settings))
+        replace_file(output / RUN, lambda path: path.write_text(text, encoding="utf-8"))
+        yield
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):
+            output.rmdir()  # if nothing was written
 
 
 def finished_result(output: Path) -> dict[str, Any]:
@@ -74,3 +96,44 @@ def finished_result(output: Path) -> dict[str, Any]:
         return document
     except (OSError, ValueError) as error:
         raise InputError(f"the run in {output} is finished, but its result cannot be read: {error}") from None
+
+
+def _is_run(output: Path) -> bool:
+    """Whether a folder's run.toml is that of a training run; ``tune`` writes another."""
+    try:
+        return {"epochs", "norm"} <= tomllib.loads((output / RUN).read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_partial(entry: Path) -> bool:
+    """Whether this is a file or folder that ``replace_file`` or ``published`` did not finish."""
+    return entry.name.startswith(".") and entry.name.endswith(".partial")
+
+
+def _check_same(file: Path, settings: TrainSettings) -> None:
+    """A run goes on as it began."""
+    before = tomllib.loads(file.read_text(encoding="utf-8"))
+    now = tomllib.loads(to_toml(resolved_paths(settings)))
+    for name in sorted(before.keys() | now.keys()):
+        if name not in _FREE and before.get(name) != now.get(name):
+            raise ConfigurationError(
+                f"the run in {file.parent} has {name} = {before.get(name)!r}, now it is {now.get(name)!r}",
+                f"--config {file} repeats its settings; --overwrite starts anew",
+            )
+
+
+def _lock(descriptor: int, output: Path) -> None:
+    """Until the descriptor is closed, or the process dies, no other process gets this lock."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigurationError(
+            f"another process is training into {output}", "give another --output"
+        ) from None
+    except OSError:
+        pass  # a file system without locks

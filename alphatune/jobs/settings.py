@@ -120,6 +120,10 @@ class TrainSettings(ModelSettings):
     overwrite: bool = False
 
 
+#: settings that a saved configuration does not repeat
+ASKED_ANEW = ("overwrite", "resume")
+
+
 def input_paths(settings: EvaluateSettings | TrainSettings) -> list[str]:
     """Whatever among the settings names a file or folder that must not be written to."""
     named = [settings.checkpoint, settings.class_map, settings.data_root, settings.data, settings.model]
@@ -132,6 +136,11 @@ def input_paths(settings: EvaluateSettings | TrainSettings) -> list[str]:
 
 
 def to_toml(settings: ModelSettings) -> str:
-    """The resolved settings, in the form ``--config`` reads."""
+    """The resolved settings, in the form ``--config`` reads.
+
+    Consent to replace or to go on with a folder is given anew each time.
+    """
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()}
-    return tomli_w.dumps({k: v for k, v in values.items() if v is not None and v != []})
+    return tomli_w.dumps(
+        {k: v for k, v in values.items() if v is not None and v != [] and k not in ASKED_ANEW}
+    )

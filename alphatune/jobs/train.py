@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from alphatune.jobs.opening import resolve_device
 from alphatune.jobs.run_folder import (
     CHECKPOINT,
     LOG,
+    TENSORBOARD,
     check_run_folder,
     finished_result,
-    open_run_folder,
-    write_run_settings,
+    opened_run_folder,
 )
 from alphatune.jobs.settings import TrainSettings
 from alphatune.jobs.training_job import (
@@ -63,31 +64,34 @@ def run_train(
     with joined(device) as world:
         if world.first:
             check_run_folder(output, settings)
-        if settings.resume and is_bundle(output):
+        if settings.resume and is_bundle(output) and not dry_run:
             return finished_result(output)
         job = prepare_training(settings, device, world)
         if dry_run:
             return describe_training(job) | {"command": "dry-run", "settings": asdict(settings)}
-        state = start(job.model, job.recipe, device)
-        if settings.resume and (output / CHECKPOINT).is_file():
-            load_state_(state, output / CHECKPOINT, job.fingerprint)
-        elif world.first:
-            open_run_folder(output, settings)
-        if world.first:
-            write_run_settings(output, settings)
-        _run(job, state, output, progress, on_epoch)
-        test = None
-        if job.splits.test is not None:
-            batches = evaluation_batches(job.splits.test, job.preprocessing, settings, device)
-            test = asdict(_measure(state.evaluated, batches, job))
-        document = train_document(
-            state.rows,
-            **describe_training(job),
-            recipe=describe_recipe(job),
-            seconds=state.seconds,
-            test=test,
-        )
-        return _publish(job, state, output, document) if world.first else document
+        with opened_run_folder(output, settings) if world.first else nullcontext():
+            if settings.cache == "device":
+                job = job.cached()
+            state = start(job.model, job.recipe, device)
+            if settings.resume and (output / CHECKPOINT).is_file():
+                load_state_(state, output / CHECKPOINT, job.fingerprint)
+            _run(job, state, output, progress, on_epoch)
+            document = train_document(
+                state.rows,
+                **describe_training(job),
+                recipe=describe_recipe(job),
+                seconds=state.seconds,
+                test=_test(job, state),
+            )
+            return _publish(job, state, output, document) if world.first else document
+
+
+def _test(job: TrainingJob, state: TrainingState) -> dict[str, Any] | None:
+    """Metrics of the test set, where the data have one."""
+    if job.splits.test is None:
+        return None
+    batches = evaluation_batches(job.splits.test, job.preprocessing, job.settings, job.batches.device)
+    return asdict(_measure(state.evaluated, batches, job))
 
 
 def _run(
@@ -99,7 +103,7 @@ def _run(
 ) -> None:
     """Train to the end, saving on the way; a signal that came is delivered on leaving."""
     first = job.world.first
-    with open_tensorboard(output / "tensorboard", state.step, enabled=first) as tensorboard:
+    with open_tensorboard(output / TENSORBOARD, state.step, enabled=first) as tensorboard:
 
         def save() -> None:
             if first:

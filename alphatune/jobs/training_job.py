@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import timm.layers
 import torch
 from torch import nn
 
 from alphatune.data.augmentation import Augmentation, resolve_augmentation
+from alphatune.data.datasets import opens_by_name
 from alphatune.data.examples import Examples
 from alphatune.data.loading import Batches, automatic_batch_size, automatic_workers
 from alphatune.data.preprocessing import SMALL_IMAGES, Preprocessing
@@ -55,6 +56,14 @@ class TrainingJob:
     def model(self) -> nn.Module:
         return self.started.source.model
 
+    def cached(self) -> TrainingJob:
+        """The same job with all images decoded, on the device."""
+        validation = self.validation
+        if isinstance(validation, Batches):
+            cache = DeviceCache.of(validation)
+            validation = CachedBatches(cache, self.preprocessing, validation.batch_size)
+        return replace(self, batches=self.batches.cached(), validation=validation)
+
     @property
     def fingerprint(self) -> str:
         """Which examples are trained on, in which order."""
@@ -70,6 +79,8 @@ def prepare_training(settings: TrainSettings, device: torch.device, world: World
     image_mode = (
         "L" if settings.input_size and settings.input_size.replace("x", ",").startswith("1,") else "RGB"
     )
+    if settings.download and not world.first:
+        world.wait()  # one process fetches, and all read
     splits = open_splits(
         settings.data,
         data_root=settings.data_root,
@@ -84,6 +95,8 @@ def prepare_training(settings: TrainSettings, device: torch.device, world: World
         train_split=settings.train_split,
         split=settings.split,
     )
+    if settings.download and world.first:
+        world.wait()
     examples = splits.train.limit(settings.limit, settings.seed)
     num_classes = max(
         len(examples.classes), *(int(p.targets.max()) + 1 for p in (examples, splits.validation))
@@ -92,7 +105,7 @@ def prepare_training(settings: TrainSettings, device: torch.device, world: World
     started, notes = _build(settings, num_classes)
     model = started.source.model
     preprocessing = _preprocessing(settings, started)
-    if started.source.preprocessing is None and settings.data.lower() not in SMALL_IMAGES:
+    if started.source.preprocessing is None and _dataset_name(settings) not in SMALL_IMAGES:
         notes += assumed_preprocessing(settings, preprocessing)
     seen = probe(model, preprocessing.input_size, torch.device("cpu"))
     if seen.num_classes != num_classes:
@@ -117,11 +130,9 @@ def prepare_training(settings: TrainSettings, device: torch.device, world: World
     require_device(model, device)
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
-    held_out = evaluation_batches(splits.validation, preprocessing, settings, device)
-    validation: Batches | CachedBatches = held_out
-    if settings.cache == "device":
-        batches = batches.cached()
-        validation = CachedBatches(DeviceCache.of(held_out), preprocessing, held_out.batch_size)
+    if settings.cache == "none":
+        batches.check()
+    validation = evaluation_batches(splits.validation, preprocessing, settings, device)
     return TrainingJob(
         settings, recipe, started, norm, preprocessing, splits, batches, validation, world,
         tuple(dict.fromkeys((*notes, *splits.train.warnings, *splits.validation.warnings))),
@@ -150,16 +161,21 @@ def _build(settings: TrainSettings, num_classes: int) -> tuple[Started, list[str
     return started, notes
 
 
+def _dataset_name(settings: TrainSettings) -> str:
+    """The name of a dataset by name, else ""."""
+    return settings.data.lower() if opens_by_name(settings.data, settings.data_root) else ""
+
+
 def _preprocessing(settings: TrainSettings, started: Started) -> Preprocessing:
     """The model's own, if it was trained before; else the dataset's, else the architecture's."""
     base = started.source.preprocessing or Preprocessing()
     if not (settings.pretrained or settings.checkpoint):
-        base = SMALL_IMAGES.get(settings.data.lower(), base)
+        base = SMALL_IMAGES.get(_dataset_name(settings), base)
     return override_preprocessing(base, settings)
 
 
 def _augmentation(settings: TrainSettings, preprocessing: Preprocessing) -> Augmentation:
-    if settings.augment == "auto" and settings.data.lower() == "svhn":
+    if settings.augment == "auto" and _dataset_name(settings) == "svhn":
         return "crop"  # a mirrored digit is another sign
     return resolve_augmentation(settings.augment, preprocessing)
 
@@ -191,7 +207,10 @@ def _convert(model: nn.Module, norm: Norm, settings: TrainSettings, world: World
         return []
     if norm.kind == "batch":
         return []
-    convert_(model, norm)
+    converted = convert_(model, norm)
+    if norm.kind == "renorm":
+        for name in converted:  # its schedule counts this run's steps, not those of a checkpoint
+            model.get_submodule(name).num_batches_tracked.zero_()  # type: ignore[operator]
     notes = []
     if norm.kind in ("batch-group", "group"):
         layers = [layer for layer in survey(model) if layer.num_features]

@@ -16,7 +16,7 @@ from alphatune.models.bundle import write_model
 from alphatune.models.health import require_health
 from alphatune.models.output import check_output, staged
 from alphatune.models.probe import Probe
-from alphatune.norms.patching import patch_, patched, unpatch_
+from alphatune.norms.patching import patch_, patched, unpatch_, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
 from alphatune.reports.folder import write_reports
 from alphatune.reports.result import tune_document
@@ -40,7 +40,7 @@ def run_tune(
     output = Path(settings.output)
     inputs = input_paths(settings)
     check_output(output, overwrite=settings.overwrite, keep=inputs)
-    alphas = resolve_alphas(settings.alphas)
+    resolve_alphas(settings.alphas)  # an error in them should not wait for the model
     if settings.metric not in METRICS:
         raise ConfigurationError(f"unknown metric {settings.metric!r}", f"one of: {', '.join(METRICS)}")
     prepared = prepare(settings)
@@ -51,12 +51,13 @@ def run_tune(
     exclude = (*settings.exclude, *(glob.escape(name) for name in too_small))
     with patched(module, exclude=exclude, skip_unknown=settings.skip_unknown) as names:
         require_health(module)
+        alphas = resolve_alphas(settings.alphas, unpatched_alpha(module))
     if dry_run:
         return describe_plan(settings, prepared, layers, names, alphas)
     result = tune(
         module,
         prepared.batches,
-        alphas=alphas,
+        alphas=settings.alphas,
         metric=settings.metric,
         accept=settings.accept,
         seed=settings.seed,

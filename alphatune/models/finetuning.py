@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from alphatune.errors import ConfigurationError
@@ -40,11 +40,16 @@ def build_for_classes(
     Raises:
         ConfigurationError, CheckpointError: as ``build`` and ``load_body_`` do.
     """
-    kwargs = dict(model_kwargs or {})
+    kwargs, weights = dict(model_kwargs or {}), ""
     if checkpoint is None and pretrained:
         source = build(spec, pretrained=True, model_kwargs=kwargs)
-        weights = source.model.state_dict()
-        checkpoint = Checkpoint(source.weights or spec, "", "", weights)
+        if source.kind == "factory":
+            raise ConfigurationError(
+                f"{spec} has no pretrained weights that alphatune could fetch",
+                "give them as --checkpoint FILE",
+            )
+        weights = source.weights
+        checkpoint = Checkpoint(weights or spec, "", "", source.model.state_dict())
         # What came with the weights and decides about keys: auxiliary heads, transform_input.
         kwargs = {**source.model_kwargs, **kwargs}
     if kwargs.setdefault("num_classes", num_classes) != num_classes:
@@ -55,7 +60,7 @@ def build_for_classes(
         del kwargs["num_classes"]
     source = build(spec, pretrained=False, model_kwargs=kwargs)
     new = load_body_(source.model, checkpoint, num_classes) if checkpoint else ()
-    return Started(source, new)
+    return Started(replace(source, weights=weights), new)
 
 
 def _takes_num_classes(spec: str) -> bool:

@@ -15,7 +15,7 @@ def open_tensorboard(
     """Yield a function that logs the row of an epoch; it does nothing without TensorBoard.
 
     Args:
-        step: where the run goes on; what an interrupted run wrote beyond it is purged.
+        step: where the run goes on; what an interrupted run wrote after it is purged.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -24,7 +24,7 @@ def open_tensorboard(
     if not enabled:
         yield lambda _row: None
         return
-    writer = SummaryWriter(folder, purge_step=step)
+    writer = SummaryWriter(folder, purge_step=step + 1)
 
     def log(row: dict[str, Any]) -> None:
         for name, value in row.items():

@@ -29,6 +29,11 @@ class World:
         """Whether this process is the one that writes and speaks."""
         return self.rank == 0
 
+    def wait(self) -> None:
+        """Go on when all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process; all must ask."""
         if self.size == 1:

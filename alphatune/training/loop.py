@@ -10,6 +10,7 @@ resumed run repeats an uninterrupted one bit for bit on a CPU.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -93,12 +94,12 @@ def train(
                 state.seconds = time.monotonic() - began
                 stopped = stopping() if world.size == 1 or state.step % 10 == 0 else False
                 if stopped or time.monotonic() - saved > 60 * save_minutes:
-                    _require_finite(state)
+                    _require_finite(state, weights=True)
                     save()
                     saved = time.monotonic()
                 if stopped:
                     return False
-        _require_finite(state)
+        _require_finite(state, weights=True)
         share_buffers_(state.evaluated, world)
         try:
             row = _finish_epoch(state, recipe, steps, evaluate, stop if world.size == 1 else lambda: False)
@@ -157,11 +158,15 @@ def _step(
         if boundary:
             _move(state, recipe, learning_rate(recipe, state.step, steps))
     except (RuntimeError, ValueError, TypeError) as error:
+        if "DataLoader worker" in str(error):  # torch raises it wherever the main process happens to be
+            raise ResourceError(f"a worker process that reads images died: {one_line(error)}") from None
         if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
             raise ResourceError(
                 f"a batch of {len(batch)} does not fit into the memory of {device}",
                 "use a smaller --batch-size with --accumulate, or --dtype bfloat16",
             ) from None
+        if state.step:
+            raise  # what has worked before is not for the user to mend
         raise ConfigurationError(
             f"the model cannot be trained on images of size {'x'.join(map(str, inputs.shape[1:]))} "
             f"in batches of {len(batch)}: {one_line(error)}"
@@ -182,20 +187,30 @@ def _move(state: TrainingState, recipe: Recipe, rate: float) -> None:
     state.scaler.unscale_(state.optimizer)
     if recipe.clip_grad:
         nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_grad)
-    decay_to_one_(state.optimizer)
+    scale = state.scaler.get_scale()
+    decay_to_one_(state.optimizer, coupled=True)
     state.scaler.step(state.optimizer)
     state.scaler.update()
+    if state.scaler.get_scale() >= scale:  # it shrinks when float16 overflowed and the step was left out
+        decay_to_one_(state.optimizer, coupled=False)
     state.optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
-        state.ema.update(state.model, step=state.step + 1)
+        state.ema.update(state.model, step=state.step // recipe.accumulate + 1)
 
 
-def _require_finite(state: TrainingState) -> None:
-    """Bring the sums of the epoch to the CPU; raise NumericError if the loss was not finite."""
+def _require_finite(state: TrainingState, *, weights: bool = False) -> None:
+    """Bring the sums of the epoch to the CPU; raise NumericError unless the loss is finite.
+
+    With ``weights`` all that is to be saved must be, too: the last step may have spoilt it.
+    """
     state.loss_sum, state.correct = float(state.loss_sum), int(state.correct)
-    if not torch.isfinite(torch.tensor(state.loss_sum)):
+    bad = "" if math.isfinite(state.loss_sum) else "the training loss"
+    if weights and not bad:
+        tensors = state.model.state_dict().items()
+        bad = next((name for name, t in tensors if not bool(torch.isfinite(t).all())), "")
+    if bad:
         raise NumericError(
-            f"the training loss is NaN or infinite at step {state.step}",
+            f"{bad} is NaN or infinite at step {state.step}",
             "try a smaller --lr, --warmup-epochs 1, --clip-grad 1 or --dtype bfloat16; the last checkpoint is kept",
         )
 

@@ -40,7 +40,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        kind = kinds.get(parameter) or ("biases" if name.rpartition(".")[2] == "bias" else "weights")
+        kind = kinds.get(parameter) or ("biases" if name.endswith("bias") else "weights")
         members["exempt" if name in exempt else kind].append(parameter)
     gamma = recipe.weight_decay if recipe.decay_norm in ("gamma", "both") else 0.0
     decay = {
@@ -71,19 +71,24 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=nesterov)
 
 
-def decay_to_one_(optimizer: torch.optim.Optimizer) -> None:
+def decay_to_one_(optimizer: torch.optim.Optimizer, *, coupled: bool) -> None:
     """Apply weight decay toward 1, λ·(γ − 1), as the optimiser applies its own toward 0.
 
-    SGD adds decay to the gradient, AdamW takes it off the parameter: call
-    this after the backward pass and before ``optimizer.step()``.
+    Args:
+        coupled: the part before ``optimizer.step()``: SGD adds decay to the
+            gradient. Otherwise the part after it: AdamW takes η·λ·(γ − 1) off the
+            parameter.
     """
+    if coupled == isinstance(optimizer, torch.optim.AdamW):
+        return
     for group in optimizer.param_groups:
-        if strength := group["decay_to_one"]:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                with torch.no_grad():
-                    if isinstance(optimizer, torch.optim.AdamW):
-                        parameter.sub_(parameter - 1, alpha=group["lr"] * strength)
-                    else:
-                        parameter.grad.add_(parameter - 1, alpha=strength)
+        if not (strength := group["decay_to_one"]):
+            continue
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            with torch.no_grad():
+                if coupled:
+                    parameter.grad.add_(parameter - 1, alpha=strength)
+                else:
+                    parameter.sub_(parameter - 1, alpha=group["lr"] * strength)

@@ -111,6 +111,11 @@ def replace_file(path: Path, write: Any) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         raise ResourceError(f"cannot write {path}: {one_line(error)}", "is the disk full?") from None
     finally:
