@@ -44,16 +44,19 @@ def step_times(
     device: torch.device,
     rounds: int,
     clock: Callable[[], float],
+    norms: dict[str, Norm],
+    compiled: bool,
 ) -> dict[str, list[float]]:
     """Seconds of each round's step, by norm."""
     x = torch.randn(batch, 3, 32, 32, device=device).contiguous(memory_format=memory_format)
     target = torch.randint(0, 10, (batch,), device=device)
     runs = {}
-    for name, norm in NORMS.items():
+    for name, norm in norms.items():
         network = model().to(device=device, memory_format=memory_format).train()
         convert_(network, norm)
+        network = torch.compile(network) if compiled else network
         runs[name] = network, torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    times: dict[str, list[float]] = {name: [] for name in NORMS}
+    times: dict[str, list[float]] = {name: [] for name in norms}
     warm_up = 3
     for i in range(rounds + warm_up):
         for name, (network, optimiser) in runs.items():
@@ -75,6 +78,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cpu-time", action="store_true", help="processor time instead of wall time")
+    parser.add_argument("--compile", action="store_true", help="torch.compile every network")
+    parser.add_argument("--norms", help="some of them, separated by commas; BatchNorm always")
+    parser.add_argument("--models", default="resnet20,resnet18")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     keep_freed_memory()
@@ -82,18 +88,23 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     clock = time.process_time if args.cpu_time else time.perf_counter
-    names = [name for name in NORMS if name != "BatchNorm"]
+    wanted = ["BatchNorm", *(args.norms.split(",") if args.norms else NORMS)]
+    norms = {name: NORMS[name] for name in wanted}
+    names = [name for name in norms if name != "BatchNorm"]
     lines = [
         f"{device}, {where}, {args.threads} threads, torch {torch.__version__}, float32, "
-        f"{'processor' if args.cpu_time else 'wall'} time; medians of {args.rounds} interleaved rounds, "
+        f"{'processor' if args.cpu_time else 'wall'} time{', compiled' if args.compile else ''}; "
+        f"medians of {args.rounds} interleaved rounds, "
         "in multiples of the BatchNorm step:",
         "",
         f"| model | batch | memory format | BatchNorm (ms) | {' | '.join(names)} |",
         f"|---|---:|---|---:|{'---:|' * len(names)}",
     ]
     for model, batch in ((resnet20, 128), (resnet18, 16)):
+        if model.__name__ not in args.models:
+            continue
         for memory_format in (torch.contiguous_format, torch.channels_last):
-            times = step_times(model, batch, memory_format, device, args.rounds, clock)
+            times = step_times(model, batch, memory_format, device, args.rounds, clock, norms, args.compile)
             base = times["BatchNorm"]
             ratios = [statistics.median(a / b for a, b in zip(times[n], base, strict=True)) for n in names]
             kind = "NCHW" if memory_format == torch.contiguous_format else "channels-last"
