@@ -116,7 +116,9 @@ class Sweeps:
 
     def _wide(self, tensor: Tensor) -> Tensor:
         """(G, C) -> (N, C, 1, ...)."""
-        return tensor.repeat_interleave(self.size, 0)[(...,) + (None,) * (self.x.ndim - 2)]
+        # A view and a copy, which Inductor turns into an index; repeat_interleave would be a gather.
+        rows = tensor[:, None].expand(-1, self.size, -1).reshape(len(self.x), -1)
+        return rows[(...,) + (None,) * (self.x.ndim - 2)]
 
     def like_x(self, tensor: Tensor) -> Tensor:
         """In the memory format of x."""
@@ -191,10 +193,15 @@ class ChannelsLastSweeps(Sweeps):
         self, scale: Tensor, shift: Tensor, other: Tensor | None = None, other_scale: Tensor | None = None
     ) -> Tensor:
         y = torch.empty_like(self.x)
-        matrices = self._matrices(y)
-        torch.addcmul(shift[:, None], self._matrices(self.x), scale[:, None], out=matrices)
-        if other is not None and other_scale is not None:
-            matrices.addcmul_(self._matrices(other), other_scale[:, None])
+        lines = [self._lines(y), self._lines(self.x), self._tile(scale), self._tile(shift)]
+        if other is None or other_scale is None:
+            out, x, a, b = lines
+            torch.addcmul(b, x, a, out=out)
+            return y
+        lines += [self._lines(other), self._tile(other_scale)]
+        # Some groups at a time: they are still in the cache for the second sum.
+        for out, x, a, b, o, c in zip(*(part.split(max(1, 16 // self.size)) for part in lines), strict=True):
+            torch.addcmul(b, x, a, out=out).addcmul_(o, c)
         return y
 
     def sums(self, dy: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,8 +218,13 @@ class ChannelsLastSweeps(Sweeps):
         ]
         return torch.stack([e[2] for e in each]), torch.stack([e[1] for e in each])
 
-    def _matrices(self, tensor: Tensor) -> Tensor:
-        return tensor.movedim(1, -1).view(self.groups, -1, self.channels)
+    def _lines(self, tensor: Tensor) -> Tensor:
+        """(G, size·H, W·C), lines of the images: rows of C values alone are too short to be fast."""
+        return tensor.movedim(1, -1).view(self.groups, -1, self.x.shape[3] * self.channels)
+
+    def _tile(self, factor: Tensor) -> Tensor:
+        """(G, C) -> (G, 1, W·C), factors of a line."""
+        return factor.repeat(1, self.x.shape[3])[:, None]
 
 
 def sweeps_over(x: Tensor, size: int) -> Sweeps:
@@ -237,7 +249,7 @@ def _pool(mean: Tensor, variance: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 def _repeat(tensor: Tensor, repeats: int) -> Tensor:
     """(G, K) -> (G, C), a group's value for each of its channels."""
-    return tensor if repeats == 1 else tensor.repeat_interleave(repeats, 1)
+    return tensor if repeats == 1 else tensor[..., None].expand(-1, -1, repeats).reshape(len(tensor), -1)
 
 
 def _add_up(tensor: Tensor, repeats: int) -> Tensor:
