@@ -200,7 +200,9 @@ class ChannelsLastSweeps(Sweeps):
             return y
         lines += [self._lines(other), self._tile(other_scale)]
         # Some groups at a time: they are still in the cache for the second sum.
-        for out, x, a, b, o, c in zip(*(part.split(max(1, 16 // self.size)) for part in lines), strict=True):
+        for out, x, a, b, o, c in zip(
+            *(torch.split(part, max(1, 16 // self.size)) for part in lines), strict=True
+        ):
             torch.addcmul(b, x, a, out=out).addcmul_(o, c)
         return y
 
