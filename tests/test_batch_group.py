@@ -251,3 +251,22 @@ def test_compiled_layer_is_the_same(memory_format: torch.memory_format) -> None:
     torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(layer.weight.grad, other.weight.grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(layer.running_var, other.running_var)
+
+
+@pytest.mark.parametrize("num_groups", [8, 32])
+def test_large_groups_in_channels_last(num_groups: int) -> None:
+    """Groups of 2¹⁸ elements take BatchNorm's kernels; each is what batch norm or group norm makes of it alone."""
+    x = torch.randn(4, 32, 64, 64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    dy = torch.randn(x.shape).contiguous(memory_format=torch.channels_last)
+    layer = BatchGroupNorm2d(num_groups, 32, 2)
+    layer.weight.data.uniform_(0.5, 2)
+    y = layer(x)
+    y.backward(dy)
+    copy = x.detach().double().requires_grad_()
+    # Two examples side by side are one image, in which a group of channels is normalised.
+    pairs = torch.cat([copy[0::2], copy[1::2]], dim=2)
+    expected = F.group_norm(pairs, num_groups, layer.weight.double(), None, layer.eps)
+    expected = torch.stack(expected.split(64, dim=2), dim=1).reshape(x.shape)
+    expected.backward(dy.double())
+    torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(x.grad.double(), copy.grad, rtol=1e-4, atol=1e-5)

@@ -12,10 +12,11 @@ three sweeps over the activation happens on small tensors (G, K) and (G, C):
 Autograd keeps x and the small tensors only.
 
 A sweep in plain torch operations runs on any device, and compiles well. In
-eager mode on a CPU it is several times as slow as BatchNorm's kernels, so the
-sweeps borrow these: on (N, C, H, W) in memory, each example's channel is a row
-and a GroupNorm over rows yields their moments and sums at once; in
-channels-last, BatchNorm's kernels take one group of examples at a time.
+eager mode on a CPU it is several times as slow as torch's norm kernels. On
+(N, C, H, W) in memory the sweeps borrow these: each example's channel is a row,
+and a GroupNorm over rows yields their moments and sums at once. In
+channels-last a group is a matrix whose rows are added up; large groups go to
+BatchNorm's kernels, one at a time.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 aten = torch.ops.aten
+#: elements of a group from which on a call for each group costs less than plain sums over all (measured)
+LARGE_GROUP = 2**17
 
 
 class GroupedNorm(torch.autograd.Function):
@@ -180,14 +183,15 @@ class RowSweeps(Sweeps):
 
 
 class ChannelsLastSweeps(Sweeps):
-    """Channels-last: one group of examples is a matrix of positions × channels."""
+    """Channels-last: one group of examples is a matrix of positions × channels, summed over its rows."""
 
     def moments(self, num_groups: int) -> tuple[Tensor, Tensor]:
-        each = [
-            aten.batch_norm_update_stats(chunk, None, None, 0.0) for chunk in torch.split(self.x, self.size)
-        ]
-        mean, variance = (torch.stack(m).view(self.groups, num_groups, -1) for m in zip(*each, strict=True))
-        return _pool(mean, variance, 2)
+        matrices = self._matrices(self.x)
+        mean = matrices.mean(1)
+        centred = matrices - mean[:, None]
+        variance = centred.mul_(centred).mean(1)
+        shape = (self.groups, num_groups, -1)
+        return _pool(mean.view(shape), variance.view(shape), 2)
 
     def affine(
         self, scale: Tensor, shift: Tensor, other: Tensor | None = None, other_scale: Tensor | None = None
@@ -207,6 +211,34 @@ class ChannelsLastSweeps(Sweeps):
         return y
 
     def sums(self, dy: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+        dy = self._matrices(dy)
+        centred = self._matrices(self.x) - mean[:, None]
+        return dy.sum(1), centred.mul_(dy).sum(1).mul_(rstd)
+
+    def _matrices(self, tensor: Tensor) -> Tensor:
+        """(G, size·H·W, C)."""
+        return tensor.movedim(1, -1).view(self.groups, -1, self.channels)
+
+    def _lines(self, tensor: Tensor) -> Tensor:
+        """(G, size·H, W·C), lines of the images: rows of C values alone are too short to be fast."""
+        return tensor.movedim(1, -1).view(self.groups, -1, self.x.shape[3] * self.channels)
+
+    def _tile(self, factor: Tensor) -> Tensor:
+        """(G, C) -> (G, 1, W·C), factors of a line."""
+        return factor.repeat(1, self.x.shape[3])[:, None]
+
+
+class LargeGroupSweeps(ChannelsLastSweeps):
+    """Channels-last with groups so large that a call of BatchNorm's kernels for each one pays."""
+
+    def moments(self, num_groups: int) -> tuple[Tensor, Tensor]:
+        each = [
+            aten.batch_norm_update_stats(chunk, None, None, 0.0) for chunk in torch.split(self.x, self.size)
+        ]
+        mean, variance = (torch.stack(m).view(self.groups, num_groups, -1) for m in zip(*each, strict=True))
+        return _pool(mean, variance, 2)
+
+    def sums(self, dy: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
         variance, ones = rstd.square().reciprocal_(), torch.ones_like(mean[0])
         each = [
             aten.native_batch_norm_backward(d, x, ones, m, v, None, None, False, 0.0, [False, True, True])
@@ -220,14 +252,6 @@ class ChannelsLastSweeps(Sweeps):
         ]
         return torch.stack([e[2] for e in each]), torch.stack([e[1] for e in each])
 
-    def _lines(self, tensor: Tensor) -> Tensor:
-        """(G, size·H, W·C), lines of the images: rows of C values alone are too short to be fast."""
-        return tensor.movedim(1, -1).view(self.groups, -1, self.x.shape[3] * self.channels)
-
-    def _tile(self, factor: Tensor) -> Tensor:
-        """(G, C) -> (G, 1, W·C), factors of a line."""
-        return factor.repeat(1, self.x.shape[3])[:, None]
-
 
 def sweeps_over(x: Tensor, size: int) -> Sweeps:
     """The fastest form for this activation."""
@@ -236,7 +260,8 @@ def sweeps_over(x: Tensor, size: int) -> Sweeps:
         if x.is_contiguous():
             return RowSweeps(x, size)
         if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
-            return ChannelsLastSweeps(x, size)
+            large = x[:size].numel() >= LARGE_GROUP
+            return LargeGroupSweeps(x, size) if large else ChannelsLastSweeps(x, size)
     return Sweeps(x, size)
 
 
