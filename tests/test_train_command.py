@@ -467,6 +467,15 @@ def test_two_processes_stop_and_go_on(job: list[object], tmp_path: Path) -> None
     assert same(tmp_path / "whole", tmp_path / "run")
 
 
+def test_a_run_that_another_process_stopped_is_not_finished(
+    job: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop returns False in every process; only the one that got the signal has it delivered."""
+    monkeypatch.setattr("alphatune.jobs.train.train", lambda *args, **kwargs: False)
+    run(*job, "-o", tmp_path / "run", code=130)
+    assert not is_bundle(tmp_path / "run")
+
+
 # --- bad input -------------------------------------------------------------------------------
 
 

@@ -117,7 +117,7 @@ def _run(
                     on_epoch(row)
 
         with deferred_signals() as stop:
-            train(
+            finished = train(
                 state,
                 job.batches,
                 job.recipe,
@@ -129,6 +129,8 @@ def _run(
                 progress=progress,
                 on_epoch=finished_epoch,
             )
+    if not finished:  # by a signal to another process: one to this process was delivered above
+        raise KeyboardInterrupt
 
 
 def _measure(
