@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
-import timm.layers
 import torch
 from torch import nn
 
@@ -13,7 +12,7 @@ from alphatune.data.augmentation import Augmentation, resolve_augmentation
 from alphatune.data.datasets import opens_by_name
 from alphatune.data.examples import Examples
 from alphatune.data.loading import Batches, automatic_batch_size, automatic_workers
-from alphatune.data.preprocessing import SMALL_IMAGES, Preprocessing
+from alphatune.data.preprocessing import SMALL_IMAGES, Preprocessing, parse_numbers
 from alphatune.data.sampling import Sampling
 from alphatune.data.splits import Splits, open_splits
 from alphatune.data.training_batches import CachedBatches, DeviceCache, TrainingBatches
@@ -26,13 +25,13 @@ from alphatune.jobs.opening import (
     whole_number,
 )
 from alphatune.jobs.settings import TrainSettings
+from alphatune.jobs.training_norm import convert_for_training_, norm_of
 from alphatune.models.checkpoints import read_checkpoint
 from alphatune.models.finetuning import Started, build_for_classes
 from alphatune.models.output import is_bundle
-from alphatune.models.probe import Probe, probe
+from alphatune.models.probe import probe
 from alphatune.models.sources import parse_model_kwargs
-from alphatune.norms.conversion import Norm, convert_, groups_for
-from alphatune.norms.survey import survey
+from alphatune.norms.conversion import Norm
 from alphatune.training.distributed import World
 from alphatune.training.recipe import Recipe
 
@@ -113,7 +112,6 @@ def prepare_training(settings: TrainSettings, device: torch.device, world: World
             f"the data has {num_classes} classes, the model {seen.num_classes} outputs",
             "let its factory take num_classes",
         )
-    workers = whole_number(settings.workers, "--workers", 0)
     sampling = Sampling(settings.batch_size, settings.seed, settings.classes_per_batch, settings.batch_order)
     batches = TrainingBatches(
         examples,
@@ -121,12 +119,12 @@ def prepare_training(settings: TrainSettings, device: torch.device, world: World
         _augmentation(settings, preprocessing),
         sampling,
         device,
-        automatic_workers() if workers is None else workers,
+        _workers(settings),
         rank=world.rank,
         world_size=world.size,
     )
-    norm = _norm(settings, recipe.epochs * batches.steps_per_epoch)
-    notes += _convert(model, norm, settings, world, seen)
+    norm = norm_of(settings, recipe.epochs * batches.steps_per_epoch)
+    notes += convert_for_training_(model, norm, settings, world, seen)
     require_device(model, device)
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -180,94 +178,29 @@ def _augmentation(settings: TrainSettings, preprocessing: Preprocessing) -> Augm
     return resolve_augmentation(settings.augment, preprocessing)
 
 
-def _norm(settings: TrainSettings, steps: int) -> Norm:
-    """The normalisation asked for; Batch Renormalisation's schedule keeps its share of the run.
-
-    Ioffe (2017) starts at 5 000 of 160 000 steps, and ends at 40 000 (r) and 25 000 (d).
-    """
-    return Norm(
-        kind=settings.norm,
-        ghost_batch_size=settings.ghost_size,
-        num_groups=settings.groups,
-        examples_per_group=settings.examples_per_group,
-        renorm=(steps // 32, steps // 4, 5 * steps // 32),
-    )
-
-
-def _convert(model: nn.Module, norm: Norm, settings: TrainSettings, world: World, seen: Probe) -> list[str]:
-    """Change the norm layers before the optimiser sees them; what is worth remarking."""
-    if settings.sync_bn:
-        if not torch.cuda.is_available():
-            raise ConfigurationError(
-                "--sync-bn needs CUDA devices", "--norm ghost keeps statistics per process"
-            )
-        if world.size == 1:
-            return ["--sync-bn changes nothing with one process"]
-        timm.layers.convert_sync_batchnorm(model)
-        return []
-    if norm.kind == "batch":
-        return []
-    converted = convert_(model, norm)
-    if norm.kind == "renorm":
-        for name in converted:  # its schedule counts this run's steps, not those of a checkpoint
-            model.get_submodule(name).num_batches_tracked.zero_()  # type: ignore[operator]
-    notes = []
-    if norm.kind in ("batch-group", "group"):
-        layers = [layer for layer in survey(model) if layer.num_features]
-        channels = [layer.num_features or 1 for layer in layers]
-        fewer = [n for n in channels if groups_for(n, norm.num_groups) < norm.num_groups]
-        if fewer:
-            notes.append(
-                f"{len(fewer)} norm layer(s) have fewer than {norm.num_groups} groups, e.g. "
-                f"{groups_for(fewer[0], norm.num_groups)} for {fewer[0]} channels"
-            )
-        single = [
-            layer.name
-            for layer in layers
-            if layer.name in seen.layers
-            and seen.layers[layer.name].positions == 1
-            and groups_for(layer.num_features or 1, norm.num_groups) == layer.num_features
-        ]
-        if single and (norm.kind == "group" or norm.examples_per_group == 1):
-            raise ConfigurationError(
-                f"layer {single[0]} would have one value in each group, and nothing to normalise by",
-                "use fewer --groups",
-            )
-    share = settings.batch_size // world.size
-    if norm.kind == "ghost" and norm.ghost_batch_size >= share:
-        notes.append(
-            f"--ghost-size {norm.ghost_batch_size} is no smaller than the batch of {share}: this is BatchNorm"
-        )
-    elif norm.kind == "ghost" and share % norm.ghost_batch_size:
-        notes.append(f"the last ghost batch of each {share} has {share % norm.ghost_batch_size} examples")
-    return notes
-
-
 def evaluation_batches(
     examples: Examples, preprocessing: Preprocessing, settings: TrainSettings, device: torch.device
 ) -> Batches:
     """Examples as the evaluation of a run reads them."""
-    workers = whole_number(settings.workers, "--workers", 0)
     return Batches(
         examples,
         preprocessing,
         whole_number(settings.eval_batch_size, "--eval-batch-size", 1)
         or automatic_batch_size(preprocessing, device),
         device,
-        automatic_workers() if workers is None else workers,
+        _workers(settings),
     )
+
+
+def _workers(settings: TrainSettings) -> int:
+    workers = whole_number(settings.workers, "--workers", 0)
+    return automatic_workers() if workers is None else workers
 
 
 def recipe_of(settings: TrainSettings) -> Recipe:
     """The hyperparameters that the options give."""
     if settings.dtype not in DTYPES:
         raise ConfigurationError(f"unknown dtype {settings.dtype!r}", f"one of: {', '.join(DTYPES)}")
-    try:
-        milestones = tuple(float(part) for part in settings.milestones.split(",") if part)
-    except ValueError:
-        raise ConfigurationError(
-            f"--milestones takes fractions separated by commas, got {settings.milestones!r}"
-        ) from None
     return Recipe(
         epochs=settings.epochs,
         optimizer=settings.optimizer,
@@ -279,7 +212,7 @@ def recipe_of(settings: TrainSettings) -> Recipe:
         gamma_target=int(settings.gamma_target),  # type: ignore[arg-type]
         schedule=settings.schedule,
         warmup_epochs=settings.warmup_epochs,
-        milestones=milestones,
+        milestones=parse_numbers(settings.milestones, "--milestones"),
         label_smoothing=settings.label_smoothing,
         ema_decay=settings.ema,
         clip_grad=settings.clip_grad,
