@@ -26,7 +26,8 @@ from scipy.io import savemat
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN, Flowers102
 
 from alphatune.data.datasets import open_data
-from alphatune.data.examples import Examples, read_image
+from alphatune.data.decoding import read_image
+from alphatune.data.examples import Examples
 from alphatune.data.loading import Batches
 from alphatune.data.named_datasets import NAMES
 from alphatune.data.preprocessing import Preprocessing

@@ -22,7 +22,7 @@ from alphatune.data.datasets import open_data
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.data.sampling import Sampling
-from alphatune.data.training_batches import CachedBatches, DeviceCache, TrainingBatches
+from alphatune.data.training_batches import DeviceBatches, DeviceCache, TrainingBatches
 from alphatune.errors import ConfigurationError, DataError
 
 CPU = torch.device("cpu")
@@ -154,7 +154,7 @@ def test_imagenet_augmentation_crops_areas() -> None:
 
 def test_cached_batches_are_the_batches(image_folder: Path) -> None:
     plain = Batches(open_data(str(image_folder)), SMALL, 7, CPU)
-    cached = CachedBatches(DeviceCache.of(plain), SMALL, 7)
+    cached = DeviceBatches(DeviceCache.of(plain), SMALL, 7)
     assert len(cached) == len(plain)
     for a, b in zip(plain, cached, strict=True):
         assert torch.equal(a.inputs, b.inputs)

@@ -158,6 +158,12 @@ HeldOut = Annotated[
 SplitSeed = Annotated[
     int, typer.Option(min=0, max=MOST_SEED, help="Decides which examples are held out.", rich_help_panel=DATA)
 ]
+Decoder = Annotated[
+    Literal["pil", "torchcodec"],
+    typer.Option(
+        help="What reads the images; torchcodec turns photos upright, PIL does not.", rich_help_panel=DATA
+    ),
+]
 Download = Annotated[
     bool,
     typer.Option("--download", help="Fetch data by name that are not there yet.", rich_help_panel=DATA),
@@ -203,6 +209,14 @@ BatchSize = Annotated[
 ]
 Workers = Annotated[
     str, typer.Option(metavar="auto|N", help="Processes that decode images.", rich_help_panel=RUN)
+]
+Cache = Annotated[
+    Literal["auto", "none", "ram", "disk"],
+    typer.Option(
+        help="Where decoded images are kept for a further pass; auto: ram if they take at most 2 GiB "
+        "(evaluate makes one pass: none).",
+        rich_help_panel=RUN,
+    ),
 ]
 Seed = Annotated[
     int, typer.Option(min=0, max=MOST_SEED, help="Of --limit, folds and bootstrap.", rich_help_panel=RUN)

@@ -27,6 +27,7 @@ def tune(
     target_key: o.TargetKey = None,
     class_map: o.ClassMap = None,
     limit: o.Limit = None,
+    decoder: o.Decoder = "pil",
     mean: o.Mean = None,
     std: o.Std = None,
     input_size: o.InputSize = None,
@@ -43,6 +44,7 @@ def tune(
     dtype: o.Dtype = "float32",
     batch_size: o.BatchSize = "auto",
     workers: o.Workers = "auto",
+    cache: o.Cache = "auto",
     seed: o.Seed = 0,
     config: o.Config = None,
     dry_run: o.DryRun = False,
@@ -95,7 +97,8 @@ def _show_plan(plan: dict[str, Any]) -> None:
         ("alphas", ", ".join(f"{a:g}" for a in plan["alphas"])),
         (
             "device",
-            f"{env['device']}, {env['dtype']}, batches of {env['batch_size']}, {env['workers']} workers",
+            f"{env['device']}, {env['dtype']}, batches of {env['batch_size']}, {env['workers']} workers, "
+            f"cache {env['cache']}",
         ),
         ("output", plan["settings"]["output"]),
     ]

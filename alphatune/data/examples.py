@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import PIL
 from PIL import Image
 
+from alphatune.data.decoding import decoder_version
 from alphatune.data.stratification import sample
 from alphatune.errors import ConfigurationError
 
@@ -25,6 +24,7 @@ class Unreadable:
     reason: str
 
 
+#: a class of these says by ``encoded = True`` that what it returns is still to be decoded
 Load = Callable[[int], tuple[Any, str]]
 
 
@@ -46,6 +46,7 @@ class Examples:
     stream: Callable[[], Iterator[Any]] | None = None  # for sources without random access
     class_map: str = ""
     warnings: tuple[str, ...] = ()
+    decode_by: str = "pil"  # one of decoding.DECODERS
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -53,7 +54,22 @@ class Examples:
     @property
     def decoder(self) -> str:
         """What turned bytes into pixels: two decoders must not meet in one comparison."""
-        return f"PIL {PIL.__version__}"
+        return decoder_version(self.decode_by)
+
+    def decoded_by(self, decoder: str) -> Examples:
+        """The same examples, read by another decoder.
+
+        Raises:
+            ConfigurationError: no such decoder here, or the source hands out images that are decoded already.
+        """
+        decoder_version(decoder)
+        if decoder != "pil" and not getattr(self.load, "encoded", False):
+            raise ConfigurationError(
+                f"--decoder {decoder} reads folders, archives and hfds/ data; "
+                f"the images of {self.source} come decoded already",
+                "leave out --decoder",
+            )
+        return replace(self, decode_by=decoder)
 
     def limit(self, count: int | None, seed: int) -> Examples:
         """At most ``count`` examples, drawn without replacement, stratified by class.
@@ -74,6 +90,8 @@ class Examples:
 
 class FileLoad:
     """Read images that are files, by their paths."""
+
+    encoded = True
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._paths = np.asarray(paths)  # one block of memory, which forked workers share
@@ -104,6 +122,8 @@ class ReaderLoad:
     what must outlive the reader in the process that made it.
     """
 
+    encoded = True
+
     def __init__(self, reader: Any, keep: Any = None) -> None:
         self._reader = reader
         self._keep = keep
@@ -120,17 +140,3 @@ class ReaderLoad:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_reader": self._reader, "_keep": None, "_opened": None, "_pid": -1}
-
-
-def read_image(source: Any, image_mode: str) -> Image.Image:
-    """Decode fully and convert; raises OSError and its kin on a broken file."""
-    if isinstance(source, Image.Image):
-        return source.convert(image_mode)
-    if isinstance(source, (bytes, bytearray)):
-        source = io.BytesIO(source)
-    try:
-        with Image.open(source) as image:
-            return image.convert(image_mode)
-    finally:
-        if hasattr(source, "close"):
-            source.close()

@@ -1,32 +1,24 @@
-"""From examples to batches on the device: workers, pinned memory, async copies."""
+"""From examples to batches on the device: worker processes, pinned memory, prefetch."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from alphatune.data.examples import Examples, Unreadable, read_image
+from alphatune.data.decoding import read_image
+from alphatune.data.examples import Examples, Unreadable
+from alphatune.data.prefetch import Batch as Batch  # what this module is about
+from alphatune.data.prefetch import on_device
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.errors import ConfigurationError, DataError, ResourceError, one_line
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Model inputs (N, ...), class indices (N,) and example ids (N,)."""
-
-    inputs: Tensor
-    targets: Tensor
-    ids: Tensor
-
-    def __len__(self) -> int:
-        return len(self.targets)
 
 
 @dataclass(frozen=True)
@@ -44,11 +36,24 @@ class Batches:
         return len(self.examples)
 
     def __iter__(self) -> Iterator[Batch]:
-        for images, targets, ids in self.images():
-            yield Batch(inputs=self.preprocessing.normalise(images), targets=targets, ids=ids)
+        return on_device(self.host_batches(), self.device, self.preprocessing.normaliser)
 
-    def images(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """``(images, targets, ids)``: uint8 (N, C, H, W) and int64 (N,) on the device, ids (N,) on the CPU."""
+    @property
+    def targets(self) -> np.ndarray:
+        """The class index of each example, (n,) int64."""
+        return self.examples.targets
+
+    @property
+    def cache(self) -> str:
+        """Where decoded images are kept for a further pass: none, ram or disk."""
+        return "none"
+
+    def take(self, positions: np.ndarray) -> Batches:
+        """The examples at these positions among the present ones, given in increasing order."""
+        return replace(self, examples=self.examples.take(positions))
+
+    def host_batches(self) -> Iterator[Batch]:
+        """Decoded images, uint8 (N, C, H, W), targets and ids on the host; pinned for a CUDA device."""
         if self.examples.load is not None:
             dataset: Any = _IndexedImages(self.examples, self.preprocessing)
             workers = min(self.workers, -(-len(self.examples) // self.batch_size))
@@ -56,13 +61,12 @@ class Batches:
             # Several workers would interleave a stream; one keeps its order.
             dataset = _StreamedImages(self.examples, self.preprocessing)
             workers = min(self.workers, 1)
-        pinned = self.device.type == "cuda"
         loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_size=self.batch_size,
             num_workers=workers,
             collate_fn=collate,
-            pin_memory=pinned,
+            pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if workers else None,
             generator=torch.Generator(),  # the loader's own seed is not to come from the caller's
             worker_init_fn=leave_signals_to_the_main_process,
@@ -70,13 +74,8 @@ class Batches:
         targets = torch.from_numpy(self.examples.targets)
         start = 0
         for images, ids in decoded(loader):
-            batch_targets = targets[start : start + len(ids)]
+            yield Batch(images, targets[start : start + len(ids)], ids)
             start += len(ids)
-            yield (
-                images.to(self.device, non_blocking=pinned),
-                batch_targets.to(self.device, non_blocking=pinned),
-                ids,
-            )
         if start != len(self.examples):
             raise DataError(
                 f"{self.examples.source} gave {start} examples where {len(self.examples)} were counted before"
@@ -93,7 +92,7 @@ def load_image(examples: Examples, position: int, image_mode: str, transform: An
     name = f"number {index}"
     try:
         source, name = examples.load(index)  # type: ignore[misc]
-        return transform(read_image(source, image_mode))  # type: ignore[no-any-return]
+        return transform(read_image(source, image_mode, examples.decode_by))  # type: ignore[no-any-return]
     except MemoryError:
         raise
     except Exception as error:
@@ -183,7 +182,11 @@ def loader_batches(loader: Iterable[Any], device: torch.device) -> Iterator[Batc
     Raises:
         ConfigurationError: the loader yields something else.
     """
-    start = 0
+    return on_device(checked_batches(loader), device)
+
+
+def checked_batches(loader: Iterable[Any], start: int = 0) -> Iterator[Batch]:
+    """What the loader yields, wherever it lies; ids count up from ``start``."""
     for item in loader:
         if not isinstance(item, (tuple, list)) or len(item) < 2:
             raise ConfigurationError(
@@ -197,4 +200,4 @@ def loader_batches(loader: Iterable[Any], device: torch.device) -> Iterator[Batc
             )
         ids = torch.arange(start, start + len(targets))
         start += len(targets)
-        yield Batch(inputs.to(device, non_blocking=True), targets.to(device=device, dtype=torch.int64), ids)
+        yield Batch(inputs, targets.to(torch.int64), ids)

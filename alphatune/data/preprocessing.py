@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -100,9 +100,13 @@ class Preprocessing:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) -> float32 on the same device, as torchvision computes it."""
-        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
-        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+        return self.normaliser(images.device)(images)
+
+    def normaliser(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """``normalise`` for many batches, with its constants on the device once."""
+        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1)
+        return lambda images: images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def to_dict(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

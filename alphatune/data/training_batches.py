@@ -21,18 +21,19 @@ from alphatune.data.augmentation import (
     stored_preprocessing,
     training_transform,
 )
+from alphatune.data.cache import empty_images
 from alphatune.data.examples import Examples, Unreadable
 from alphatune.data.loading import (
-    Batch,
     Batches,
     collate,
     decoded,
     leave_signals_to_the_main_process,
     load_image,
 )
+from alphatune.data.prefetch import Batch, on_device
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.data.sampling import Sampling, epoch_batches, steps_per_epoch
-from alphatune.errors import ConfigurationError, ResourceError
+from alphatune.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -46,28 +47,19 @@ class DeviceCache:
     @classmethod
     def of(cls, batches: Batches) -> DeviceCache:
         """Read all batches; raises ResourceError if they do not fit into memory."""
-        _, height, width = batches.preprocessing.input_size
-        shape = (len(batches), batches.preprocessing.input_size[0], height, width)
-        try:
-            images = torch.empty(shape, dtype=torch.uint8, device=batches.device)
-        except RuntimeError as error:
-            if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
-                raise
-            raise ResourceError(
-                f"{len(batches)} images do not fit into the memory of {batches.device}", "leave out --cache"
-            ) from None
+        images = empty_images(len(batches), batches.preprocessing, batches.device, "leave out --cache")
         targets, ids, start = [], [], 0
-        for part, part_targets, part_ids in batches.images():
-            images[start : start + len(part)] = part
+        for part in on_device(batches.host_batches(), batches.device):
+            images[start : start + len(part)] = part.inputs
             start += len(part)
-            targets.append(part_targets)
-            ids.append(part_ids)
+            targets.append(part.targets)
+            ids.append(part.ids)
         return cls(images, torch.cat(targets), torch.cat(ids))
 
 
 @dataclass(frozen=True)
-class CachedBatches:
-    """The examples of a cache in order, for evaluation; iterate as often as needed."""
+class DeviceBatches:
+    """The examples of a device cache in order, for evaluation; iterate as often as needed."""
 
     cache: DeviceCache
     preprocessing: Preprocessing

@@ -83,6 +83,7 @@ def describe_env(settings: EvaluateSettings, prepared: Prepared) -> dict[str, An
     return environment(prepared.opened.device, DTYPES[settings.dtype]) | {
         "batch_size": prepared.batches.batch_size,
         "workers": prepared.batches.workers,
+        "cache": prepared.batches.cache,
         "seed": settings.seed,
     }
 

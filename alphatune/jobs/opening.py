@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from alphatune.data.cache import with_cache
 from alphatune.data.datasets import open_data, opens_by_name
 from alphatune.data.examples import Examples
 from alphatune.data.loading import Batches, automatic_batch_size, automatic_workers
 from alphatune.data.preprocessing import Preprocessing, parse_numbers
 from alphatune.data.splits import open_splits
 from alphatune.errors import ConfigurationError
-from alphatune.jobs.settings import EvaluateSettings, ModelSettings
+from alphatune.jobs.settings import EvaluateSettings, ModelSettings, TuneSettings
 from alphatune.models.bundle import WEIGHTS, build_bundled, read_bundle, restore_
 from alphatune.models.checkpoints import Checkpoint, load_weights_, read_checkpoint
 from alphatune.models.output import is_bundle
@@ -130,7 +131,7 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     if settings.dtype not in DTYPES:
         raise ConfigurationError(f"unknown dtype {settings.dtype!r}", f"one of: {', '.join(DTYPES)}")
     opened = open_model(settings)
-    examples = _open_examples(settings, opened.preprocessing.image_mode)
+    examples = _open_examples(settings, opened.preprocessing.image_mode).decoded_by(settings.decoder)
     seen = probe(opened.module, opened.preprocessing.input_size, opened.device)
     _check_classes(examples, seen.num_classes)
     workers = whole_number(settings.workers, "--workers", 0)
@@ -142,7 +143,9 @@ def prepare(settings: EvaluateSettings) -> Prepared:
         device=opened.device,
         workers=automatic_workers() if workers is None else workers,
     )
-    return Prepared(opened, batches, seen, (*opened.warnings, *examples.warnings))
+    # An evaluation is one pass, and keeps nothing unless told to.
+    where = "none" if settings.cache == "auto" and not isinstance(settings, TuneSettings) else settings.cache
+    return Prepared(opened, with_cache(batches, where), seen, (*opened.warnings, *examples.warnings))
 
 
 def resolved(settings: S, prepared: Prepared) -> S:

@@ -47,6 +47,8 @@ class EvaluateSettings(ModelSettings):
     dtype: str = "float32"
     batch_size: str = "auto"
     workers: str = "auto"
+    cache: str = "auto"
+    decoder: str = "pil"
     seed: int = 0
     alpha: float | None = None
 

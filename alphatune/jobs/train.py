@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from alphatune.data.loading import Batches
-from alphatune.data.training_batches import CachedBatches
+from alphatune.data.training_batches import DeviceBatches
 from alphatune.evaluation import Metrics, Progress, evaluate, summarise
 from alphatune.jobs.describe import describe_recipe, describe_training
 from alphatune.jobs.opening import resolve_device
@@ -134,7 +134,7 @@ def _run(
 
 
 def _measure(
-    model: nn.Module, batches: Batches | CachedBatches, job: TrainingJob, watch: Progress | None = None
+    model: nn.Module, batches: Batches | DeviceBatches, job: TrainingJob, watch: Progress | None = None
 ) -> Metrics:
     """Metrics over all examples, each scored once, by whichever process has it."""
     world, dtype = job.world, job.recipe.dtype

@@ -15,7 +15,7 @@ from alphatune.data.loading import Batches, automatic_batch_size, automatic_work
 from alphatune.data.preprocessing import SMALL_IMAGES, Preprocessing, parse_numbers
 from alphatune.data.sampling import Sampling
 from alphatune.data.splits import Splits, open_splits
-from alphatune.data.training_batches import CachedBatches, DeviceCache, TrainingBatches
+from alphatune.data.training_batches import DeviceBatches, DeviceCache, TrainingBatches
 from alphatune.errors import ConfigurationError
 from alphatune.jobs.opening import (
     DTYPES,
@@ -47,7 +47,7 @@ class TrainingJob:
     preprocessing: Preprocessing
     splits: Splits
     batches: TrainingBatches
-    validation: Batches | CachedBatches
+    validation: Batches | DeviceBatches
     world: World
     warnings: tuple[str, ...]
 
@@ -60,7 +60,7 @@ class TrainingJob:
         validation = self.validation
         if isinstance(validation, Batches):
             cache = DeviceCache.of(validation)
-            validation = CachedBatches(cache, self.preprocessing, validation.batch_size)
+            validation = DeviceBatches(cache, self.preprocessing, validation.batch_size)
         return replace(self, batches=self.batches.cached(), validation=validation)
 
     @property

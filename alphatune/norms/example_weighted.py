@@ -7,8 +7,9 @@ alone. Constructor, parameters, buffers and state-dict keys are the same. α
 lives in a buffer that is not saved with the weights.
 
     training, or α = unpatched_alpha   the layer's own forward, bit for bit
-    eval and any other α               moments.example_weighted_norm, then the
-                                       drop and activation that timm fuses
+    eval and any other α               moments.example_weighted_norm in the
+                                       fastest form there is (kernels.py), then
+                                       the drop and activation that timm fuses
                                        into its layers
 
 Because nothing but ``forward`` differs, an existing layer becomes one of these
@@ -35,9 +36,9 @@ from alphatune.norms.batch_group import (
 )
 from alphatune.norms.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, GhostBatchNormAct2d
 from alphatune.norms.group import GroupNorm1d, GroupNorm2d, GroupNorm3d, GroupNormAct2d
-from alphatune.norms.moments import example_weighted_norm
+from alphatune.norms.kernels import example_weighted_norm
 from alphatune.norms.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, BatchRenormAct2d
-from alphatune.norms.training_norm import drop_and_act
+from alphatune.norms.training_norm import drop_and_act, fused_activation
 
 
 class ExampleWeighted(nn.Module):
@@ -116,6 +117,7 @@ class ExampleWeighted(nn.Module):
             return super().forward(x)  # type: ignore[no-any-return]
         if isinstance(self, nn.modules.batchnorm._BatchNorm):
             self._check_input_dim(x)  # type: ignore[no-untyped-call]
+        act = fused_activation(self)
         y = example_weighted_norm(
             x,
             self.running_mean,
@@ -125,8 +127,9 @@ class ExampleWeighted(nn.Module):
             self.alpha,
             self.eps,
             self.num_groups,
+            act,
         )
-        return drop_and_act(self, y)
+        return y if act else drop_and_act(self, y)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExampleWeighted:
         # model.half() must not round α: follow the device, not the dtype.

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from alphatune.errors import ConfigurationError
 
+#: activations that kernels can apply while they write
+_KERNEL_ACTIVATIONS: dict[type, str] = {nn.ReLU: "relu", nn.SiLU: "silu"}
+
 
 class TrainingNorm(nn.Module):
     """A BatchNorm that normalises in its own way in training mode.
@@ -76,6 +79,16 @@ def drop_and_act(layer: nn.Module, y: Tensor) -> Tensor:
         if fused is not None:
             y = fused(y)
     return y
+
+
+def fused_activation(layer: nn.Module) -> str | None:
+    """The activation of ``drop_and_act`` by name, if it is all that happens there and a kernel can do it."""
+    act, drop = layer._modules.get("act"), layer._modules.get("drop")
+    name = _KERNEL_ACTIVATIONS.get(type(act))
+    if name is None or not (drop is None or type(drop) is nn.Identity):
+        return None
+    hooked = any(m is not None and (m._forward_hooks or m._forward_pre_hooks) for m in (act, drop))
+    return None if hooked else name
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.data.sampling import Sampling
 from alphatune.data.splits import open_splits
-from alphatune.data.training_batches import CachedBatches, DeviceCache, TrainingBatches
+from alphatune.data.training_batches import DeviceBatches, DeviceCache, TrainingBatches
 from alphatune.evaluation import evaluate, summarise
 from alphatune.models.cifar import CifarResNet, resnet18
 from alphatune.norms.conversion import Norm, convert_
@@ -114,7 +114,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         best = max(accuracy["choose"], key=accuracy["choose"].__getitem__, default=alphas[0])
         for alpha in alphas if part == "choose" else {alphas[0], best}:
             set_alpha_(model, alpha)
-            scores = evaluate(model, CachedBatches(data[part][1], PREPROCESSING, 250))
+            scores = evaluate(model, DeviceBatches(data[part][1], PREPROCESSING, 250))
             accuracy[part][alpha] = summarise(scores).top1
     return {
         **{k: job[k] for k in ("table", "name", "seed", "epochs", "batch_size", "full")},

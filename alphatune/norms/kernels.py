@@ -1,0 +1,136 @@
+"""Which code normalises: plain operations, compiled C++, or Triton.
+
+    auto       compiled on a CPU where there is a C++ compiler, triton on CUDA, else eager
+    eager      torch operations only
+    compiled   C++ for the CPU (cpu_kernels.py), compiled once and cached on disk
+    triton     kernels for CUDA (triton_kernels.py)
+
+All compute ``moments.example_weighted_norm`` within rounding. The choice is
+one for the process. Whatever the fast forms do not cover (gradients, tracing,
+torch.compile and export, channel groups, float64, other devices) runs in the
+plain operations, so a choice never makes a layer fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from alphatune.errors import ConfigurationError
+from alphatune.norms import cpu_kernels, eager_kernels, moments
+
+Kernel = Literal["auto", "eager", "compiled", "triton"]
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+_ACTIVATIONS = {"relu": torch.nn.functional.relu, "silu": torch.nn.functional.silu}
+
+_chosen: Kernel = "auto"
+
+
+@contextmanager
+def use_kernel(kernel: Kernel) -> Iterator[None]:
+    """Choose the code of all example-weighted layers for the time of a ``with`` block."""
+    global _chosen
+    if kernel not in KERNELS:
+        raise ConfigurationError(f"unknown kernel {kernel!r}", f"one of: {', '.join(KERNELS)}")
+    before = _chosen
+    _chosen = kernel
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def resolve_kernel(kernel: Kernel, device: torch.device, *, worth_compiling: bool = True) -> Kernel:
+    """The code that a choice amounts to on a device.
+
+    Args:
+        worth_compiling: whether the job is long enough to earn compilation back;
+            ``auto`` asks it, an explicit ``compiled`` does not.
+
+    Raises:
+        ConfigurationError: a kernel that was asked for cannot run here.
+    """
+    if kernel not in KERNELS:
+        raise ConfigurationError(f"unknown kernel {kernel!r}", f"one of: {', '.join(KERNELS)}")
+    if kernel == "compiled":
+        if device.type != "cpu":
+            raise ConfigurationError(f"--kernel compiled is for the CPU, the model is on {device}", "triton")
+        if cpu_kernels.load_library() is None:
+            raise ConfigurationError(
+                "--kernel compiled needs a C++ compiler, and none works here",
+                "install g++ or clang++, or set CXX",
+            )
+    if kernel == "triton" and not (device.type == "cuda" and _triton_available()):
+        raise ConfigurationError(
+            f"--kernel triton needs Triton and a CUDA device, the model is on {device}", "auto or eager"
+        )
+    if kernel != "auto":
+        return kernel
+    if device.type == "cuda" and _triton_available():
+        return "triton"
+    if device.type == "cpu" and worth_compiling and cpu_kernels.load_library() is not None:
+        return "compiled"
+    return "eager"
+
+
+def example_weighted_norm(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    alpha: Tensor,
+    eps: float,
+    num_groups: int | None = None,
+    act: str | None = None,
+) -> Tensor:
+    """``moments.example_weighted_norm``, then an activation (None, "relu", "silu"), by the fastest code for ``x``."""
+    arguments = (x, running_mean, running_var, weight, bias, alpha, eps)
+    if num_groups is None and _is_plain_inference(*arguments[:-1]):
+        if x.device.type == "cpu":
+            if (
+                _chosen in ("auto", "compiled")
+                and cpu_kernels.supports(x, act)
+                and cpu_kernels.load_library()
+            ):
+                return cpu_kernels.example_weighted_norm(*arguments, act)
+            if eager_kernels.supports(x):
+                return activate(eager_kernels.example_weighted_norm(*arguments), act)
+        elif x.device.type == "cuda" and _chosen in ("auto", "triton") and _triton_available():
+            from alphatune.norms import triton_kernels
+
+            if triton_kernels.supports(x, act):
+                return triton_kernels.example_weighted_norm(*arguments, act)
+    return activate(moments.example_weighted_norm(*arguments, num_groups), act)
+
+
+def activate(y: Tensor, act: str | None) -> Tensor:
+    """Apply an activation by name; ``y`` is ours and may be overwritten."""
+    if act is None:
+        return y
+    return _ACTIVATIONS[act](y, inplace=not torch.is_grad_enabled())
+
+
+def _is_plain_inference(*tensors: Tensor | None) -> bool:
+    """Whether nothing but numbers is wanted: no graph, gradient, trace or tensor subclass."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if any(t is not None and type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # vmap and its kin
+        return False
+    return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+
+
+def _triton_available() -> bool:
+    if not torch.cuda.is_available():
+        return False
+    try:
+        from alphatune.norms import triton_kernels
+    except ImportError:  # Triton comes with torch on Linux only
+        return False
+    return triton_kernels.available()
