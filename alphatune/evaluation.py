@@ -148,10 +148,14 @@ def evaluate(
     batches: Iterable[Batch],
     *,
     dtype: torch.dtype = torch.float32,
+    predictor: Predictor | None = None,
     total: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
     """Score a model, as it is, on every example; it is in eval mode meanwhile.
+
+    Args:
+        predictor: how to run the model, if not as ``Predictor(model, dtype)`` does.
 
     Raises:
         NumericError, ConfigurationError, DataError: as ``score_logits`` and the batches do.
@@ -159,9 +163,10 @@ def evaluate(
     """
     parts: list[Scores] = []
     done = 0
+    predictor = predictor or Predictor(model, dtype)
     with evaluation_mode(model):
         for batch in batches:
-            parts.append(score_logits(predict(model, batch.inputs, dtype), batch))
+            parts.append(score_logits(predictor(predictor.prepare(batch.inputs)), batch))
             done += len(batch)
             if progress:
                 progress(done, total)
@@ -169,27 +174,95 @@ def evaluate(
 
 
 def predict(model: nn.Module, inputs: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Forward pass; a batch that does not fit into memory is halved, no example lost.
+    """One forward pass; see ``Predictor``."""
+    predictor = Predictor(model, dtype)
+    return predictor(predictor.prepare(inputs))
+
+
+@dataclass
+class Predictor:
+    """Forward passes of one model; a batch that does not fit into memory is cut up, no example lost.
 
     ``float16`` and ``bfloat16`` mean autocast: weights and moving averages stay
     as they are. Keyed outputs of segmentation and distilled models give "out"
     or "logits"; a tuple gives its first entry.
+
+    Args:
+        channels_last: inputs in the channels-last memory format; the model's weights are the caller's.
+        compile: run the model through ``torch.compile`` (on CUDA as CUDA graphs). Batches are
+            filled up to the first one's size, so that it compiles once; rows do not depend on each other.
     """
-    low_precision = dtype in (torch.float16, torch.bfloat16)
-    try:
-        with torch.autocast(inputs.device.type, dtype) if low_precision else contextlib.nullcontext():
-            return logits_of(model(inputs.to(_input_dtype(model))))
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
-            raise  # the CPU's allocator has no exception class of its own
-        if len(inputs) == 1:
-            raise ResourceError(
-                f"one example of shape {tuple(inputs.shape[1:])} does not fit into the device's memory",
-                "use a smaller --input-size, --dtype bfloat16 or --device cpu",
-            ) from None
-    torch.cuda.empty_cache()
-    half = len(inputs) // 2
-    return torch.cat([predict(model, part, dtype) for part in (inputs[:half], inputs[half:])])
+
+    model: nn.Module
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    compile: bool = False
+    #: the most examples that are known to fit, once something did not
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        self._forward: Callable[..., object] = self.model
+        self._full = 0
+        if self.compile:
+            mode = "reduce-overhead" if _on_cuda(self.model) else "default"
+            self._forward = torch.compile(self.model, mode=mode, dynamic=False)
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """The inputs in the model's dtype and memory format, once for any number of passes."""
+        inputs = inputs.to(_input_dtype(self.model))
+        if self.channels_last and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Logits (N, classes) of prepared inputs.
+
+        Raises:
+            ResourceError: one example does not fit into memory.
+        """
+        if self.most is not None and len(inputs) > self.most:
+            return torch.cat([self(part) for part in inputs.split(self.most)])
+        low_precision = self.dtype in (torch.float16, torch.bfloat16)
+        try:
+            with (
+                torch.autocast(inputs.device.type, self.dtype) if low_precision else contextlib.nullcontext()
+            ):
+                return logits_of(self._run(inputs))
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(inputs) == 1:
+                raise ResourceError(
+                    f"one example of shape {tuple(inputs.shape[1:])} does not fit into the device's memory",
+                    "use a smaller --input-size, --dtype bfloat16 or --device cpu",
+                ) from None
+        torch.cuda.empty_cache()
+        self.most = len(inputs) // 2  # later batches need not run out of memory to find out
+        return self(inputs)
+
+    def _run(self, inputs: Tensor) -> object:
+        if not self.compile:
+            return self.model(inputs)
+        self._full = max(self._full, len(inputs))
+        missing = self._full - len(inputs)
+        if missing == 0:
+            return _copied(self._forward(inputs))
+        filled = torch.cat([inputs, inputs[:1].expand(missing, *inputs.shape[1:])])
+        return logits_of(_copied(self._forward(self.prepare(filled))))[: len(inputs)]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the CPU's allocator, which has no exception class of its own, ran out of memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _copied(output: object) -> Tensor:
+    """The logits in memory of their own: a CUDA graph writes every result to the same place."""
+    return logits_of(output).clone()
+
+
+def _on_cuda(model: nn.Module) -> bool:
+    return any(p.device.type == "cuda" for p in model.parameters())
 
 
 def _input_dtype(model: nn.Module) -> torch.dtype:

@@ -154,6 +154,33 @@ def test_same_seed_same_bytes(run: Run, job: list, tmp_path: Path, monkeypatch: 
         assert file.read_bytes() == (tmp_path / "b" / "out" / file.name).read_bytes(), file.name
 
 
+def test_cache_and_decoder_change_nothing_but_their_record(run: Run, job: list, tmp_path: Path) -> None:
+    def tuned(name: str, *options: object) -> dict:
+        code, stdout, err = run(
+            "tune", *job, "--alphas", "0,0.1", "-o", tmp_path / name, "--format", "json", *options
+        )
+        assert code == 0, err
+        return json.loads(stdout)
+
+    plain = tuned("a")
+    assert plain["env"]["cache"] == "ram"  # auto
+    assert plain["data"]["decoder"].startswith("PIL ")
+    for where in ("none", "disk"):
+        other = tuned(where, "--cache", where)
+        assert other["env"]["cache"] == where
+        assert other["curve"] == plain["curve"]
+    _, stdout, _ = run("evaluate", *job, "--format", "json")
+    assert json.loads(stdout)["env"]["cache"] == "none"
+    _, stdout, _ = run("evaluate", *job, "--cache", "ram", "--format", "json")
+    assert json.loads(stdout)["env"]["cache"] == "ram"
+    assert "cache ram" in run("tune", *job, "--dry-run", "-o", tmp_path / "x")[1].replace("\n", " ")
+    assert run("tune", *job, "--cache", "device", "-o", tmp_path / "x")[0] == 2
+    pytest.importorskip("torchcodec")
+    other = tuned("b", "--decoder", "torchcodec")
+    assert other["data"]["decoder"].startswith("torchcodec ")
+    assert other["curve"] == plain["curve"]
+
+
 def test_dry_run_runs_and_writes_nothing(run: Run, job: list, tmp_path: Path) -> None:
     code, stdout, _ = run("tune", *job, "--dry-run", "-o", tmp_path / "out", "--format", "json")
     assert code == 0

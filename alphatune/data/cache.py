@@ -36,13 +36,14 @@ AUTO_BYTES = 2 * 2**30
 class ImageStore:
     """The images of ``source`` by position: uint8 (n, C, H, W) on the host, and which of them are there.
 
-    Memory or file go with the last reference to ``images``, or with the process.
+    Memory or file go with the last reference to this, or with the process.
     """
 
     def __init__(self, source: Batches, images: Tensor, where: str) -> None:
         self.source = source
         self.images = images
         self.where = where
+        self._pixels = images.numpy()  # the same memory; numpy moves whole images, torch byte by byte
         self.present = np.zeros(len(source), dtype=np.bool_)
 
     def fill(self, positions: np.ndarray) -> Generator[None, None, None]:
@@ -56,7 +57,7 @@ class ImageStore:
         for batch in self.source.take(missing).host_batches():
             rows = missing[start : start + len(batch)]
             start += len(batch)
-            self.images[torch.from_numpy(rows)] = batch.inputs
+            self._pixels[rows] = batch.inputs.numpy()
             self.present[rows] = True
             yield
 
@@ -65,10 +66,9 @@ class ImageStore:
         first, last = int(positions[0]), int(positions[-1])
         if last - first + 1 == len(positions) and (not pin or self.images.is_pinned()):
             return self.images[first : last + 1]
-        images = torch.empty(
-            (len(positions), *self.images.shape[1:]), dtype=self.images.dtype, pin_memory=pin
-        )
-        return torch.index_select(self.images, 0, torch.from_numpy(positions), out=images)
+        images = torch.empty((len(positions), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=pin)
+        np.take(self._pixels, positions, axis=0, out=images.numpy(), mode="clip")  # clip: straight into out
+        return images
 
 
 @dataclass(frozen=True)

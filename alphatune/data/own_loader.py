@@ -79,8 +79,11 @@ class _Source:
     def __iter__(self) -> Iterator[Batch]:
         """All batches, on the host or wherever the loader puts them."""
         if self._targets is None:
-            return self._first()
-        return iter(self._kept) if self._kept is not None else self._again(self._targets)
+            yield from self._first()
+        elif self._kept is not None:
+            yield from self._kept
+        else:
+            yield from self._again(self._targets)
 
     def read(self) -> np.ndarray:
         """All targets."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from alphatune.data.loading import Batches
 from alphatune.data.training_batches import DeviceBatches
+from alphatune.distributed import joined, local_device
 from alphatune.evaluation import Metrics, Progress, evaluate, summarise
 from alphatune.jobs.describe import describe_recipe, describe_training
 from alphatune.jobs.opening import resolve_device
@@ -34,7 +35,7 @@ from alphatune.models.bundle import write_model
 from alphatune.models.output import is_bundle, published
 from alphatune.reports.tensorboard import open_tensorboard
 from alphatune.reports.training import log_frame, train_document, write_training_reports
-from alphatune.training.distributed import gather, joined, local_device, shard
+from alphatune.training.distributed import gather, shard
 from alphatune.training.interruption import deferred_signals
 from alphatune.training.loop import train
 from alphatune.training.state import TrainingState, load_state_, replace_file, save_state, start

@@ -16,6 +16,7 @@ from alphatune.data.preprocessing import SMALL_IMAGES, Preprocessing, parse_numb
 from alphatune.data.sampling import Sampling
 from alphatune.data.splits import Splits, open_splits
 from alphatune.data.training_batches import DeviceBatches, DeviceCache, TrainingBatches
+from alphatune.distributed import World
 from alphatune.errors import ConfigurationError
 from alphatune.jobs.opening import (
     DTYPES,
@@ -32,7 +33,6 @@ from alphatune.models.output import is_bundle
 from alphatune.models.probe import probe
 from alphatune.models.sources import parse_model_kwargs
 from alphatune.norms.conversion import Norm
-from alphatune.training.distributed import World
 from alphatune.training.recipe import Recipe
 
 

@@ -6,12 +6,12 @@ import timm.layers
 import torch
 from torch import nn
 
+from alphatune.distributed import World
 from alphatune.errors import ConfigurationError
 from alphatune.jobs.settings import TrainSettings
 from alphatune.models.probe import Probe
 from alphatune.norms.conversion import Norm, convert_, groups_for
 from alphatune.norms.survey import survey
-from alphatune.training.distributed import World
 
 
 def norm_of(settings: TrainSettings, steps: int) -> Norm:

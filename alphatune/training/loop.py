@@ -22,9 +22,10 @@ from torch.nn import functional as F
 from alphatune.data.augmentation import derived_seed
 from alphatune.data.loading import Batch
 from alphatune.data.training_batches import TrainingBatches
+from alphatune.distributed import World
 from alphatune.errors import ConfigurationError, NumericError, ResourceError, one_line
 from alphatune.evaluation import Metrics, Progress, logits_of
-from alphatune.training.distributed import World, parallel, share_buffers_
+from alphatune.training.distributed import parallel, share_buffers_
 from alphatune.training.optimizers import decay_to_one_
 from alphatune.training.recipe import Recipe
 from alphatune.training.schedule import learning_rate

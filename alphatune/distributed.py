@@ -1,0 +1,95 @@
+"""Several processes, one device each, started by torchrun."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from alphatune.errors import ConfigurationError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """Which of how many processes this is."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Go on when all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, by rank, in every process; all must ask."""
+        if self.size == 1:
+            return [value]
+        values: list[T] = [value] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def batches_of(self, positions: np.ndarray, batch_size: int) -> np.ndarray:
+        """This process's share of some positions: every ``size``-th *whole* batch, starting at ``rank``.
+
+        Batches are the same whatever the number of processes, and with them, to
+        the last bit, what a model makes of their examples.
+        """
+        starts = range(self.rank * batch_size, len(positions), self.size * batch_size)
+        parts = [positions[start : start + batch_size] for start in starts]
+        return np.concatenate(parts) if parts else positions[:0]
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process; all must ask."""
+        if self.size == 1:
+            return flag
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        value = torch.tensor([float(flag)], device=device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """Join the processes that torchrun started; a process of its own is a world of one.
+
+    Raises:
+        ConfigurationError: more processes than CUDA devices.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World()
+        return
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def local_device(device: torch.device) -> torch.device:
+    """This process's device: of several CUDA devices, the one of its local rank."""
+    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    rank, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if rank >= count:
+        raise ConfigurationError(
+            f"process {rank + 1} of this machine has no CUDA device: {count} are visible"
+        )
+    return torch.device("cuda", rank)
