@@ -113,7 +113,7 @@ def test_numpy_batches() -> None:
 def test_progress_counts_examples() -> None:
     seen = []
     alphatune.tune(trained(), loader(), alphas="0,0.1", progress=lambda d, t: seen.append((d, t)))
-    assert seen == [(16, 40), (32, 40), (40, 40)]
+    assert seen == [(32, 80), (64, 80), (80, 80)]  # each example at two alphas
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 import alphatune
+from alphatune.cli.bench import bench
 from alphatune.cli.demo import demo
 from alphatune.cli.evaluate import evaluate
 from alphatune.cli.inspect import inspect
@@ -40,6 +41,7 @@ app.command()(tune)
 app.command()(train)
 app.command()(evaluate)
 app.command()(inspect)
+app.command()(bench)
 app.command()(demo)
 
 

@@ -226,13 +226,59 @@ DryRun = Annotated[
     typer.Option("--dry-run", help="Open and check everything, show the plan, stop.", rich_help_panel=RUN),
 ]
 
+Kernel = Annotated[
+    Literal["auto", "eager", "compiled", "triton"],
+    typer.Option(
+        help="Code of the example-weighted layers: compiled is C++ on a CPU, triton for CUDA, eager plain torch.",
+        rich_help_panel=RUN,
+    ),
+]
+ChannelsLast = Annotated[
+    bool,
+    typer.Option(
+        "--channels-last", help="Weights and images in the channels-last memory format.", rich_help_panel=RUN
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Run the whole model through torch.compile; on CUDA as CUDA graphs. Takes a minute to begin.",
+        rich_help_panel=RUN,
+    ),
+]
+
 # --- tuning ----------------------------------------------------------------------------------
 
 Alphas = Annotated[
     str,
     typer.Option(
         metavar="auto|LIST|A:B:N",
-        help="What to try: auto, 0,0.01,0.02 or 0:0.3:31. 0 (1 for GroupNorm) is always included.",
+        help="What to try: auto looks for the best; 0,0.01,0.02 or 0:0.3:31 is measured exactly. "
+        "0 (1 for GroupNorm) is always included.",
+        rich_help_panel=TUNE,
+    ),
+]
+CurveOption = Annotated[
+    Literal["auto", "full"],
+    typer.Option(
+        help="With --alphas auto: the curve from the part of the examples that chooses, or from all.",
+        rich_help_panel=TUNE,
+    ),
+]
+CurveTolerance = Annotated[
+    float,
+    typer.Option(
+        metavar="E",
+        help="Error of the interpolated curve, in nats and as a fraction, that is good enough.",
+        rich_help_panel=TUNE,
+    ),
+]
+RaceDelta = Annotated[
+    float,
+    typer.Option(
+        metavar="D",
+        help="Probability of dropping the best alpha early, to save time; 0 drops nothing.",
         rich_help_panel=TUNE,
     ),
 ]

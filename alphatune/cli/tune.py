@@ -35,6 +35,9 @@ def tune(
     crop_mode: o.CropMode = None,
     interpolation: o.Interpolation = None,
     alphas: o.Alphas = "auto",
+    curve: o.CurveOption = "auto",
+    curve_tolerance: o.CurveTolerance = 0.001,
+    race_delta: o.RaceDelta = 0.05,
     metric: o.MetricOption = "top1",
     accept: o.AcceptOption = "significant",
     exclude: o.Exclude = None,
@@ -46,6 +49,9 @@ def tune(
     workers: o.Workers = "auto",
     cache: o.Cache = "auto",
     seed: o.Seed = 0,
+    kernel: o.Kernel = "auto",
+    channels_last: o.ChannelsLast = False,
+    compile: o.Compile = False,
     config: o.Config = None,
     dry_run: o.DryRun = False,
     output: o.Output = "alphatune-out",
@@ -73,6 +79,8 @@ def tune(
         console.note(f"settings: {settings}")
     with console.progress_bar("sweeping alpha", quiet or dry_run) as progress:
         document = run_tune(settings, progress, dry_run=dry_run)
+    if document is None:
+        return  # another of torchrun's processes speaks
     if not quiet:
         console.remark_on(document)
     if format == "json":

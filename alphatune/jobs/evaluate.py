@@ -6,9 +6,10 @@ from typing import Any
 
 from alphatune.evaluation import Progress, evaluate, summarise
 from alphatune.jobs.describe import common_alpha, describe_data, describe_env, describe_model, describe_plan
-from alphatune.jobs.opening import DTYPES, prepare
+from alphatune.jobs.opening import predictor_of, prepare
 from alphatune.jobs.settings import EvaluateSettings
 from alphatune.models.health import require_health
+from alphatune.norms.kernels import COMPILED_FROM, resolve_kernel, use_kernel
 from alphatune.norms.patching import get_alpha, patch_, set_alpha_
 from alphatune.norms.survey import survey
 from alphatune.reports.result import evaluate_document
@@ -29,13 +30,15 @@ def run_evaluate(
     layers = survey(module)
     if dry_run:
         return describe_plan(settings, prepared, layers, tuple(get_alpha(module)), ())
-    scores = evaluate(
-        module,
-        prepared.batches,
-        dtype=DTYPES[settings.dtype],
-        total=len(prepared.batches),
-        progress=progress,
-    )
+    worth = len(prepared.batches) >= COMPILED_FROM
+    with use_kernel(resolve_kernel(settings.kernel, prepared.opened.device, worth_compiling=worth)):
+        scores = evaluate(
+            module,
+            prepared.batches,
+            predictor=predictor_of(settings, prepared),
+            total=len(prepared.batches),
+            progress=progress,
+        )
     patched = tuple(get_alpha(module))
     model = describe_model(prepared.opened, layers, prepared.probe, patched)
     model["alpha"] = common_alpha(module)

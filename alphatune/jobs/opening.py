@@ -15,13 +15,16 @@ from alphatune.data.examples import Examples
 from alphatune.data.loading import Batches, automatic_batch_size, automatic_workers
 from alphatune.data.preprocessing import Preprocessing, parse_numbers
 from alphatune.data.splits import open_splits
+from alphatune.distributed import local_device
 from alphatune.errors import ConfigurationError
+from alphatune.evaluation import Predictor
 from alphatune.jobs.settings import EvaluateSettings, ModelSettings, TuneSettings
 from alphatune.models.bundle import WEIGHTS, build_bundled, read_bundle, restore_
 from alphatune.models.checkpoints import Checkpoint, load_weights_, read_checkpoint
 from alphatune.models.output import is_bundle
 from alphatune.models.probe import Probe, probe
 from alphatune.models.sources import Source, build, parse_model_kwargs
+from alphatune.norms.kernels import resolve_kernel
 
 S = TypeVar("S", bound=EvaluateSettings)
 P = TypeVar("P", bound=ModelSettings)
@@ -53,7 +56,7 @@ class Prepared:
 
 def open_model(settings: ModelSettings) -> OpenedModel:
     """Build the model that MODEL and its options name, with weights, on its device."""
-    device = resolve_device(settings.device)
+    device = local_device(resolve_device(settings.device))
     checkpoint, notes = None, []
     if is_bundle(settings.model):
         if settings.checkpoint:
@@ -131,6 +134,10 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     if settings.dtype not in DTYPES:
         raise ConfigurationError(f"unknown dtype {settings.dtype!r}", f"one of: {', '.join(DTYPES)}")
     opened = open_model(settings)
+    if settings.channels_last:
+        opened.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if settings.kernel != "auto":
+        resolve_kernel(settings.kernel, opened.device)  # one that cannot run is an error before anything runs
     examples = _open_examples(settings, opened.preprocessing.image_mode).decoded_by(settings.decoder)
     seen = probe(opened.module, opened.preprocessing.input_size, opened.device)
     _check_classes(examples, seen.num_classes)
@@ -146,6 +153,11 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     # An evaluation is one pass, and keeps nothing unless told to.
     where = "none" if settings.cache == "auto" and not isinstance(settings, TuneSettings) else settings.cache
     return Prepared(opened, with_cache(batches, where), seen, (*opened.warnings, *examples.warnings))
+
+
+def predictor_of(settings: EvaluateSettings, prepared: Prepared) -> Predictor:
+    """How the settings want the model run."""
+    return Predictor(prepared.opened.module, DTYPES[settings.dtype], settings.channels_last, settings.compile)
 
 
 def resolved(settings: S, prepared: Prepared) -> S:

@@ -32,6 +32,24 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchSettings(ModelSettings):
+    """What to time, and for how long."""
+
+    alpha: float | None = None
+    exclude: tuple[str, ...] = ()
+    skip_unknown: bool = False
+    batch_size: str = "1,32"
+    dtype: str = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    threads: int | None = None
+    seconds: float = 10.0
+    seed: int = 0
+    output: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(ModelSettings):
     """Which data, and how to run over them."""
 
@@ -50,6 +68,9 @@ class EvaluateSettings(ModelSettings):
     cache: str = "auto"
     decoder: str = "pil"
     seed: int = 0
+    kernel: Literal["auto", "eager", "compiled", "triton"] = "auto"
+    channels_last: bool = False
+    compile: bool = False
     alpha: float | None = None
 
 
@@ -58,6 +79,9 @@ class TuneSettings(EvaluateSettings):
     """What to try, how to decide, where to write."""
 
     alphas: str = "auto"
+    curve: Literal["auto", "full"] = "auto"
+    curve_tolerance: float = 0.001
+    race_delta: float = 0.05
     metric: Literal["top1", "top5", "loss", "ece"] = "top1"
     accept: Literal["significant", "best"] = "significant"
     exclude: tuple[str, ...] = ()

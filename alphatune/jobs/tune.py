@@ -7,10 +7,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from alphatune.errors import ConfigurationError, UnsupportedModelError
+from alphatune.distributed import joined
+from alphatune.errors import UnsupportedModelError
 from alphatune.evaluation import Progress
 from alphatune.jobs.describe import describe_data, describe_env, describe_model, describe_plan
-from alphatune.jobs.opening import DTYPES, prepare, resolved
+from alphatune.jobs.opening import Prepared, predictor_of, prepare, resolved
 from alphatune.jobs.settings import TuneSettings, input_paths, to_toml
 from alphatune.models.bundle import write_model
 from alphatune.models.health import require_health
@@ -21,30 +22,28 @@ from alphatune.norms.survey import NormLayer, survey
 from alphatune.reports.folder import write_reports
 from alphatune.reports.result import tune_document
 from alphatune.tuning.alphas import resolve_alphas
-from alphatune.tuning.selection import METRICS
-from alphatune.tuning.tune import tune
+from alphatune.tuning.tune import TuneResult, check_choices, tune
 
 
 def run_tune(
     settings: TuneSettings, progress: Progress | None = None, *, dry_run: bool = False
-) -> dict[str, Any]:
-    """Tune a model and write the tuned folder.
+) -> dict[str, Any] | None:
+    """Tune a model and write the tuned folder; under torchrun several processes share the work.
 
     Returns:
         The document that result.json holds; with ``dry_run`` the plan, and nothing
-        is run on the data or written.
+        is run on the data or written. None in all but the first process.
 
     Raises:
         AlphatuneError: in one of its kinds; nothing is left half written.
     """
-    output = Path(settings.output)
-    inputs = input_paths(settings)
-    check_output(output, overwrite=settings.overwrite, keep=inputs)
+    check_output(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings))
     resolve_alphas(settings.alphas)  # an error in them should not wait for the model
-    if settings.metric not in METRICS:
-        raise ConfigurationError(f"unknown metric {settings.metric!r}", f"one of: {', '.join(METRICS)}")
+    check_choices(
+        settings.metric, settings.accept, settings.curve, settings.curve_tolerance, settings.race_delta
+    )
     prepared = prepare(settings)
-    opened, module = prepared.opened, prepared.opened.module
+    module = prepared.opened.module
     unpatch_(module)  # a tuned folder is tuned anew, from α = 0
     layers = survey(module)
     too_small = _below(settings.min_positions, prepared.probe, layers)
@@ -54,28 +53,52 @@ def run_tune(
         alphas = resolve_alphas(settings.alphas, unpatched_alpha(module))
     if dry_run:
         return describe_plan(settings, prepared, layers, names, alphas)
-    result = tune(
-        module,
-        prepared.batches,
-        alphas=settings.alphas,
-        metric=settings.metric,
-        accept=settings.accept,
-        seed=settings.seed,
-        dtype=DTYPES[settings.dtype],
-        exclude=exclude,
-        skip_unknown=settings.skip_unknown,
-        progress=progress,
-    )
+    with joined(prepared.opened.device) as world:
+        result = tune(
+            module,
+            prepared.batches,
+            alphas=settings.alphas,
+            metric=settings.metric,
+            accept=settings.accept,
+            curve=settings.curve,
+            curve_tolerance=settings.curve_tolerance,
+            race_delta=settings.race_delta,
+            seed=settings.seed,
+            kernel=settings.kernel,
+            predictor=predictor_of(settings, prepared),
+            exclude=exclude,
+            skip_unknown=settings.skip_unknown,
+            world=world,
+            progress=progress if world.first else None,
+        )
+        if not world.first:
+            return None
+    description = describe_model(prepared.opened, layers, prepared.probe, names, too_small)
+    return _write(settings, prepared, result, description, exclude, world.size)
+
+
+def _write(
+    settings: TuneSettings,
+    prepared: Prepared,
+    result: TuneResult,
+    model: dict[str, Any],
+    exclude: tuple[str, ...],
+    processes: int,
+) -> dict[str, Any]:
+    """Write the tuned folder, whole or not at all."""
+    opened, module = prepared.opened, prepared.opened.module
+    kernel = {"kernel": result.kernel, "kernel_build_seconds": result.kernel_build_seconds}
     document = tune_document(
         result,
-        model=describe_model(opened, layers, prepared.probe, names, too_small),
+        model=model,
         data=describe_data(prepared.batches),
-        env=describe_env(settings, prepared),
+        env=describe_env(settings, prepared) | kernel | {"processes": processes},
     )
-    document["warnings"] = [*prepared.warnings, *document["warnings"], *_remarks(names, prepared.probe)]
+    remarks = _remarks(result.patched, prepared.probe)
+    document["warnings"] = [*prepared.warnings, *document["warnings"], *remarks]
     if result.alpha != result.baseline_alpha:
         patch_(module, result.alpha, exclude=exclude, skip_unknown=settings.skip_unknown)
-    with staged(output, overwrite=settings.overwrite, keep=inputs) as stage:
+    with staged(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings)) as stage:
         write_model(module, stage, source=opened.source, preprocessing=opened.preprocessing)
         (stage / "run.toml").write_text(to_toml(resolved(settings, prepared)), encoding="utf-8")
         return write_reports(stage, document)

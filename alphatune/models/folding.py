@@ -15,6 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.layers import get_notrace_functions, get_notrace_modules
@@ -108,7 +109,9 @@ class _Tracer(fx.Tracer):
         self.norms = norms
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self.leaves) or m in self.norms or super().is_leaf_module(m, module_qualified_name)
+        return (
+            isinstance(m, self.leaves) or m in self.norms or super().is_leaf_module(m, module_qualified_name)
+        )
 
 
 def _trace(root: nn.Module, norms: Mapping[nn.Module, str], seen: set[nn.Module]) -> Iterator[_Graph]:
@@ -118,10 +121,10 @@ def _trace(root: nn.Module, norms: Mapping[nn.Module, str], seen: set[nn.Module]
     seen.add(root)
     inside = list(root.children())
     if not isinstance(root, (nn.ModuleList, nn.ModuleDict)) and root not in norms:
-        # Proxies are never None: an argument that is left out would seem to be there.
-        parameters = inspect.signature(root.forward).parameters.values()
-        defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
         try:
+            # Proxies are never None: an argument that is left out would seem to be there.
+            parameters = inspect.signature(root.forward).parameters.values()
+            defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 graph = _Tracer(norms).trace(root, concrete_args=defaults)
@@ -169,12 +172,11 @@ def _obstacle(
 def _fold_pair_(conv: _ConvNd, norm: nn.Module) -> bool:
     """Fold a norm layer into its convolution; False, and nothing changed, if that would compute something else."""
     before = conv.weight, conv.bias
-    statistics = [getattr(norm, name) for name in ("running_mean", "running_var", "eps", "weight", "bias")]
+    mean, variance, weight, bias, eps = _arithmetic(norm)
     transposed = isinstance(conv, _ConvTransposeNd)
-    folded = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics, transposed)
+    folded = fuse_conv_bn_weights(*before, mean, variance, eps, weight, bias, transposed)
     known = type(conv) in _STOCK_CONVOLUTIONS and "forward" not in conv.__dict__
-    if not known:
-        wanted = _try_out(conv, norm)
+    wanted = None if known else _try_out(conv, norm)
     conv.weight, conv.bias = folded
     if not known:
         got = _try_out(conv, None)
@@ -185,21 +187,24 @@ def _fold_pair_(conv: _ConvNd, norm: nn.Module) -> bool:
     return True
 
 
+def _arithmetic(norm: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float]:
+    """m, v, γ, β and ε; frozen layers keep γ and β in buffers."""
+    return norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps
+
+
 def _try_out(conv: _ConvNd, norm: nn.Module | None) -> Tensor | None:
     """What a convolution, and the arithmetic of a norm layer, make of some noise; None if they fail."""
     extents = zip(conv.kernel_size, conv.dilation, conv.stride, strict=True)
     sizes = [(kernel - 1) * dilation + 1 + 2 * stride for kernel, dilation, stride in extents]
     noise = torch.randn((1, conv.in_channels, *sizes), generator=torch.Generator().manual_seed(0))
     try:
-        y = conv(noise.to(conv.weight))
-        if norm is None:
-            return y
-        mean, variance, weight, bias = (
-            getattr(norm, n) for n in ("running_mean", "running_var", "weight", "bias")
-        )
-        return nn.functional.batch_norm(y, mean, variance, weight, bias, False, 0.0, norm.eps)
+        y: Tensor = conv(noise.to(conv.weight))
+        if norm is not None:
+            mean, variance, weight, bias, eps = _arithmetic(norm)
+            y = nn.functional.batch_norm(y, mean, variance, weight, bias, False, 0.0, eps)
     except Exception:  # a convolution of somebody's own
         return None
+    return y
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

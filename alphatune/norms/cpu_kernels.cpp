@@ -227,6 +227,234 @@ void example_weighted(const T* x, T* y, int64_t n, int64_t channels, int64_t pos
     else run(rows<T, NONE>, columns<T, NONE>);
 }
 
+// Grouped normalisation (grouped_kernels.py) of channels-last float activations. A group of
+// examples is a matrix (rows, channels), cut into blocks that stay in the cache between two
+// reads. Rows of few channels are taken together as one long line. What is summed with what
+// depends on the shape alone, so the number of threads changes no bit.
+
+constexpr int64_t LINE = 256;           // values of rows taken together
+constexpr int64_t BLOCK_LINES = 32;     // lines of a block
+
+struct Grid {
+    int64_t groups, rows, channels, num_groups;
+    int64_t repeats, line, block, blocks;  // channels of a group, values of a line and of a block, blocks of a group
+
+    Grid(int64_t groups, int64_t rows, int64_t channels, int64_t num_groups)
+        : groups(groups), rows(rows), channels(channels), num_groups(num_groups), repeats(channels / num_groups) {
+        int64_t together = 1;  // a power of two, for fold()
+        while (2 * together * channels <= LINE && 2 * together <= rows) together *= 2;
+        line = together * channels;
+        block = BLOCK_LINES * line;
+        blocks = (values() + block - 1) / block;
+    }
+    int64_t values() const { return rows * channels; }
+    int64_t count(int64_t b) const { return std::min(block, values() - b * block); }
+    int64_t at(int64_t g, int64_t b) const { return g * values() + b * block; }
+};
+
+// A line's sums -> its channels' sums, in the line's first values.
+inline void fold(float* line, const Grid& grid) {
+    for (int64_t half = grid.line / 2; half >= grid.channels; half /= 2)
+#pragma omp simd
+        for (int64_t i = 0; i < half; ++i) line[i] += line[half + i];
+}
+
+// Values of a line's channels, in its first values -> repeated over the line.
+inline void unfold(float* line, const Grid& grid) {
+    for (int64_t done = grid.channels; done < grid.line; done *= 2) std::copy_n(line, done, line + done);
+}
+
+// Sums over a block, a channel at a time, of two terms of each value: term(index, place in the line, &first, &second).
+template <typename Term>
+inline void block_sums(int64_t count, const Grid& grid, float* __restrict first, float* __restrict second, Term term) {
+    int64_t line = grid.line, start = 0;
+    std::fill_n(first, line, 0.0f);
+    std::fill_n(second, line, 0.0f);
+    for (; start + 4 * line <= count; start += 4 * line) {  // four at a time: the sums travel less
+#pragma omp simd
+        for (int64_t i = 0; i < line; ++i) {
+            float a, b, c, d, e, f, g, h;
+            term(start + i, i, a, e);
+            term(start + line + i, i, b, f);
+            term(start + 2 * line + i, i, c, g);
+            term(start + 3 * line + i, i, d, h);
+            first[i] += (a + b) + (c + d);
+            second[i] += (e + f) + (g + h);
+        }
+    }
+    for (; start < count; start += line) {
+        int64_t rest = std::min(line, count - start);
+#pragma omp simd
+        for (int64_t i = 0; i < rest; ++i) {
+            float a, e;
+            term(start + i, i, a, e);
+            first[i] += a;
+            second[i] += e;
+        }
+    }
+    fold(first, grid);
+    fold(second, grid);
+}
+
+// sum(g, b, area, scratch) over all blocks of a group, finish(g, area) once, write(g, b, area) over all blocks.
+// Where there are enough groups a thread takes whole ones: they are still in its cache when they are read again.
+template <typename Sum, typename Finish, typename Write>
+void each_group(const Grid& grid, int threads, Sum sum, Finish finish, Write write) {
+    if (grid.groups * grid.values() <= SMALL) threads = 1;
+    int64_t whole = grid.groups - grid.groups % threads, rest = grid.groups - whole;
+    int64_t area = 2 * grid.blocks * grid.channels + 4 * grid.line;
+    std::vector<float> shared(rest * area);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        std::vector<float> own(area), scratch(3 * grid.line);
+#pragma omp for schedule(static) nowait
+        for (int64_t g = 0; g < whole; ++g) {
+            for (int64_t b = 0; b < grid.blocks; ++b) sum(g, b, own.data(), scratch.data());
+            finish(g, own.data());
+            for (int64_t b = grid.blocks; b-- > 0;) write(g, b, own.data());  // the last are the likeliest in the cache
+        }
+        if (rest > 0) {
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < rest * grid.blocks; ++i)
+                sum(whole + i / grid.blocks, i % grid.blocks, shared.data() + i / grid.blocks * area, scratch.data());
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < rest; ++i) finish(whole + i, shared.data() + i * area);
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < rest * grid.blocks; ++i)
+                write(whole + i / grid.blocks, i % grid.blocks, shared.data() + i / grid.blocks * area);
+        }
+    }
+}
+
+// y may be null: moments only.
+void grouped_forward(const float* x, float* y, const Grid& grid, const float* weight, const float* bias, float eps,
+                     float* mean, float* variance, int threads) {
+    int64_t channels = grid.channels, line = grid.line, blocks = grid.blocks, repeats = grid.repeats;
+    // Block means, then Σ (x − block mean)²: two reads, the second from the cache. No offset costs digits.
+    auto sum = [&](int64_t g, int64_t b, float* area, float* scratch) {
+        const float* in = x + grid.at(g, b);
+        float *origin = scratch, *first = origin + line, *second = first + line;
+        int64_t count = grid.count(b);
+        float share = 1.0f / (count / channels);
+        block_sums(count, grid, origin, second, [=](int64_t j, int64_t, float& u, float& v) { u = in[j], v = 0; });
+        for (int64_t c = 0; c < channels; ++c) origin[c] *= share;
+        unfold(origin, grid);
+        block_sums(count, grid, first, second, [=](int64_t j, int64_t i, float& u, float& v) {
+            u = in[j] - origin[i];
+            v = u * u;
+        });
+        float *means = area + 2 * b * channels, *squares = means + channels;
+        for (int64_t c = 0; c < channels; ++c) {
+            float left = first[c] * share;  // what rounding left of the mean
+            means[c] = origin[c] + left;
+            squares[c] = second[c] - first[c] * left;
+        }
+    };
+    auto finish = [&](int64_t g, float* area) {
+        std::vector<double> scratch(2 * channels);
+        double *means = scratch.data(), *squares = means + channels, share = 1.0 / grid.rows;
+        for (int64_t b = 0; b < blocks; ++b) {
+            const float* part = area + 2 * b * channels;
+            double weighs = share * (grid.count(b) / channels);
+            for (int64_t c = 0; c < channels; ++c) means[c] += weighs * part[c];
+        }
+        for (int64_t b = 0; b < blocks; ++b) {
+            const float *part = area + 2 * b * channels, *part_squares = part + channels;
+            double weighs = share * (grid.count(b) / channels);
+            for (int64_t c = 0; c < channels; ++c) {
+                double d = part[c] - means[c];
+                squares[c] += share * part_squares[c] + weighs * d * d;
+            }
+        }
+        float *centre = area + 2 * blocks * channels, *scale = centre + line, *shift = scale + line;
+        for (int64_t k = 0; k < grid.num_groups; ++k) {
+            const double *m = means + k * repeats, *s = squares + k * repeats;
+            double pooled = 0, spread = 0;
+            for (int64_t c = 0; c < repeats; ++c) pooled += m[c];
+            pooled /= repeats;
+            for (int64_t c = 0; c < repeats; ++c) spread += s[c] + (m[c] - pooled) * (m[c] - pooled);
+            spread /= repeats;
+            mean[g * grid.num_groups + k] = float(pooled);
+            variance[g * grid.num_groups + k] = float(spread);
+            float rstd = float(1.0 / std::sqrt(spread + eps));
+            for (int64_t c = k * repeats; c < (k + 1) * repeats; ++c) {
+                centre[c] = float(pooled);
+                scale[c] = weight ? weight[c] * rstd : rstd;
+                shift[c] = bias ? bias[c] : 0.0f;
+            }
+        }
+        for (float* factors : {centre, scale, shift}) unfold(factors, grid);
+    };
+    auto write = [&](int64_t g, int64_t b, const float* area) {
+        if (!y) return;
+        const float *centre = area + 2 * blocks * channels, *scale = centre + line, *shift = scale + line;
+        for (int64_t start = 0, count = grid.count(b); start < count; start += line) {
+            const float* __restrict in = x + grid.at(g, b) + start;
+            float* __restrict out = y + grid.at(g, b) + start;
+            int64_t width = std::min(line, count - start);
+#pragma omp simd
+            for (int64_t i = 0; i < width; ++i) out[i] = (in[i] - centre[i]) * scale[i] + shift[i];
+        }
+    };
+    each_group(grid, threads, sum, finish, write);
+}
+
+// dx may be null: sums only.
+void grouped_backward(const float* x, const float* dy, float* dx, const Grid& grid, const float* weight, float eps,
+                      const float* mean, const float* variance, float* sum_dy, float* sum_dy_xhat, int threads) {
+    int64_t channels = grid.channels, line = grid.line, blocks = grid.blocks, repeats = grid.repeats;
+    auto sum = [&](int64_t g, int64_t b, float* area, float* scratch) {
+        const float *in = x + grid.at(g, b), *din = dy + grid.at(g, b);
+        float *centre = scratch, *first = centre + line, *second = first + line;
+        for (int64_t c = 0; c < channels; ++c) centre[c] = mean[g * grid.num_groups + c / repeats];
+        unfold(centre, grid);
+        block_sums(grid.count(b), grid, first, second, [=](int64_t j, int64_t i, float& u, float& v) {
+            u = din[j];
+            v = u * (in[j] - centre[i]);
+        });
+        std::copy_n(first, channels, area + 2 * b * channels);
+        std::copy_n(second, channels, area + (2 * b + 1) * channels);
+    };
+    auto finish = [&](int64_t g, float* area) {
+        std::vector<double> sums(2 * channels);
+        for (int64_t b = 0; b < blocks; ++b)
+            for (int64_t i = 0; i < 2 * channels; ++i) sums[i] += area[2 * b * channels + i];
+        float *centre = area + 2 * blocks * channels, *scale = centre + line, *p = scale + line, *q = p + line;
+        for (int64_t k = 0; k < grid.num_groups; ++k) {
+            double rstd = 1.0 / std::sqrt(double(variance[g * grid.num_groups + k]) + eps);
+            double share = 1.0 / (grid.rows * repeats), mean_dy = 0, mean_dy_xhat = 0;
+            for (int64_t c = k * repeats; c < (k + 1) * repeats; ++c) {
+                double gamma = weight ? weight[c] : 1.0, xhat = sums[channels + c] * rstd;
+                sum_dy[g * channels + c] = float(sums[c]);
+                sum_dy_xhat[g * channels + c] = float(xhat);
+                mean_dy += gamma * share * sums[c];
+                mean_dy_xhat += gamma * share * xhat;
+                scale[c] = float(gamma * rstd);
+            }
+            for (int64_t c = k * repeats; c < (k + 1) * repeats; ++c) {
+                centre[c] = mean[g * grid.num_groups + k];
+                p[c] = float(-rstd * rstd * mean_dy_xhat);
+                q[c] = float(-rstd * mean_dy);
+            }
+        }
+        for (float* factors : {centre, scale, p, q}) unfold(factors, grid);
+    };
+    auto write = [&](int64_t g, int64_t b, const float* area) {
+        if (!dx) return;
+        const float *centre = area + 2 * blocks * channels, *scale = centre + line, *p = scale + line, *q = p + line;
+        for (int64_t start = 0, count = grid.count(b); start < count; start += line) {
+            const float* __restrict in = x + grid.at(g, b) + start;
+            const float* __restrict din = dy + grid.at(g, b) + start;
+            float* __restrict out = dx + grid.at(g, b) + start;
+            int64_t width = std::min(line, count - start);
+#pragma omp simd
+            for (int64_t i = 0; i < width; ++i)
+                out[i] = din[i] * scale[i] + ((in[i] - centre[i]) * p[i] + q[i]);
+        }
+    };
+    each_group(grid, threads, sum, finish, write);
+}
+
 }  // namespace
 
 extern "C" {
@@ -241,6 +469,20 @@ void example_weighted_norm(const void* x, void* y, int64_t n, int64_t channels, 
         example_weighted((const float*)x, (float*)y, n, channels, positions, channels_last, act, layer, threads);
     else
         example_weighted((const bfloat16*)x, (bfloat16*)y, n, channels, positions, channels_last, act, layer, threads);
+}
+
+// x, y: (groups, rows, channels); mean, variance: (groups, num_groups), biased. y may be null.
+void grouped_norm(const float* x, float* y, int64_t groups, int64_t rows, int64_t channels, int64_t num_groups,
+                  const float* weight, const float* bias, float eps, float* mean, float* variance, int threads) {
+    grouped_forward(x, y, Grid(groups, rows, channels, num_groups), weight, bias, eps, mean, variance, threads);
+}
+
+// The gradient: dx like x, or null; sums over each group's rows of dy and dy * (x - mean) * rstd (groups, channels).
+void grouped_norm_backward(const float* x, const float* dy, float* dx, int64_t groups, int64_t rows, int64_t channels,
+                           int64_t num_groups, const float* weight, float eps, const float* mean,
+                           const float* variance, float* sum_dy, float* sum_dy_xhat, int threads) {
+    grouped_backward(x, dy, dx, Grid(groups, rows, channels, num_groups), weight, eps, mean, variance, sum_dy,
+                     sum_dy_xhat, threads);
 }
 
 }  // extern "C"

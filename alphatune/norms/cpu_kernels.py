@@ -100,13 +100,11 @@ def example_weighted_norm(
     Returns:
         (N, C, *), like ``x`` in dtype and memory format.
     """
-    library = load_library()
-    if library is None:
-        raise RuntimeError("expected load_library() to be asked first: there are no compiled kernels here")
+    functions = _functions()
     y = torch.empty_like(x)
     n, channels = x.shape[:2]
     tensors = [_single(t) for t in (running_mean, running_var, weight, bias, alpha)]
-    library.functions.example_weighted_norm(
+    functions.example_weighted_norm(
         x.data_ptr(),
         y.data_ptr(),
         n,
@@ -115,12 +113,121 @@ def example_weighted_norm(
         not x.is_contiguous(),
         _DTYPES[x.dtype],
         _ACTS[act],
-        *(None if t is None else t.data_ptr() for t in tensors),
+        *(_pointer(t) for t in tensors),
         alpha.ndim,  # the stride of α: 0 where one number serves all channels
         eps,
         torch.get_num_threads(),
     )
     return y
+
+
+def supports_grouped(x: Tensor) -> bool:
+    """Whether ``grouped_norm`` takes this activation (N, C, *): plain float32 with a position's channels side by side."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and x.ndim > 1
+        and x.numel() > 0
+        and x.movedim(1, -1).is_contiguous()
+        and not torch.jit.is_tracing()
+    )
+
+
+def grouped_moments(x: Tensor, size: int, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (G, K) of groups of ``size`` examples and of channels."""
+    return _grouped_forward(x, None, size, num_groups, None, None, 0.0)
+
+
+def grouped_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, size: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The forward of ``grouped_kernels.GroupedNorm``: y and the moments (G, K).
+
+    Args:
+        x: activations (N, C, *) that ``supports_grouped`` takes.
+        weight, bias: γ and β (C,), or None.
+        num_groups: channel groups K.
+        size: examples of a group, a divisor of N.
+        eps: ε.
+    """
+    y = torch.empty_like(x)
+    return y, *_grouped_forward(x, y, size, num_groups, weight, bias, eps)
+
+
+def _grouped_forward(
+    x: Tensor,
+    y: Tensor | None,
+    size: int,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    shape = _grid(x, size, num_groups)
+    mean, variance = torch.empty(2, shape[0], num_groups).unbind()
+    weight, bias = _single(weight), _single(bias)
+    _functions().grouped_norm(
+        x.data_ptr(),
+        _pointer(y),
+        *shape,
+        _pointer(weight),
+        _pointer(bias),
+        eps,
+        mean.data_ptr(),
+        variance.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return mean, variance
+
+
+def grouped_norm_backward(
+    x: Tensor,
+    dy: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    size: int,
+    eps: float,
+    wants_dx: bool = True,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """dx (None unless wanted), and Σ dy and Σ dy·x̂ of each group's channels, both (G, C)."""
+    shape = _grid(x, size, mean.shape[1])
+    dy = dy.movedim(1, -1).to(torch.float32).contiguous()
+    dx = torch.empty_like(x) if wants_dx else None
+    sum_dy, sum_dy_xhat = torch.empty(2, shape[0], x.shape[1]).unbind()
+    weight = _single(weight)
+    _functions().grouped_norm_backward(
+        x.data_ptr(),
+        dy.data_ptr(),
+        _pointer(dx),
+        *shape,
+        _pointer(weight),
+        eps,
+        mean.data_ptr(),
+        variance.data_ptr(),
+        sum_dy.data_ptr(),
+        sum_dy_xhat.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return dx, sum_dy, sum_dy_xhat
+
+
+def _grid(x: Tensor, size: int, num_groups: int) -> tuple[int, int, int, int]:
+    """Groups, rows of a group, channels, groups of channels."""
+    groups, channels = len(x) // size, x.shape[1]
+    return groups, x.numel() // (groups * channels), channels, num_groups
+
+
+def _functions() -> ctypes.CDLL:
+    library = load_library()
+    if library is None:
+        raise RuntimeError("expected load_library() to be asked first: there are no compiled kernels here")
+    return library.functions
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -141,6 +248,16 @@ def _open(path: Path) -> ctypes.CDLL:
     function.restype = None
     function.argtypes = [
         *(pointer,) * 2, *(integer,) * 3, *(number,) * 3, *(pointer,) * 5, integer, ctypes.c_float, number,
+    ]  # fmt: skip
+    function = library.grouped_norm
+    function.restype = None
+    function.argtypes = [
+        *(pointer,) * 2, *(integer,) * 4, *(pointer,) * 2, ctypes.c_float, *(pointer,) * 2, number,
+    ]  # fmt: skip
+    function = library.grouped_norm_backward
+    function.restype = None
+    function.argtypes = [
+        *(pointer,) * 3, *(integer,) * 4, pointer, ctypes.c_float, *(pointer,) * 4, number,
     ]  # fmt: skip
     return library
 

@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from alphatune.norms import cpu_kernels
+
 aten = torch.ops.aten
 #: elements of a group from which on a call for each group costs less than plain sums over all (measured)
 LARGE_GROUP = 2**17
@@ -46,42 +48,23 @@ class GroupedNorm(torch.autograd.Function):
         size: int,
         eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        sweeps = sweeps_over(x, size)
-        mean, variance = sweeps.moments(num_groups)
-        rstd = torch.rsqrt(variance + eps)
-        repeats = x.shape[1] // num_groups
-        scale = _repeat(rstd, repeats)
-        if weight is not None:
-            scale = scale * weight
-        shift = _repeat(mean, repeats) * scale
-        shift = shift.neg_() if bias is None else bias - shift
-        ctx.save_for_backward(x, weight, mean, rstd)
-        ctx.size = size
+        y, mean, variance = sweeps_over(x, size).normalise(weight, bias, num_groups, eps)
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.size, ctx.eps = size, eps
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.mark_non_differentiable(mean, variance)
-        return sweeps.affine(scale, shift), mean, variance
+        return y, mean, variance
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        x, weight, mean, rstd = ctx.saved_tensors
+        x, weight, mean, variance = ctx.saved_tensors
         sweeps = sweeps_over(x, ctx.size)
-        repeats = x.shape[1] // mean.shape[1]
-        scale = _repeat(rstd, repeats)
-        dy = sweeps.like_x(dy)
-        sum_dy, sum_dy_xhat = sweeps.sums(dy, _repeat(mean, repeats), scale)
-        dx = dweight = dbias = None
-        if ctx.needs_input_grad[1]:
-            dweight = sum_dy_xhat.sum(0).to(weight.dtype)
-        if ctx.needs_input_grad[2]:
-            dbias = sum_dy.sum(0).to(ctx.bias_dtype)
-        if ctx.needs_input_grad[0]:
-            if weight is not None:
-                sum_dy, sum_dy_xhat, scale = sum_dy * weight, sum_dy_xhat * weight, scale * weight
-            factor = rstd * (-mean.numel() / x.numel())
-            p = _add_up(sum_dy_xhat, repeats) * factor * rstd
-            q = torch.addcmul(_add_up(sum_dy, repeats) * factor, p, mean, value=-1)
-            dx = sweeps.affine(_repeat(p, repeats), _repeat(q, repeats), dy, scale)
+        dx, sum_dy, sum_dy_xhat = sweeps.differentiate(
+            dy, weight, mean, variance, ctx.eps, ctx.needs_input_grad[0]
+        )
+        dweight = sum_dy_xhat.sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        dbias = sum_dy.sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
         return dx, dweight, dbias, None, None, None
 
 
@@ -93,13 +76,45 @@ class Sweeps:
         self.groups, self.channels = len(x) // size, x.shape[1]
         self.dtype = torch.promote_types(x.dtype, torch.float32)
 
+    def normalise(
+        self, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """y, and the moments (G, K)."""
+        mean, variance = self.moments(num_groups)
+        repeats = self.channels // num_groups
+        scale = _repeat(torch.rsqrt(variance + eps), repeats)
+        if weight is not None:
+            scale = scale * weight
+        shift = _repeat(mean, repeats) * scale
+        shift = shift.neg_() if bias is None else bias - shift
+        return self.affine(scale, shift), mean, variance
+
+    def differentiate(
+        self, dy: Tensor, weight: Tensor | None, mean: Tensor, variance: Tensor, eps: float, wants_dx: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """dx (None unless wanted), and Σ dy and Σ dy·x̂ of each group's channels, both (G, C)."""
+        rstd = torch.rsqrt(variance + eps)
+        repeats = self.channels // mean.shape[1]
+        scale = _repeat(rstd, repeats)
+        dy = self.like_x(dy)
+        sums = sum_dy, sum_dy_xhat = self.sums(dy, _repeat(mean, repeats), scale)
+        if not wants_dx:
+            return None, *sums
+        if weight is not None:
+            sum_dy, sum_dy_xhat, scale = sum_dy * weight, sum_dy_xhat * weight, scale * weight
+        factor = rstd * (-mean.numel() / self.x.numel())
+        p = _add_up(sum_dy_xhat, repeats) * factor * rstd
+        q = torch.addcmul(_add_up(sum_dy, repeats) * factor, p, mean, value=-1)
+        return self.affine(_repeat(p, repeats), _repeat(q, repeats), dy, scale), *sums
+
     def moments(self, num_groups: int) -> tuple[Tensor, Tensor]:
         """Mean and biased variance (G, K)."""
-        grouped = self.x.to(self.dtype).reshape(
-            self.groups, self.size, num_groups, self.channels // num_groups, -1
-        )
-        variance, mean = torch.var_mean(grouped, (1, 3, 4), correction=0)
-        return mean, variance
+        # A channel first: Inductor is slow at sums over channels and examples at once.
+        grouped = self.x.to(self.dtype).reshape(self.groups, self.size, self.channels, -1)
+        mean = grouped.mean((1, 3))
+        variance = (grouped - mean[:, None, :, None]).square().mean((1, 3))
+        shape = (self.groups, num_groups, -1)
+        return _pool(mean.view(shape), variance.view(shape), 2)
 
     def affine(
         self, scale: Tensor, shift: Tensor, other: Tensor | None = None, other_scale: Tensor | None = None
@@ -129,6 +144,23 @@ class Sweeps:
             if self.x.ndim == dimensions and self.x.is_contiguous(memory_format=memory_format):
                 return tensor.contiguous(memory_format=memory_format)
         return tensor.contiguous() if self.x.is_contiguous() else tensor
+
+
+class CompiledSweeps(Sweeps):
+    """A position's channels side by side, in C++: a group that fits the cache is read from memory once."""
+
+    def moments(self, num_groups: int) -> tuple[Tensor, Tensor]:
+        return cpu_kernels.grouped_moments(self.x, self.size, num_groups)
+
+    def normalise(
+        self, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return cpu_kernels.grouped_norm(self.x, weight, bias, num_groups, self.size, eps)
+
+    def differentiate(
+        self, dy: Tensor, weight: Tensor | None, mean: Tensor, variance: Tensor, eps: float, wants_dx: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        return cpu_kernels.grouped_norm_backward(self.x, dy, weight, mean, variance, self.size, eps, wants_dx)
 
 
 class RowSweeps(Sweeps):
@@ -255,8 +287,12 @@ class LargeGroupSweeps(ChannelsLastSweeps):
 
 def sweeps_over(x: Tensor, size: int) -> Sweeps:
     """The fastest form for this activation."""
+    if torch.compiler.is_compiling():
+        return Sweeps(x, size)
+    if cpu_kernels.supports_grouped(x) and cpu_kernels.load_library() is not None:
+        return CompiledSweeps(x, size)
     own_kernels = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    if own_kernels and not torch.compiler.is_compiling() and math.prod(x.shape[2:]) > 1:
+    if own_kernels and math.prod(x.shape[2:]) > 1:
         if x.is_contiguous():
             return RowSweeps(x, size)
         if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):

@@ -25,6 +25,9 @@ from alphatune.norms import cpu_kernels, eager_kernels, moments
 
 Kernel = Literal["auto", "eager", "compiled", "triton"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+#: examples of a job below which it is over before compiled kernels would have earned their compilation
+#: back; whether they lie in the cache does not matter, so that a run repeats to the last bit
+COMPILED_FROM = 500
 _ACTIVATIONS = {"relu": torch.nn.functional.relu, "silu": torch.nn.functional.silu}
 
 _chosen: Kernel = "auto"
@@ -75,6 +78,12 @@ def resolve_kernel(kernel: Kernel, device: torch.device, *, worth_compiling: boo
     if device.type == "cpu" and worth_compiling and cpu_kernels.load_library() is not None:
         return "compiled"
     return "eager"
+
+
+def build_seconds(kernel: Kernel) -> float:
+    """What compiling a kernel took in this process: 0 where it came from the cache, or nothing is compiled."""
+    library = cpu_kernels.load_library() if kernel == "compiled" else None
+    return library.build_seconds if library else 0.0
 
 
 def example_weighted_norm(

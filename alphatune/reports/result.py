@@ -21,7 +21,8 @@ import alphatune
 from alphatune.errors import NumericError
 from alphatune.evaluation import Metrics
 from alphatune.tuning.selection import Gain
-from alphatune.tuning.tune import CurvePoint, TuneResult
+from alphatune.tuning.curve import CurvePoint
+from alphatune.tuning.tune import TuneResult
 
 SCHEMA = 1
 
@@ -45,6 +46,9 @@ def tune_document(
         "baseline": _metrics(result.baseline),
         "best": dict(decision.best),
         "chosen": {"alpha": decision.alpha, "metrics": _metrics(result.chosen)},
+        "search": None if result.search is None else _search(result),
+        "passes": result.passes,
+        "seconds": result.seconds,
         "gain": None if decision.gain is None else _gain(decision.gain),
         "decision": {
             "keep_baseline": decision.alpha == result.baseline_alpha,
@@ -104,12 +108,25 @@ def _metrics(metrics: Metrics) -> dict[str, Any]:
 
 def _point(point: CurvePoint) -> dict[str, Any]:
     values = asdict(point.metrics)
-    del values["n"]
     return {
         "alpha": point.alpha,
         "measured": point.measured,
         **values,
         "ci": {metric: list(interval) for metric, interval in point.ci.items()},
+    }
+
+
+def _search(result: TuneResult) -> dict[str, Any]:
+    """How α was looked for: interpolation nodes, and which examples chose."""
+    found, base = result.search, result.baseline_alpha
+    if found is None:
+        return {}
+    return {
+        "nodes": [round(abs(base - t), 12) for t in found.nodes],
+        "range": [base, round(abs(base - found.grid[-1]), 12)],
+        "choosing": len(found.choosing),
+        "confirming": len(found.confirming),
+        "estimated_error": found.estimated_error,
     }
 
 

@@ -14,10 +14,8 @@ t is the distance from the unpatched model: α, or 1 − α for GroupNorm.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 
@@ -28,7 +26,7 @@ def lobatto_nodes(count: int, high: float) -> tuple[float, ...]:
     return (0.0, *(round(float(t), 12) for t in inner), high)
 
 
-def interpolation_weights(nodes: Sequence[float], points: Sequence[float]) -> FloatArray:
+def interpolation_weights(nodes: ArrayLike, points: ArrayLike) -> FloatArray:
     """Matrix W (points, nodes) with f(point) ≈ W @ f(nodes), of the polynomial through all nodes.
 
         W_ij = (w_j / (x_i − t_j)) / Σ_k w_k / (x_i − t_k),   w_j = 1 / Π_{k≠j} (t_j − t_k)

@@ -9,6 +9,9 @@ test counts the examples that changed sides.
 
 The α that is returned is the optimum over all examples. The cross-fitted gain
 is what choosing in this way is worth on examples that it has not seen.
+
+A search (search.py) chooses on one half of the examples; its gain is measured
+on the other half, exactly and in the same way.
 """
 
 from __future__ import annotations
@@ -20,13 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from alphatune.evaluation import Scores, expected_calibration_error
+from alphatune.evaluation import HIGHER_IS_BETTER, METRICS, Metric, Scores, expected_calibration_error
 from alphatune.tuning.sweep import Sweep
 
-Metric = Literal["top1", "top5", "loss", "ece"]
 Accept = Literal["significant", "best"]
-METRICS: tuple[Metric, ...] = ("top1", "top5", "loss", "ece")
-HIGHER_IS_BETTER = {"top1": True, "top5": True, "loss": False, "ece": False}
+Scheme = Literal["cross-fitted", "held-out"]
 
 FOLDS = 10
 RESAMPLES = 2000
@@ -35,6 +36,8 @@ CONFIDENCE = 0.95
 FEWEST_EXAMPLES = 20
 
 FloatArray = NDArray[np.float64]
+#: gain, interval, p and method
+Measured = tuple[float, tuple[float, float], float, str]
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,10 @@ class Gain:
     p: float
     method: str
     confidence: float
-    folds: int
-    fold_alphas: tuple[float, ...]  # the α each fold's complement chose
+    scheme: Scheme
+    examples: int  # whose scores the gain is the mean of
+    folds: int  # 0 for a held-out gain
+    fold_alphas: tuple[float, ...]  # the α each fold's complement chose; the one of a held-out gain
     significant: bool
 
 
@@ -72,27 +77,36 @@ def select(
     With ``accept="best"`` the optimum is taken whatever its gain.
     """
     best = {m: sweep.alphas[best_index(sweep, m)] for m in METRICS}
-    alpha, baseline = best[metric], sweep.baseline_alpha
-    if len(sweep.baseline) < FEWEST_EXAMPLES:
+    gain = None
+    if len(sweep.baseline) >= FEWEST_EXAMPLES:
+        gain = cross_fitted_gain(sweep, metric, seed=seed, folds=folds)
+    return decide(metric, best, sweep.baseline_alpha, gain, len(sweep.baseline), accept)
+
+
+def decide(
+    metric: Metric,
+    best: dict[Metric, float],
+    baseline: float,
+    gain: Gain | None,
+    examples: int,
+    accept: Accept,
+) -> Decision:
+    """Deploy the best α of the metric if its gain is significant, or if ``accept`` is "best"."""
+    alpha = best[metric]
+    if gain is None:
         chosen = alpha if accept == "best" else baseline
-        return Decision(
-            chosen, f"only {len(sweep.baseline)} examples: too few to tell gain from luck", best, None
-        )
-    gain = cross_fitted_gain(sweep, metric, seed=seed, folds=folds)
+        return Decision(chosen, f"only {examples} examples: too few to tell gain from luck", best, None)
     if alpha == baseline:
-        plain = (
-            "alpha > 0 has a better {} than plain BatchNorm"
-            if baseline == 0
-            else (f"other alpha has a better {{}} than {baseline:g}")
-        )
-        return Decision(baseline, f"no {plain.format(metric)}", best, gain)
+        plain = f"alpha > 0 has a better {metric} than plain BatchNorm"
+        if baseline != 0:
+            plain = f"other alpha has a better {metric} than {baseline:g}"
+        return Decision(baseline, f"no {plain}", best, gain)
     if gain.significant:
-        return Decision(alpha, f"the cross-fitted gain in {metric} is significant", best, gain)
+        return Decision(alpha, f"the {gain.scheme} gain in {metric} is significant", best, gain)
     if accept == "best":
-        return Decision(
-            alpha, f"the gain in {metric} is not significant, but --accept best was asked for", best, gain
-        )
-    return Decision(baseline, f"the cross-fitted gain in {metric} is not significant", best, gain)
+        reason = f"the gain in {metric} is not significant, but --accept best was asked for"
+        return Decision(alpha, reason, best, gain)
+    return Decision(baseline, f"the {gain.scheme} gain in {metric} is not significant", best, gain)
 
 
 def best_index(sweep: Sweep, metric: Metric, rows: NDArray[np.int64] | None = None) -> int:
@@ -109,13 +123,37 @@ def cross_fitted_gain(sweep: Sweep, metric: Metric, *, seed: int = 0, folds: int
     fold = _stratified_folds(sweep.baseline.targets, folds, rng)
     chosen = np.array([best_index(sweep, metric, np.flatnonzero(fold != k)) for k in range(folds)])
     alphas = tuple(sweep.alphas[i] for i in chosen)
+    rows = np.arange(n)
     if metric == "ece":
-        delta, ci, p, method = _calibration_gain(sweep, chosen[fold], rng)
+        confidence = np.stack([s.confidence for s in sweep.scores])[chosen[fold], rows]
+        correct = np.stack([s.top1 for s in sweep.scores])[chosen[fold], rows]
+        measured = _calibration_gain(confidence, correct, sweep.baseline, rng)
     else:
         values = np.stack([_per_example(s, metric) for s in sweep.scores])
-        difference = values[chosen[fold], np.arange(n)] - values[0]
-        delta, ci, p, method = _mean_gain(difference, metric, rng)
-    return Gain(metric, delta, ci, p, method, CONFIDENCE, folds, alphas, ci[0] > 0 and p <= 1 - CONFIDENCE)
+        measured = _mean_gain(values[chosen[fold], rows] - values[0], metric, rng)
+    return _gain(metric, measured, "cross-fitted", n, folds, alphas)
+
+
+def held_out_gain(chosen: Scores, baseline: Scores, alpha: float, metric: Metric, *, seed: int = 0) -> Gain:
+    """Gain of an α on examples that had no part in choosing it.
+
+    Args:
+        chosen, baseline: scores of these examples, in the same order, at the chosen and the unpatched α.
+    """
+    rng = np.random.default_rng(seed)
+    if metric == "ece":
+        measured = _calibration_gain(chosen.confidence, chosen.top1, baseline, rng)
+    else:
+        measured = _mean_gain(_per_example(chosen, metric) - _per_example(baseline, metric), metric, rng)
+    return _gain(metric, measured, "held-out", len(baseline), 0, (alpha,))
+
+
+def _gain(
+    metric: Metric, measured: Measured, scheme: Scheme, examples: int, folds: int, alphas: tuple[float, ...]
+) -> Gain:
+    delta, ci, p, method = measured
+    significant = ci[0] > 0 and p <= 1 - CONFIDENCE
+    return Gain(metric, delta, ci, p, method, CONFIDENCE, scheme, examples, folds, alphas, significant)
 
 
 def paired_difference(scores: Scores, baseline: Scores, metric: Metric) -> tuple[float, float]:
@@ -125,8 +163,11 @@ def paired_difference(scores: Scores, baseline: Scores, metric: Metric) -> tuple
     corrected for looking at many α.
     """
     difference = _per_example(scores, metric) - _per_example(baseline, metric)
-    if not HIGHER_IS_BETTER[metric]:
-        difference = -difference
+    return paired_interval(difference if HIGHER_IS_BETTER[metric] else -difference)
+
+
+def paired_interval(difference: FloatArray) -> tuple[float, float]:
+    """Normal interval of the mean of paired differences."""
     half = stats.norm.ppf(0.5 + CONFIDENCE / 2) * difference.std(ddof=1) / np.sqrt(len(difference))
     return float(difference.mean() - half), float(difference.mean() + half)
 
@@ -153,9 +194,7 @@ def _stratified_folds(targets: NDArray[np.int32], folds: int, rng: np.random.Gen
     return fold
 
 
-def _mean_gain(
-    difference: FloatArray, metric: Metric, rng: np.random.Generator
-) -> tuple[float, tuple[float, float], float, str]:
+def _mean_gain(difference: FloatArray, metric: Metric, rng: np.random.Generator) -> Measured:
     delta = float(difference.mean())
     if np.ptp(difference) == 0:  # nothing varies: nothing to resample or to test
         return delta, (delta, delta), 1.0 if delta == 0 else 0.0, "no example differs"
@@ -169,13 +208,11 @@ def _mean_gain(
 
 
 def _calibration_gain(
-    sweep: Sweep, chosen: NDArray[np.int64], rng: np.random.Generator
-) -> tuple[float, tuple[float, float], float, str]:
+    confidence: NDArray[np.float32], correct: NDArray[np.bool_], baseline: Scores, rng: np.random.Generator
+) -> Measured:
     """ECE is no mean over examples: resample the examples and compute it anew."""
-    rows = np.arange(len(chosen))
-    confidence = np.stack([s.confidence for s in sweep.scores])[chosen, rows]
-    correct = np.stack([s.top1 for s in sweep.scores])[chosen, rows]
-    before = (sweep.baseline.confidence, sweep.baseline.top1)
+    rows = np.arange(len(confidence))
+    before = (baseline.confidence, baseline.top1)
 
     def gain(sample: Any) -> float:
         return expected_calibration_error(before[0][sample], before[1][sample]) - expected_calibration_error(
@@ -183,7 +220,7 @@ def _calibration_gain(
         )
 
     delta = gain(rows)
-    if not chosen.any():
+    if np.array_equal(confidence, before[0]) and np.array_equal(correct, before[1]):
         return 0.0, (0.0, 0.0), 1.0, "no example differs"
     resampled = np.array([gain(rng.integers(0, len(rows), len(rows))) for _ in range(RESAMPLES)])
     tail = (1 - CONFIDENCE) / 2

@@ -1,16 +1,20 @@
-"""Score every example at every α, decoding each batch once."""
+"""Run a patched model at several α over every batch, decoding and copying it once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import nn
+from torch import Tensor
 
-from alphatune.data.loading import Batch
-from alphatune.evaluation import Progress, Scores, concatenate, evaluation_mode, predict, score_logits
+from alphatune.data.prefetch import Batch
+from alphatune.evaluation import Predictor, Progress, Scores, evaluation_mode, score_logits
 from alphatune.norms.patching import set_alpha_
+from alphatune.tuning.shared_prefix import SharedPrefix, shared_prefix
+
+#: called with a batch and its logits (N, classes) at each α
+Consume = Callable[[Batch, list[Tensor]], None]
 
 
 @dataclass(frozen=True)
@@ -30,35 +34,78 @@ class Sweep:
 
 
 def sweep(
-    model: nn.Module,
+    predictor: Predictor,
     batches: Iterable[Batch],
     alphas: Sequence[float],
     *,
-    dtype: torch.dtype = torch.float32,
-    total: int | None = None,
-    progress: Progress | None = None,
-) -> Sweep:
-    """Run a *patched* model at every α on every batch.
-
-    A batch is decoded and copied to the device once and sees every α before
-    the next one comes. Memory grows with examples × α, by about 30 bytes each.
+    progress: Callable[[int], None] | None = None,
+) -> list[list[Scores]]:
+    """Score a *patched* model at every α on every batch, exactly.
 
     Args:
-        model: patched (``norms.patching.patched``); its α is left at the last one.
-        alphas: starting with the unpatched model's (``alphas.resolve_alphas``).
+        predictor: runs the model; its α is left at the last one.
+        progress: called after each batch with the number of forward passes of an example in it.
+
+    Returns:
+        For each α the scores of each batch (``evaluation.concatenate`` joins them). Memory grows
+        with examples × α, by about 30 bytes each.
 
     Raises:
         NumericError: an output that is not finite; example and α are named.
     """
-    parts: list[list[Scores]] = [[] for _ in alphas]
-    done = 0
-    with evaluation_mode(model):
+    scores: list[list[Scores]] = [[] for _ in alphas]
+
+    def consume(batch: Batch, logits: list[Tensor]) -> None:
+        for alpha, at_alpha, scored in zip(alphas, logits, scores, strict=True):
+            scored.append(score_logits(at_alpha, batch, where=f"at alpha = {alpha:g}"))
+
+    run(predictor, batches, alphas, consume, progress=progress)
+    return scores
+
+
+def run(
+    predictor: Predictor,
+    batches: Iterable[Batch],
+    alphas: Sequence[float],
+    consume: Consume,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Hand every batch's logits at all α to ``consume``; what precedes the first layer runs once a batch."""
+    model = predictor.model
+    with evaluation_mode(model), _prefix(predictor) as prefix:
         for batch in batches:
-            for alpha, scored in zip(alphas, parts, strict=True):
+            inputs = predictor.prepare(batch.inputs)
+            logits: list[Tensor] = []
+            most = predictor.most
+            for alpha in alphas:
+                # A batch that was just cut in two for lack of memory makes other calls than those recorded.
+                if not logits or predictor.most != most:
+                    prefix.forget()
+                else:
+                    prefix.begin_pass(replay=True)
+                most = predictor.most
                 set_alpha_(model, alpha)
-                logits = predict(model, batch.inputs, dtype)
-                scored.append(score_logits(logits, batch, where=f"at alpha = {alpha:g}"))
-            done += len(batch)
+                logits.append(predictor(inputs))
+            prefix.forget()
+            consume(batch, logits)
             if progress:
-                progress(done, total)
-    return Sweep(tuple(alphas), tuple(concatenate(scored) for scored in parts))
+                progress(len(batch) * len(alphas))
+
+
+def _prefix(predictor: Predictor) -> contextlib.AbstractContextManager[SharedPrefix]:
+    # A compiled model is one piece.
+    return contextlib.nullcontext(SharedPrefix()) if predictor.compile else shared_prefix(predictor.model)
+
+
+def counting(progress: Progress | None, total: int | None) -> Callable[[int], None]:
+    """A progress that adds up: called with what was done since the last call."""
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress:
+            progress(done, None if total is None else max(total, done))
+
+    return count

@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
-from alphatune.data.loading import Batches, loader_batches
-from alphatune.errors import ConfigurationError
-from alphatune.evaluation import Metrics, Progress, summarise
+from alphatune.data.loading import Batches
+from alphatune.data.own_loader import LoaderBatches
+from alphatune.distributed import World
+from alphatune.errors import ConfigurationError, DataError
+from alphatune.evaluation import METRICS, Metric, Metrics, Predictor, Progress, concatenate
 from alphatune.models.health import examine, require_health
+from alphatune.norms.kernels import COMPILED_FROM, Kernel, build_seconds, resolve_kernel, use_kernel
 from alphatune.norms.patching import patched, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
 from alphatune.tuning.alphas import resolve_alphas
-from alphatune.tuning.selection import (
-    METRICS,
-    Accept,
-    Decision,
-    Metric,
-    paired_difference,
-    select,
-)
-from alphatune.tuning.sweep import Sweep, sweep
+from alphatune.tuning.curve import CurvePoint, interpolated_curve, measured_curve
+from alphatune.tuning.search import FEWEST_EXAMPLES, Passes, Search, search
+from alphatune.tuning.selection import Accept, Decision, Gain, decide, held_out_gain, select
+from alphatune.tuning.sweep import Sweep, counting
 
-Interval = tuple[float, float]
+Curve = Literal["auto", "full"]
 
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """Metrics at one α, with the paired interval of each mean's difference to α = 0."""
-
-    alpha: float
-    measured: bool
-    metrics: Metrics
-    ci: dict[str, Interval]
+#: error of the interpolated curve, in nats and as a fraction, that nodes are added until
+CURVE_TOLERANCE = 0.001
+#: probability that the race drops the α that is best on the choosing part
+RACE_DELTA = 0.05
 
 
 @dataclass(frozen=True)
@@ -48,10 +43,14 @@ class TuneResult:
     seed: int
     curve: tuple[CurvePoint, ...]
     decision: Decision
-    sweep: Sweep
+    sweep: Sweep  # exact scores of all examples, at each α or at those a search measured
+    search: Search | None  # None for an exact sweep
     layers: tuple[NormLayer, ...]
     patched: tuple[str, ...]
-    num_classes_seen: int
+    kernel: Kernel  # the code that normalised
+    kernel_build_seconds: float  # what compiling it took this time
+    seconds: float  # of all passes
+    passes: float  # forward passes, as multiples of the number of examples
     warnings: tuple[str, ...]
 
     @property
@@ -90,10 +89,16 @@ def tune(
     alphas: str | Sequence[float] = "auto",
     metric: Metric = "top1",
     accept: Accept = "significant",
+    curve: Curve = "auto",
+    curve_tolerance: float = CURVE_TOLERANCE,
+    race_delta: float = RACE_DELTA,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    kernel: Kernel = "auto",
+    predictor: Predictor | None = None,
     exclude: Collection[str] = (),
     skip_unknown: bool = False,
+    world: World | None = None,
     progress: Progress | None = None,
 ) -> TuneResult:
     """Sweep α over labelled data, choose one, and decide whether it pays.
@@ -104,14 +109,22 @@ def tune(
     Args:
         model: a classifier with BatchNorm layers, on the device to run on.
         data: any iterable of (inputs, class indices) batches, e.g. a DataLoader
-            that does not shuffle or augment.
-        alphas: ``"auto"``, ``"0,0.01,0.02"``, ``"0:0.3:31"`` or numbers; the unpatched model's (0, but
-            1 for GroupNorm) is always added.
+            that does not shuffle or augment. It is read once and kept in memory,
+            or read again for every pass if it takes more than 2 GiB.
+        alphas: ``"auto"`` searches (search.py; with fewer than 1000 examples it is a list);
+            ``"0,0.01,0.02"``, ``"0:0.3:31"`` or numbers are measured exactly; the unpatched model's
+            (0, but 1 for GroupNorm) is always added.
         metric: what to choose by: top1, top5, loss or ece.
         accept: ``"significant"`` keeps α = 0 unless the gain is; ``"best"`` takes the optimum.
+        curve: ``"full"`` interpolates between nodes measured on all examples, not on a part of them.
+        curve_tolerance: error of the interpolated curve, in nats and as a fraction.
+        race_delta: probability that the race drops the best α; 0: no race.
         dtype: float32, or float16/bfloat16 for autocast.
+        kernel: ``norms.kernels``.
+        predictor: how to run the model, if not as ``Predictor(model, dtype)`` does.
         exclude, skip_unknown: as for ``patch_``.
-        progress: called with (examples done, examples in all or None).
+        world: the processes that share the work; every one of them gets the same result.
+        progress: called with (examples done, examples to do or None), an example counting once a pass.
 
     Raises:
         UnsupportedModelError: no BatchNorm layer, or one of unknown kind.
@@ -119,56 +132,98 @@ def tune(
         ConfigurationError: α outside [0, 1], an unknown metric, labels that do not fit.
         DataError: an unreadable image, or no data.
     """
-    if metric not in METRICS:
-        raise ConfigurationError(f"unknown metric {metric!r}", f"one of: {', '.join(METRICS)}")
-    if accept not in ("significant", "best"):
-        raise ConfigurationError(f"unknown accept {accept!r}", "one of: significant, best")
+    check_choices(metric, accept, curve, curve_tolerance, race_delta)
     resolve_alphas(alphas)  # an error in them should not wait for the model
-    if isinstance(data, Batches):
-        batches: Iterable[Any] = data
-        total: int | None = len(data)
-    else:
-        tensor = next(iter((*model.parameters(), *model.buffers())), torch.zeros(()))
-        batches = loader_batches(data, tensor.device)
-        total = _length(data)
+    tensor = next(iter((*model.parameters(), *model.buffers())), torch.zeros(()))
+    batches = data if isinstance(data, Batches) else LoaderBatches(data, tensor.device)
     layers = survey(model)
     with patched(model, exclude=exclude, skip_unknown=skip_unknown) as names:
         require_health(model)
+        n = len(batches)
+        if n == 0:
+            raise DataError("the data holds no example")
+        used = resolve_kernel(kernel, tensor.device, worth_compiling=n >= COMPILED_FROM)
+        started, forwards = time.perf_counter(), 0
         values = resolve_alphas(alphas, unpatched_alpha(model))
-        swept = sweep(model, batches, values, dtype=dtype, total=total, progress=progress)
-    curve = tuple(
-        CurvePoint(
-            alpha=alpha,
-            measured=True,
-            metrics=summarise(scores),
-            ci={m: paired_difference(scores, swept.baseline, m) for m in METRICS if m != "ece"}
-            if len(scores) > 1
-            else {},
-        )
-        for alpha, scores in zip(swept.alphas, swept.scores, strict=True)
-    )
-    decision = select(swept, metric, accept=accept, seed=seed)
-    classes = len(set(swept.baseline.targets.tolist()))
+        searching = alphas == "auto" and n >= FEWEST_EXAMPLES
+        report = counting(progress, None if searching else n * len(values))
+
+        def count(more: int) -> None:
+            nonlocal forwards
+            forwards += more
+            report(more)
+
+        passes = Passes(predictor or Predictor(model, dtype), batches, values[0], world or World(), count)
+        with use_kernel(used):
+            if searching:
+                found, swept, gain = _searched(passes, metric, curve, curve_tolerance, race_delta, seed)
+            else:
+                ts = [abs(values[0] - alpha) for alpha in values]
+                swept = Sweep(values, tuple(passes.measure(np.arange(n), ts)))
+                found = None
+        seconds = time.perf_counter() - started
+    if found is None:
+        points, decision = measured_curve(swept), select(swept, metric, accept=accept, seed=seed)
+    else:
+        points = interpolated_curve(found, swept, values[0])
+        best = {m: passes.alpha(t) for m, t in zip(METRICS, found.chosen_points, strict=True)}
+        decision = decide(metric, best, values[0], gain, n, accept)
     result = TuneResult(
         metric=metric,
         accept=accept,
         seed=seed,
-        curve=curve,
+        curve=points,
         decision=decision,
         sweep=swept,
+        search=found,
         layers=layers,
         patched=names,
-        num_classes_seen=classes,
+        kernel=used,
+        kernel_build_seconds=build_seconds(used),
+        seconds=seconds,
+        passes=sum(passes.world.gather(forwards)) / n,
         warnings=(),
     )
     return replace(result, warnings=tuple(_warnings(result, model)))
 
 
-def _length(loader: Any) -> int | None:
-    try:
-        return len(loader.dataset)
-    except (AttributeError, TypeError):
-        return None
+def check_choices(metric: str, accept: str, curve: str, curve_tolerance: float, race_delta: float) -> None:
+    """Raise ConfigurationError unless every choice is one of those there are."""
+    for name, value, choices in (
+        ("metric", metric, METRICS),
+        ("accept", accept, ("significant", "best")),
+        ("curve", curve, ("auto", "full")),
+    ):
+        if value not in choices:
+            raise ConfigurationError(f"unknown {name} {value!r}", f"one of: {', '.join(choices)}")
+    if not 0 < curve_tolerance < 1:
+        raise ConfigurationError(f"curve tolerance must lie in (0, 1), got {curve_tolerance:g}")
+    if not 0 <= race_delta < 1:
+        raise ConfigurationError(f"race delta must lie in [0, 1), got {race_delta:g}", "0 turns the race off")
+
+
+def _searched(
+    passes: Passes, metric: Metric, curve: Curve, tolerance: float, race_delta: float, seed: int
+) -> tuple[Search, Sweep, Gain]:
+    """Search, measure what was chosen on all examples, and its gain on those that did not choose it."""
+    full = curve == "full"
+    found = search(passes, metric, tolerance=tolerance, race_delta=race_delta, seed=seed, full=full)
+    everything = np.arange(len(passes.data))
+    alpha = passes.alpha(found.t)
+    if full:
+        baseline = found.baseline
+        scores = [passes.measure(everything, [found.t])[0]] if found.t else []
+    elif found.t == 0:
+        (rest,) = passes.measure(found.confirming, [0.0])
+        baseline, scores = concatenate([found.baseline, rest]), []
+    else:
+        rest, chosen = passes.measure(found.confirming, [0.0, found.t])
+        (before,) = passes.measure(found.choosing, [found.t])
+        baseline, scores = concatenate([found.baseline, rest]), [concatenate([before, chosen])]
+    swept = Sweep((passes.baseline, alpha) if scores else (passes.baseline,), (baseline, *scores))
+    apart = found.confirming  # ids are in the order of positions
+    gain = held_out_gain(swept.scores[-1].take(apart), baseline.take(apart), alpha, metric, seed=seed)
+    return found, swept, gain
 
 
 def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
@@ -178,7 +233,7 @@ def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
     base = result.baseline_alpha
     plain, changed = top1[base], result.alpha != base
     others = "alpha > 0" if base == 0 else f"an alpha other than {base:g}"
-    chance = 1 / max(2, result.num_classes_seen)
+    chance = 1 / max(2, len(set(result.sweep.baseline.targets.tolist())))
     if plain < chance + 0.1 * (1 - chance):
         notes.append(
             f"top-1 at alpha = {base:g} is {plain:.4f}, close to chance ({chance:.4f}): check the order of the "
@@ -186,7 +241,7 @@ def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
         )
     if max(top1.values()) - plain > 0.02:
         notes.append(
-            f"{others} raises top-1 by {100 * (max(top1.values()) - plain):.1f} points: so much usually means "
+            f"{others} raises top-1 by about {100 * (max(top1.values()) - plain):.1f} points: so much usually means "
             "that alpha makes up for preprocessing other than the model was trained with; check "
             "--mean, --std, --crop-pct and --interpolation first"
         )

@@ -1,0 +1,132 @@
+"""Time a model on this machine: plain, conv-folded, and example-weighted with each kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alphatune.deployment import DeploymentCost, deployment_cost
+from alphatune.errors import ConfigurationError
+from alphatune.jobs.describe import describe_source
+from alphatune.jobs.opening import DTYPES, OpenedModel, assumed_preprocessing, open_model
+from alphatune.jobs.settings import BenchSettings
+from alphatune.models.health import require_health
+from alphatune.models.probe import probe
+from alphatune.norms.patching import Alpha, get_alpha
+from alphatune.norms.survey import survey
+from alphatune.reports.deployment import bench_document
+from alphatune.reports.file import check_file, write_file
+from alphatune.reports.result import environment
+
+#: α of a model that has none of its own
+USUAL_ALPHA = 0.05
+
+
+def run_bench(settings: BenchSettings, note: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Time a model or tuned folder on random images, and write ``output`` if one is named.
+
+    Args:
+        note: told what is about to be measured.
+
+    Raises:
+        AlphatuneError: in one of its kinds; nothing is left half written.
+    """
+    output = None if settings.output is None else Path(settings.output)
+    if output is not None:
+        check_file(output, "bench", overwrite=settings.overwrite)
+    sizes = parse_batch_sizes(settings.batch_size)
+    if settings.dtype not in DTYPES:
+        raise ConfigurationError(f"unknown dtype {settings.dtype!r}", f"one of: {', '.join(DTYPES)}")
+    if not (settings.seconds > 0 and math.isfinite(settings.seconds)):
+        raise ConfigurationError(f"--seconds must be positive, got {settings.seconds:g}")
+    with _threads(settings.threads):
+        opened = open_model(settings)
+        require_health(opened.module)
+        probe(opened.module, opened.preprocessing.input_size, opened.device)
+        if settings.channels_last:
+            opened.module.to(memory_format=torch.channels_last)
+        costs = []
+        for size in sizes:
+            if note:
+                note(f"timing batches of {size}")
+            costs.append(_cost(settings, opened, size))
+        document = bench_document(
+            costs,
+            model=describe_source(opened),
+            env=environment(opened.device, DTYPES[settings.dtype])
+            | {
+                "input_size": list(opened.preprocessing.input_size),
+                "channels_last": settings.channels_last,
+                "seconds": settings.seconds,
+                "seed": settings.seed,
+            },
+            warnings=_warnings(settings, opened),
+        )
+    if output is not None:
+        check_file(output, "bench", overwrite=settings.overwrite)  # it may have appeared meanwhile
+        write_file(output, document)
+    return document
+
+
+def parse_batch_sizes(text: str) -> tuple[int, ...]:
+    """``"1,32"`` -> (1, 32), each once."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+        raise ConfigurationError(
+            f"--batch-size takes whole numbers from 1, separated by commas, got {text!r}"
+        )
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def _cost(settings: BenchSettings, opened: OpenedModel, size: int) -> DeploymentCost:
+    alpha: Alpha | dict[str, Any] = USUAL_ALPHA if settings.alpha is None else settings.alpha
+    if settings.alpha is None and (own := get_alpha(opened.module)):
+        alpha = {name: torch.tensor(value) for name, value in own.items()}
+    return deployment_cost(
+        opened.module,
+        _random_inputs(opened, size, settings),
+        alpha=alpha,
+        budget_seconds=settings.seconds,
+        kernels=None,
+        dtype=DTYPES[settings.dtype],
+        torch_compile=settings.compile,
+        exclude=settings.exclude,
+        skip_unknown=settings.skip_unknown,
+    )
+
+
+def _random_inputs(opened: OpenedModel, size: int, settings: BenchSettings) -> Tensor:
+    """Normalised noise, which for timing is as good as images."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    inputs = torch.randn((size, *opened.preprocessing.input_size), generator=generator)
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    return inputs.to(opened.device).contiguous(memory_format=layout)
+
+
+def _warnings(settings: BenchSettings, opened: OpenedModel) -> list[str]:
+    # Of how images are prepared nothing but their size matters here.
+    idle = assumed_preprocessing(settings, opened.preprocessing) if settings.input_size else []
+    notes = [warning for warning in opened.warnings if warning not in idle]
+    unknown = [layer for layer in survey(opened.module) if layer.status == "unsupported"]
+    if unknown:
+        notes.append(
+            f"{len(unknown)} norm layer(s) were left alone, e.g. {unknown[0].name}: {unknown[0].reason}"
+        )
+    return notes
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """So many threads of the CPU for the time of a ``with`` block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,86 @@
+"""The curve over α: metrics at each point, measured or interpolated, with paired intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alphatune.evaluation import Metric, Metrics, Scores, expected_calibration_error, summarise
+from alphatune.tuning.search import Search
+from alphatune.tuning.selection import paired_difference, paired_interval
+from alphatune.tuning.sweep import Sweep
+
+Interval = tuple[float, float]
+#: metrics that are means over examples
+MEANS: tuple[Metric, ...] = ("top1", "top5", "loss")
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Metrics at one α, with the paired interval of each mean's difference to the unpatched model.
+
+    ``metrics.n`` is the number of examples that were seen. Where ``measured`` is
+    false logits were interpolated, for those examples, and the metrics are an
+    estimate for all: the exact baseline plus the paired difference to it.
+    """
+
+    alpha: float
+    measured: bool
+    metrics: Metrics
+    ci: dict[str, Interval]
+
+
+def measured_curve(sweep: Sweep) -> tuple[CurvePoint, ...]:
+    """The curve of an exact sweep."""
+    return tuple(
+        _measured(alpha, scores, sweep.baseline)
+        for alpha, scores in zip(sweep.alphas, sweep.scores, strict=True)
+    )
+
+
+def interpolated_curve(search: Search, measured: Sweep, baseline_alpha: float) -> tuple[CurvePoint, ...]:
+    """The curve of a search: interpolated, but for what was measured on all examples.
+
+    Args:
+        measured: exact scores of all examples, at the unpatched model's α first.
+    """
+    exact = dict(zip(measured.alphas, measured.scores, strict=True))
+    baseline = summarise(measured.baseline)
+    points = []
+    for index, t in enumerate(search.grid):
+        alpha = round(abs(baseline_alpha - t), 12)
+        if alpha in exact:
+            points.append(_measured(alpha, exact[alpha], measured.baseline))
+            continue
+        rows = [part for part in search.curve if part.points > index]
+
+        def at(name: str, point: int, rows: list = rows) -> NDArray[np.float64]:  # type: ignore[type-arg]
+            return np.concatenate([part.values(name)[point] for part in rows]).astype(np.float64)
+
+        ece = [
+            expected_calibration_error(at("confidence", i).astype(np.float32), at("top1", i) > 0)
+            for i in (0, index)
+        ]
+        estimates, ci = {"ece": max(0.0, baseline.ece + ece[1] - ece[0])}, {}
+        for metric in MEANS:
+            difference = at(metric, index) - at(metric, 0)
+            ci[metric] = paired_interval(difference)
+            estimates[metric] = _within(metric, getattr(baseline, metric) + float(difference.mean()))
+        seen = len(at("loss", 0))
+        whole = seen == len(measured.baseline) and t in search.nodes
+        points.append(CurvePoint(alpha, whole, Metrics(n=seen, **estimates), dict(ci)))
+    return tuple(points)
+
+
+def _measured(alpha: float, scores: Scores, baseline: Scores) -> CurvePoint:
+    ci: dict[str, Interval] = {}
+    if len(scores) > 1:
+        ci = {m: paired_difference(scores, baseline, m) for m in MEANS}
+    return CurvePoint(alpha, True, summarise(scores), ci)
+
+
+def _within(metric: str, value: float) -> float:
+    """An estimate that adds up differences stays a fraction, or a loss."""
+    return max(0.0, value) if metric == "loss" else min(1.0, max(0.0, value))

@@ -1,0 +1,318 @@
+"""Find α for the price of a few passes: a few nodes, a part of the examples, then one exact look.
+
+    1. A pilot of at most 256 examples sees 9 nodes of [0, 0.3]. The range doubles
+       while the best α sits at its end, and shrinks where the rest cannot win.
+       The pilot says how few nodes give the curve to within the tolerance.
+    2. The choosing part, a seeded and stratified half of the examples, sees those
+       nodes. Logits are interpolated to a dense grid. After each look the race
+       (racing.py) drops what cannot win; the range and the nodes follow.
+    3. The α that is best on the choosing part is measured exactly, on all examples.
+       Its gain is what it brings on the other half, which had no part in choosing.
+
+With ``full`` all examples see the nodes, nothing is dropped, and the curve is
+that of all examples; α is chosen and confirmed in the same way.
+
+Positions on the grid are distances t from the unpatched model: α, or 1 − α for
+GroupNorm. Everything that is random is a function of the seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from alphatune.data.prefetch import Batch
+from alphatune.distributed import World
+from alphatune.evaluation import HIGHER_IS_BETTER, Metric, Predictor, Scores, concatenate, score_logits
+from alphatune.tuning.curve_scores import CurveScores, join, score_curve_
+from alphatune.tuning.interpolation import interpolation_weights, lobatto_nodes
+from alphatune.tuning.racing import rule_out
+from alphatune.tuning.sweep import run, sweep
+
+FIRST_RANGE = 0.3
+#: points of the grid; with ``full``
+POINTS, FULL_POINTS = 61, 101
+#: examples of the pilot: a sixteenth, but no fewer and no more
+PILOT = (128, 256)
+PILOT_NODES = 9
+NODE_COUNTS = (3, 4, 5, 6, 7, 9)
+#: looks at the choosing part, as shares of all examples; the last is its size
+LOOKS = (0.15, 0.3, 0.5)
+#: with fewer examples a search saves no time worth its loss of power
+FEWEST_EXAMPLES = 1000
+
+
+class Data(Protocol):
+    """Batches of examples that can be iterated again, over all of them or some."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Batch]: ...
+    def take(self, positions: NDArray[np.int64]) -> Data: ...
+    @property
+    def targets(self) -> NDArray[np.int64]: ...
+    @property
+    def batch_size(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Passes:
+    """A patched model over parts of the data, in one process or several."""
+
+    predictor: Predictor
+    data: Data
+    baseline: float  # the α of the unpatched model
+    world: World
+    count: Callable[[int], None]
+
+    def alpha(self, t: float) -> float:
+        """α at a distance from the unpatched model."""
+        return round(abs(self.baseline - t), 12)
+
+    def measure(self, positions: NDArray[np.int64], ts: Sequence[float]) -> list[Scores]:
+        """Exact scores of some examples at each t."""
+        scores = sweep(self.predictor, self._mine(positions), [*map(self.alpha, ts)], progress=self.count)
+        gathered = self.world.gather(scores)
+        return [concatenate([s for part in gathered for s in part[i]]) for i in range(len(ts))]
+
+    def logits(self, positions: NDArray[np.int64], ts: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Logits (ts, N, classes) on the CPU and targets (N,) of some examples, in their order."""
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+        def keep(batch: Batch, logits: list[Tensor]) -> None:
+            for t, at_t in zip(ts, logits, strict=True):
+                score_logits(
+                    at_t, batch, where=f"at alpha = {self.alpha(t):g}"
+                )  # finite, and labels that fit
+            parts.append((batch.ids, torch.stack(logits).float().cpu(), batch.targets.cpu()))
+
+        run(self.predictor, self._mine(positions), [*map(self.alpha, ts)], keep, progress=self.count)
+        everything = [part for share in self.world.gather(parts) for part in share]
+        order = torch.cat([ids for ids, _, _ in everything]).argsort()
+        logits = torch.cat([logits for _, logits, _ in everything], dim=1)[:, order]
+        return logits, torch.cat([targets for _, _, targets in everything])[order]
+
+    def curve(
+        self, positions: NDArray[np.int64], nodes: Sequence[float], grid: Sequence[float]
+    ) -> tuple[CurveScores, Scores]:
+        """Interpolated scores of some examples on a grid, and the exact ones at t = 0."""
+        mine = self.world.batches_of(positions, self.data.batch_size)
+        scores, exact = CurveScores.empty(len(grid), len(mine)), []
+        weights = torch.from_numpy(interpolation_weights(nodes, grid)).float()
+        start = 0
+
+        def keep(batch: Batch, logits: list[Tensor]) -> None:
+            nonlocal weights, start
+            for t, at_t in zip(nodes[1:], logits[1:], strict=True):
+                score_logits(at_t, batch, where=f"at alpha = {self.alpha(t):g}")
+            exact.append(score_logits(logits[0], batch, where=f"at alpha = {self.alpha(0):g}"))
+            weights = weights.to(logits[0].device)
+            score_curve_(scores, start, torch.stack(logits), weights, batch.targets, batch.ids)
+            start += len(batch)
+
+        run(self.predictor, self._mine(positions), [*map(self.alpha, nodes)], keep, progress=self.count)
+        shares = self.world.gather((scores, exact))
+        curve = scores if self.world.size == 1 else join([share for share, _ in shares])
+        return curve, concatenate([part for _, parts in shares for part in parts])
+
+    def _mine(self, positions: NDArray[np.int64]) -> Any:
+        mine = self.world.batches_of(positions, self.data.batch_size)
+        return self.data.take(mine) if len(mine) else ()
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search found, and what it looked at."""
+
+    t: float  # the best distance from the unpatched model
+    grid: tuple[float, ...]
+    #: interpolated scores; part k has the first points of the grid only, those in the race when it was seen
+    curve: tuple[CurveScores, ...]
+    nodes: tuple[float, ...]  # of the last part
+    choosing: NDArray[np.int64]  # positions of the examples that chose
+    confirming: NDArray[np.int64]  # all others
+    baseline: Scores  # exact, at t = 0: of the choosing part, with ``full`` of all
+    chosen_points: tuple[float, ...]  # best point of each metric on the choosing part, in METRICS' order
+    estimated_error: float  # of the curve, in nats and as a fraction, by the pilot
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """Logits of a few examples at so many nodes that they stand for the truth."""
+
+    logits: Tensor  # (nodes, N, classes)
+    targets: Tensor
+    nodes: tuple[float, ...]
+    range: float
+
+    def error(self, nodes: Sequence[float], high: float) -> float:
+        """Largest error of loss (nats) and top-1 on [0, high], of a polynomial through other nodes."""
+        points = np.linspace(0, high, 31)
+        truth = interpolation_weights(self.nodes, points)
+        other = interpolation_weights(nodes, points) @ interpolation_weights(self.nodes, nodes)
+        return self._difference(self._scores(truth), self._scores(other))
+
+    def own_error(self, high: float) -> float:
+        """The same of the pilot's own polynomial, by leaving out each inner node up to ``high`` in turn."""
+        errors = [0.0]
+        for left_out in range(1, len(self.nodes) - 1):
+            if self.nodes[left_out] > high and len(errors) > 1:
+                break
+            others = [j for j in range(len(self.nodes)) if j != left_out]
+            weights = np.zeros((1, len(self.nodes)))
+            weights[0, others] = interpolation_weights(
+                [self.nodes[j] for j in others], [self.nodes[left_out]]
+            )
+            exact = np.eye(len(self.nodes))[[left_out]]
+            errors.append(self._difference(self._scores(exact), self._scores(weights)))
+        return max(errors)
+
+    def _scores(self, weights: NDArray[np.float64]) -> CurveScores:
+        scores = CurveScores.empty(len(weights), len(self.targets))
+        ids = torch.arange(len(self.targets))
+        score_curve_(scores, 0, self.logits, torch.from_numpy(weights).float(), self.targets, ids)
+        return scores
+
+    def curve(self, grid: ArrayLike) -> CurveScores:
+        """Scores on a grid."""
+        return self._scores(interpolation_weights(self.nodes, grid))
+
+    def _difference(self, one: CurveScores, other: CurveScores) -> float:
+        loss = np.abs(one.average("loss") - other.average("loss")).max()
+        top1 = np.abs(one.average("top1") - other.average("top1")).max()
+        # One example more or less says nothing: the pilot cannot see less of top-1 than that.
+        return float(max(loss, top1 - 2 / len(self.targets)))
+
+
+def search(
+    passes: Passes,
+    metric: Metric,
+    *,
+    tolerance: float,
+    race_delta: float,
+    seed: int,
+    full: bool = False,
+    first_range: float = FIRST_RANGE,
+) -> Search:
+    """Look for the best α as this module's text says.
+
+    Args:
+        passes: the patched model and its data.
+        metric: what to choose by.
+        tolerance: error of the interpolated curve, in nats and as a fraction, that nodes are added until.
+        race_delta: probability of dropping the α that is best on the choosing part; 0 drops nothing.
+        first_range: where to look first: [0, first_range].
+    """
+    order = stratified_order(passes.data.targets, seed)
+    n = len(order)
+    race_delta = 0.0 if full or metric == "ece" else race_delta  # an ECE is no mean over examples
+    first, last = min(max(n // 16, PILOT[0]), PILOT[1]), int(LOOKS[-1] * n)
+    pilot, alive = look_at_pilot(
+        passes, np.sort(order[:first]), metric, tolerance, race_delta, last, first_range, full
+    )
+    grid = tuple(round(float(t), 12) for t in np.linspace(0, pilot.range, FULL_POINTS if full else POINTS))
+    nodes, error = fewest_nodes(pilot, grid[alive - 1], tolerance)
+    parts, baselines, seen = [], [], 0
+    if full:
+        grid = tuple(sorted({*grid, *nodes}))
+        alive = len(grid)
+    for stop in [last] if full else sorted({max(first, int(share * n)) for share in LOOKS}):
+        part, baseline = passes.curve(np.sort(order[seen:stop]), nodes, grid[:alive])
+        parts.append(part)
+        baselines.append(baseline)
+        seen = stop
+        if stop == last or race_delta == 0:
+            continue
+        flags, regret = rule_out(_larger_is_better(join(parts), metric), last, race_delta, len(LOOKS) + 1)
+        alive = min(alive, int(np.flatnonzero(flags)[-1]) + 1)
+        if alive == 1 or regret <= tolerance / 10:
+            break  # nothing is left to choose
+        alive = max(alive, 3)
+        nodes, error = fewest_nodes(pilot, grid[alive - 1], tolerance)
+    joined = join(parts).first(alive)
+    best = tuple(grid[int(_signed(joined.average(m), m).argmax())] for m in HIGHER_IS_BETTER)
+    t = best[list(HIGHER_IS_BETTER).index(metric)]
+    if t == grid[-1] and t < 1 and alive == len(grid):
+        return search(
+            passes, metric, tolerance=tolerance, race_delta=race_delta, seed=seed, full=full,
+            first_range=min(1.0, 2 * first_range),
+        )  # fmt: skip
+    if full:
+        part, baseline = passes.curve(np.sort(order[seen:]), nodes, grid)
+        parts, baselines = [*parts, part], [*baselines, baseline]
+    return Search(
+        t=t,
+        grid=grid,
+        curve=tuple(parts),
+        nodes=nodes,
+        choosing=np.sort(order[:seen]),
+        confirming=np.sort(order[seen:]),
+        baseline=concatenate(baselines),
+        chosen_points=best,
+        estimated_error=error,
+    )
+
+
+def look_at_pilot(
+    passes: Passes,
+    positions: NDArray[np.int64],
+    metric: Metric,
+    tolerance: float,
+    race_delta: float,
+    population: int,
+    high: float,
+    full: bool,
+) -> tuple[Pilot, int]:
+    """Find the range of α that is worth looking at; returns the pilot and how many grid points to begin with."""
+    for shrunk in (False, False, False, True):
+        nodes = lobatto_nodes(PILOT_NODES, high)
+        logits, targets = passes.logits(positions, nodes)
+        pilot = Pilot(logits, targets, nodes, high)
+        grid = np.linspace(0, high, FULL_POINTS if full else POINTS)
+        values = _larger_is_better(pilot.curve(grid), metric)
+        if values.mean(axis=1).argmax() == len(grid) - 1 and high < 1 and not shrunk:
+            high = min(1.0, 2 * high)
+            continue
+        alive = int(np.flatnonzero(rule_out(values, population, race_delta, len(LOOKS) + 1)[0])[-1]) + 1
+        alive = max(alive, 3)
+        if shrunk or full or alive > len(grid) // 2 or pilot.own_error(grid[alive - 1]) <= tolerance:
+            break
+        high = float(grid[alive - 1])  # a polynomial over a smaller range follows the curve more closely
+    return pilot, alive
+
+
+def fewest_nodes(pilot: Pilot, high: float, tolerance: float) -> tuple[tuple[float, ...], float]:
+    """Nodes of [0, high], as few as give the curve to within the tolerance, and the error to expect."""
+    for count in NODE_COUNTS:
+        nodes = lobatto_nodes(count, high)
+        error = pilot.error(nodes, high)
+        if error <= tolerance:
+            break
+    return nodes, max(error, 0.0)
+
+
+def stratified_order(targets: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """All positions in random order, every class spread evenly: each beginning is a stratified sample."""
+    rng = np.random.default_rng(seed)
+    key = np.empty(len(targets))
+    for label in np.unique(targets):
+        members = rng.permutation(np.flatnonzero(targets == label))
+        key[members] = (np.arange(len(members)) + rng.random(len(members))) / len(members)
+    return np.argsort(key, kind="stable")
+
+
+def _signed(values: NDArray[Any], metric: Metric) -> NDArray[Any]:
+    return values if HIGHER_IS_BETTER[metric] else -values
+
+
+def _larger_is_better(scores: CurveScores, metric: Metric) -> NDArray[Any]:
+    """Scores (points, n) whose mean is to be large; an ECE, which is no mean, as one column."""
+    if metric == "ece":
+        return -scores.average("ece")[:, None]
+    values = scores.values(metric)
+    return values.astype(np.float32) if HIGHER_IS_BETTER[metric] else -values
