@@ -247,7 +247,7 @@ def search(
         parts, baselines = [*parts, part], [*baselines, baseline]
     return Search(
         t=t,
-        grid=grid,
+        grid=grid[: parts[0].points],  # beyond it, the pilot saw enough
         curve=tuple(parts),
         nodes=nodes,
         choosing=np.sort(order[:seen]),
