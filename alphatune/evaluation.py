@@ -226,7 +226,7 @@ class Predictor:
             ResourceError: one example does not fit into memory.
         """
         if self.most is not None and len(inputs) > self.most:
-            return torch.cat([self(part) for part in inputs.split(self.most)])
+            return torch.cat([self(part) for part in torch.split(inputs, self.most)])
         low_precision = self.dtype in (torch.float16, torch.bfloat16)
         try:
             with (

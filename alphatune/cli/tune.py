@@ -36,7 +36,7 @@ def tune(
     interpolation: o.Interpolation = None,
     alphas: o.Alphas = "auto",
     curve: o.CurveOption = "auto",
-    curve_tolerance: o.CurveTolerance = 0.001,
+    curve_tolerance: o.CurveTolerance = 0.002,
     race_delta: o.RaceDelta = 0.05,
     metric: o.MetricOption = "top1",
     accept: o.AcceptOption = "significant",
@@ -79,7 +79,7 @@ def tune(
         console.note(f"settings: {settings}")
     with console.progress_bar("sweeping alpha", quiet or dry_run) as progress:
         document = run_tune(settings, progress, dry_run=dry_run)
-    if document is None:
+    if not document:
         return  # another of torchrun's processes speaks
     if not quiet:
         console.remark_on(document)

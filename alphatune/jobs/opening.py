@@ -135,7 +135,7 @@ def prepare(settings: EvaluateSettings) -> Prepared:
         raise ConfigurationError(f"unknown dtype {settings.dtype!r}", f"one of: {', '.join(DTYPES)}")
     opened = open_model(settings)
     if settings.channels_last:
-        opened.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        opened.module.to(memory_format=torch.channels_last)
     if settings.kernel != "auto":
         resolve_kernel(settings.kernel, opened.device)  # one that cannot run is an error before anything runs
     examples = _open_examples(settings, opened.preprocessing.image_mode).decoded_by(settings.decoder)

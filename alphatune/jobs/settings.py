@@ -80,7 +80,7 @@ class TuneSettings(EvaluateSettings):
 
     alphas: str = "auto"
     curve: Literal["auto", "full"] = "auto"
-    curve_tolerance: float = 0.001
+    curve_tolerance: float = 0.002
     race_delta: float = 0.05
     metric: Literal["top1", "top5", "loss", "ece"] = "top1"
     accept: Literal["significant", "best"] = "significant"

@@ -27,12 +27,12 @@ from alphatune.tuning.tune import TuneResult, check_choices, tune
 
 def run_tune(
     settings: TuneSettings, progress: Progress | None = None, *, dry_run: bool = False
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """Tune a model and write the tuned folder; under torchrun several processes share the work.
 
     Returns:
         The document that result.json holds; with ``dry_run`` the plan, and nothing
-        is run on the data or written. None in all but the first process.
+        is run on the data or written. Empty in all but the first process.
 
     Raises:
         AlphatuneError: in one of its kinds; nothing is left half written.
@@ -72,7 +72,7 @@ def run_tune(
             progress=progress if world.first else None,
         )
         if not world.first:
-            return None
+            return {}
     description = describe_model(prepared.opened, layers, prepared.probe, names, too_small)
     return _write(settings, prepared, result, description, exclude, world.size)
 

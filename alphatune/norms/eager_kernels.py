@@ -47,6 +47,7 @@ def example_weighted_norm(
     n, channels = x.shape[:2]
     rows, positions = n * channels, x.numel() // (n * channels)
     safe_eps = eps if eps > 0 else 1e-12  # an example's channel may be constant
+    z: Tensor
     z, mean, rstd = aten.native_group_norm(x, None, None, n, channels, positions, channels, safe_eps)
     mean, rstd = mean.view(n, channels), rstd.view(n, channels)
     own_variance = (rstd.square().reciprocal_() - safe_eps).clamp_min_(0)

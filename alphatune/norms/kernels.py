@@ -126,7 +126,7 @@ def activate(y: Tensor, act: str | None) -> Tensor:
 
 def _is_plain_inference(*tensors: Tensor | None) -> bool:
     """Whether nothing but numbers is wanted: no graph, gradient, trace or tensor subclass."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
         return False
     if any(t is not None and type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
         return False

@@ -20,8 +20,8 @@ import torchvision
 import alphatune
 from alphatune.errors import NumericError
 from alphatune.evaluation import Metrics
-from alphatune.tuning.selection import Gain
 from alphatune.tuning.curve import CurvePoint
+from alphatune.tuning.selection import Gain
 from alphatune.tuning.tune import TuneResult
 
 SCHEMA = 1

@@ -63,14 +63,15 @@ def interpolated_curve(search: Search, measured: Sweep, baseline_alpha: float) -
             expected_calibration_error(at("confidence", i).astype(np.float32), at("top1", i) > 0)
             for i in (0, index)
         ]
-        estimates, ci = {"ece": max(0.0, baseline.ece + ece[1] - ece[0])}, {}
+        estimates = {"ece": max(0.0, baseline.ece + ece[1] - ece[0])}
+        ci: dict[str, Interval] = {}
         for metric in MEANS:
             difference = at(metric, index) - at(metric, 0)
             ci[metric] = paired_interval(difference)
             estimates[metric] = _within(metric, getattr(baseline, metric) + float(difference.mean()))
         seen = len(at("loss", 0))
         whole = seen == len(measured.baseline) and t in search.nodes
-        points.append(CurvePoint(alpha, whole, Metrics(n=seen, **estimates), dict(ci)))
+        points.append(CurvePoint(alpha, whole, Metrics(n=seen, **estimates), ci))
     return tuple(points)
 
 

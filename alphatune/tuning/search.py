@@ -216,11 +216,8 @@ def search(
         passes, np.sort(order[:first]), metric, tolerance, race_delta, last, first_range, full
     )
     grid = tuple(round(float(t), 12) for t in np.linspace(0, pilot.range, FULL_POINTS if full else POINTS))
-    nodes, error = fewest_nodes(pilot, grid[alive - 1], tolerance)
+    nodes, error = fewest_nodes(pilot, grid[:alive], tolerance)
     parts, baselines, seen = [], [], 0
-    if full:
-        grid = tuple(sorted({*grid, *nodes}))
-        alive = len(grid)
     for stop in [last] if full else sorted({max(first, int(share * n)) for share in LOOKS}):
         part, baseline = passes.curve(np.sort(order[seen:stop]), nodes, grid[:alive])
         parts.append(part)
@@ -233,7 +230,7 @@ def search(
         if alive == 1 or regret <= tolerance / 10:
             break  # nothing is left to choose
         alive = max(alive, 3)
-        nodes, error = fewest_nodes(pilot, grid[alive - 1], tolerance)
+        nodes, error = fewest_nodes(pilot, grid[:alive], tolerance)
     joined = join(parts).first(alive)
     best = tuple(grid[int(_signed(joined.average(m), m).argmax())] for m in HIGHER_IS_BETTER)
     t = best[list(HIGHER_IS_BETTER).index(metric)]
@@ -286,11 +283,14 @@ def look_at_pilot(
     return pilot, alive
 
 
-def fewest_nodes(pilot: Pilot, high: float, tolerance: float) -> tuple[tuple[float, ...], float]:
-    """Nodes of [0, high], as few as give the curve to within the tolerance, and the error to expect."""
+def fewest_nodes(pilot: Pilot, grid: Sequence[float], tolerance: float) -> tuple[tuple[float, ...], float]:
+    """Nodes among the points of a grid, as few as give the curve to within the tolerance, and the error to expect."""
     for count in NODE_COUNTS:
-        nodes = lobatto_nodes(count, high)
-        error = pilot.error(nodes, high)
+        wanted = np.array(lobatto_nodes(min(count, len(grid)), grid[-1]))
+        # On the grid: what is measured has a round number, and the interpolation hardly minds.
+        nearest = np.abs(np.asarray(grid)[:, None] - wanted).argmin(axis=0)
+        nodes = tuple(grid[i] for i in sorted(set(nearest.tolist())))
+        error = pilot.error(nodes, grid[-1])
         if error <= tolerance:
             break
     return nodes, max(error, 0.0)

@@ -29,7 +29,7 @@ from alphatune.tuning.sweep import Sweep, counting
 Curve = Literal["auto", "full"]
 
 #: error of the interpolated curve, in nats and as a fraction, that nodes are added until
-CURVE_TOLERANCE = 0.001
+CURVE_TOLERANCE = 0.002
 #: probability that the race drops the α that is best on the choosing part
 RACE_DELTA = 0.05
 
