@@ -1,16 +1,20 @@
-"""Find α for the price of a few passes: a few nodes, a part of the examples, then one exact look.
+"""Find α for the price of a few passes: a few nodes, a part of the examples, then one exact pass.
 
     1. A pilot of at most 256 examples sees 9 nodes of [0, 0.3]. The range doubles
        while the best α sits at its end, and shrinks where the rest cannot win.
        The pilot says how few nodes give the curve to within the tolerance.
-    2. The choosing part, a seeded and stratified half of the examples, sees those
-       nodes. Logits are interpolated to a dense grid. After each look the race
-       (racing.py) drops what cannot win; the range and the nodes follow.
+    2. The choosing part, a seeded and stratified 60 % of the examples, comes in four
+       lots. A lot sees those nodes, and logits are interpolated to a dense grid.
+       After each the race (racing.py) drops what cannot win; range and nodes follow.
     3. The α that is best on the choosing part is measured exactly, on all examples.
-       Its gain is what it brings on the other half, which had no part in choosing.
+
+The gain is measured exactly, too, and always on examples that had no part in
+choosing: the α that is best after some lots is a node of the next one, and the
+last α meets the other 40 %. Pooled, that is progressive validation (Blum, Kalai
+& Langford 1999), which uses all examples but those of the first lot.
 
 With ``full`` all examples see the nodes, nothing is dropped, and the curve is
-that of all examples; α is chosen and confirmed in the same way.
+that of all examples; α is chosen and its gain measured in the same way.
 
 Positions on the grid are distances t from the unpatched model: α, or 1 − α for
 GroupNorm. Everything that is random is a function of the seed.
@@ -29,7 +33,15 @@ from torch import Tensor
 
 from alphatune.data.prefetch import Batch
 from alphatune.distributed import World
-from alphatune.evaluation import HIGHER_IS_BETTER, Metric, Predictor, Scores, concatenate, score_logits
+from alphatune.evaluation import (
+    HIGHER_IS_BETTER,
+    METRICS,
+    Metric,
+    Predictor,
+    Scores,
+    concatenate,
+    score_logits,
+)
 from alphatune.tuning.curve_scores import CurveScores, join, score_curve_
 from alphatune.tuning.interpolation import interpolation_weights, lobatto_nodes
 from alphatune.tuning.racing import rule_out
@@ -43,7 +55,7 @@ PILOT = (128, 256)
 PILOT_NODES = 9
 NODE_COUNTS = (3, 4, 5, 6, 7, 9)
 #: looks at the choosing part, as shares of all examples; the last is its size
-LOOKS = (0.15, 0.3, 0.5)
+LOOKS = (0.15, 0.3, 0.45, 0.6)
 #: with fewer examples a search saves no time worth its loss of power
 FEWEST_EXAMPLES = 1000
 
@@ -98,19 +110,22 @@ class Passes:
         return logits, torch.cat([targets for _, _, targets in everything])[order]
 
     def curve(
-        self, positions: NDArray[np.int64], nodes: Sequence[float], grid: Sequence[float]
-    ) -> tuple[CurveScores, Scores]:
-        """Interpolated scores of some examples on a grid, and the exact ones at t = 0."""
+        self, positions: NDArray[np.int64], nodes: Sequence[float], grid: Sequence[float], leader: float
+    ) -> tuple[CurveScores, Scores, Scores]:
+        """Interpolated scores of some examples on a grid, and the exact ones at t = 0 and at the node ``leader``."""
         mine = self.world.batches_of(positions, self.data.batch_size)
-        scores, exact = CurveScores.empty(len(grid), len(mine)), []
+        scores = CurveScores.empty(len(grid), len(mine))
+        exact: list[tuple[Scores, Scores]] = []
         weights = torch.from_numpy(interpolation_weights(nodes, grid)).float()
         start = 0
 
         def keep(batch: Batch, logits: list[Tensor]) -> None:
             nonlocal weights, start
-            for t, at_t in zip(nodes[1:], logits[1:], strict=True):
+            at_nodes = [
                 score_logits(at_t, batch, where=f"at alpha = {self.alpha(t):g}")
-            exact.append(score_logits(logits[0], batch, where=f"at alpha = {self.alpha(0):g}"))
+                for t, at_t in zip(nodes, logits, strict=True)
+            ]
+            exact.append((at_nodes[0], at_nodes[nodes.index(leader)]))
             weights = weights.to(logits[0].device)
             score_curve_(scores, start, torch.stack(logits), weights, batch.targets, batch.ids)
             start += len(batch)
@@ -118,7 +133,8 @@ class Passes:
         run(self.predictor, self._mine(positions), [*map(self.alpha, nodes)], keep, progress=self.count)
         shares = self.world.gather((scores, exact))
         curve = scores if self.world.size == 1 else join([share for share, _ in shares])
-        return curve, concatenate([part for _, parts in shares for part in parts])
+        pairs = [pair for _, pairs in shares for pair in pairs]
+        return curve, concatenate([pair[0] for pair in pairs]), concatenate([pair[1] for pair in pairs])
 
     def _mine(self, positions: NDArray[np.int64]) -> Any:
         mine = self.world.batches_of(positions, self.data.batch_size)
@@ -137,6 +153,8 @@ class Search:
     choosing: NDArray[np.int64]  # positions of the examples that chose
     confirming: NDArray[np.int64]  # all others
     baseline: Scores  # exact, at t = 0: of the choosing part, with ``full`` of all
+    leaders: tuple[float, ...]  # what was best before each lot but the first
+    challenged: tuple[Scores, ...]  # exact, of each lot but the first, at its leader
     chosen_points: tuple[float, ...]  # best point of each metric on the choosing part, in METRICS' order
     estimated_error: float  # of the curve, in nats and as a fraction, by the pilot
 
@@ -217,13 +235,19 @@ def search(
     )
     grid = tuple(round(float(t), 12) for t in np.linspace(0, pilot.range, FULL_POINTS if full else POINTS))
     nodes, error = fewest_nodes(pilot, grid[:alive], tolerance)
-    parts, baselines, seen = [], [], 0
-    for stop in [last] if full else sorted({max(first, int(share * n)) for share in LOOKS}):
-        part, baseline = passes.curve(np.sort(order[seen:stop]), nodes, grid[:alive])
+    parts, baselines, leaders, challenged, seen = [], [], [0.0], [], 0
+    for stop in sorted({max(first, int(share * n)) for share in LOOKS}):
+        lot = np.sort(order[seen:stop])
+        part, baseline, at_leader = passes.curve(lot, nodes, grid[:alive], leaders[-1])
         parts.append(part)
         baselines.append(baseline)
+        challenged.append(at_leader)
         seen = stop
-        if stop == last or race_delta == 0:
+        if stop == last:
+            break
+        leaders.append(grid[_best(join(parts), metric)])
+        if race_delta == 0:
+            nodes = with_node(nodes, leaders[-1])
             continue
         flags, regret = rule_out(_larger_is_better(join(parts), metric), last, race_delta, len(LOOKS) + 1)
         alive = min(alive, int(np.flatnonzero(flags)[-1]) + 1)
@@ -231,16 +255,17 @@ def search(
             break  # nothing is left to choose
         alive = max(alive, 3)
         nodes, error = fewest_nodes(pilot, grid[:alive], tolerance)
+        nodes = with_node(nodes, leaders[-1])
     joined = join(parts).first(alive)
-    best = tuple(grid[int(_signed(joined.average(m), m).argmax())] for m in HIGHER_IS_BETTER)
-    t = best[list(HIGHER_IS_BETTER).index(metric)]
+    best = tuple(grid[_best(joined, m)] for m in METRICS)
+    t = best[METRICS.index(metric)]
     if t == grid[-1] and t < 1 and alive == len(grid):
         return search(
             passes, metric, tolerance=tolerance, race_delta=race_delta, seed=seed, full=full,
             first_range=min(1.0, 2 * first_range),
         )  # fmt: skip
     if full:
-        part, baseline = passes.curve(np.sort(order[seen:]), nodes, grid)
+        part, baseline, _ = passes.curve(np.sort(order[seen:]), nodes, grid, 0.0)
         parts, baselines = [*parts, part], [*baselines, baseline]
     return Search(
         t=t,
@@ -250,6 +275,8 @@ def search(
         choosing=np.sort(order[:seen]),
         confirming=np.sort(order[seen:]),
         baseline=concatenate(baselines),
+        leaders=tuple(leaders[1:]),
+        challenged=tuple(challenged[1:]),
         chosen_points=best,
         estimated_error=error,
     )
@@ -296,6 +323,15 @@ def fewest_nodes(pilot: Pilot, grid: Sequence[float], tolerance: float) -> tuple
     return nodes, max(error, 0.0)
 
 
+def with_node(nodes: tuple[float, ...], t: float) -> tuple[float, ...]:
+    """The nodes with t among them, in place of the nearest inner one."""
+    if t in nodes:
+        return nodes
+    inner = nodes[1:-1]
+    nearest = min(inner, key=lambda node: abs(node - t), default=None)
+    return tuple(sorted({nodes[0], t, nodes[-1], *(node for node in inner if node != nearest)}))
+
+
 def stratified_order(targets: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """All positions in random order, every class spread evenly: each beginning is a stratified sample."""
     rng = np.random.default_rng(seed)
@@ -304,6 +340,11 @@ def stratified_order(targets: NDArray[np.int64], seed: int) -> NDArray[np.int64]
         members = rng.permutation(np.flatnonzero(targets == label))
         key[members] = (np.arange(len(members)) + rng.random(len(members))) / len(members)
     return np.argsort(key, kind="stable")
+
+
+def _best(scores: CurveScores, metric: Metric) -> int:
+    """The best point; among equals the nearest to the unpatched model."""
+    return int(_signed(scores.average(metric), metric).argmax())
 
 
 def _signed(values: NDArray[Any], metric: Metric) -> NDArray[Any]:

@@ -10,12 +10,14 @@ test counts the examples that changed sides.
 The α that is returned is the optimum over all examples. The cross-fitted gain
 is what choosing in this way is worth on examples that it has not seen.
 
-A search (search.py) chooses on one half of the examples; its gain is measured
-on the other half, exactly and in the same way.
+A search (search.py) chooses on a part of the examples, in lots. Its gain is
+measured on each lot at the α that the lots before it chose, and on the examples
+that chose none at the last one: exactly, and in the same way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,11 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from alphatune.evaluation import HIGHER_IS_BETTER, METRICS, Metric, Scores, expected_calibration_error
+from alphatune.evaluation import (
+    HIGHER_IS_BETTER,
+    METRICS,
+    Metric,
+    Scores,
+    concatenate,
+    expected_calibration_error,
+)
 from alphatune.tuning.sweep import Sweep
 
 Accept = Literal["significant", "best"]
-Scheme = Literal["cross-fitted", "held-out"]
+Scheme = Literal["cross-fitted", "progressive"]
 
 FOLDS = 10
 RESAMPLES = 2000
@@ -52,8 +61,8 @@ class Gain:
     confidence: float
     scheme: Scheme
     examples: int  # whose scores the gain is the mean of
-    folds: int  # 0 for a held-out gain
-    fold_alphas: tuple[float, ...]  # the α each fold's complement chose; the one of a held-out gain
+    folds: int  # 0 for a progressive gain
+    fold_alphas: tuple[float, ...]  # the α that each fold, or lot, was scored at
     significant: bool
 
 
@@ -134,18 +143,24 @@ def cross_fitted_gain(sweep: Sweep, metric: Metric, *, seed: int = 0, folds: int
     return _gain(metric, measured, "cross-fitted", n, folds, alphas)
 
 
-def held_out_gain(chosen: Scores, baseline: Scores, alpha: float, metric: Metric, *, seed: int = 0) -> Gain:
-    """Gain of an α on examples that had no part in choosing it.
+def progressive_gain(
+    scored: Sequence[Scores], baseline: Scores, alphas: tuple[float, ...], metric: Metric, *, seed: int = 0
+) -> Gain:
+    """Gain on examples that each had no part in choosing the α at which they are scored.
 
     Args:
-        chosen, baseline: scores of these examples, in the same order, at the chosen and the unpatched α.
+        scored: scores of disjoint lots of examples, each at its own α.
+        baseline: scores of all examples at the unpatched model's α.
+        alphas: the α of each lot, the last one being the choice.
     """
     rng = np.random.default_rng(seed)
+    chosen = concatenate(list(scored))
+    before = baseline.take(np.searchsorted(baseline.ids, chosen.ids))
     if metric == "ece":
-        measured = _calibration_gain(chosen.confidence, chosen.top1, baseline, rng)
+        measured = _calibration_gain(chosen.confidence, chosen.top1, before, rng)
     else:
-        measured = _mean_gain(_per_example(chosen, metric) - _per_example(baseline, metric), metric, rng)
-    return _gain(metric, measured, "held-out", len(baseline), 0, (alpha,))
+        measured = _mean_gain(_per_example(chosen, metric) - _per_example(before, metric), metric, rng)
+    return _gain(metric, measured, "progressive", len(chosen), 0, alphas)
 
 
 def _gain(

@@ -23,7 +23,7 @@ from alphatune.norms.survey import NormLayer, survey
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.curve import CurvePoint, interpolated_curve, measured_curve
 from alphatune.tuning.search import FEWEST_EXAMPLES, Passes, Search, search
-from alphatune.tuning.selection import Accept, Decision, Gain, decide, held_out_gain, select
+from alphatune.tuning.selection import Accept, Decision, Gain, decide, progressive_gain, select
 from alphatune.tuning.sweep import Sweep, counting
 
 Curve = Literal["auto", "full"]
@@ -221,8 +221,10 @@ def _searched(
         (before,) = passes.measure(found.choosing, [found.t])
         baseline, scores = concatenate([found.baseline, rest]), [concatenate([before, chosen])]
     swept = Sweep((passes.baseline, alpha) if scores else (passes.baseline,), (baseline, *scores))
-    apart = found.confirming  # ids are in the order of positions
-    gain = held_out_gain(swept.scores[-1].take(apart), baseline.take(apart), alpha, metric, seed=seed)
+    # Every lot at the α that was best before it, and what chose none at the last one.
+    scored = [*found.challenged, swept.scores[-1].take(found.confirming)]  # ids are in the order of positions
+    alphas = tuple(passes.alpha(t) for t in (*found.leaders[: len(found.challenged)], found.t))
+    gain = progressive_gain(scored, baseline, alphas, metric, seed=seed)
     return found, swept, gain
 
 
