@@ -50,10 +50,13 @@ from alphatune.tuning.sweep import run, sweep
 FIRST_RANGE = 0.3
 #: points of the grid; with ``full``
 POINTS, FULL_POINTS = 61, 101
-#: examples of the pilot: a sixteenth, but no fewer and no more
-PILOT = (128, 256)
+#: examples of the pilot: a twentieth, but no fewer and no more
+PILOT = (64, 256)
 PILOT_NODES = 9
 NODE_COUNTS = (3, 4, 5, 6, 7, 9)
+#: a point may be off by this share of what it is worse than the best: it will not be chosen all the same
+SLACK = 0.02
+MEANS: tuple[Metric, Metric] = ("loss", "top1")
 #: looks at the choosing part, as shares of all examples; the last is its size
 LOOKS = (0.15, 0.3, 0.45, 0.6)
 #: with fewer examples a search saves no time worth its loss of power
@@ -168,12 +171,15 @@ class Pilot:
     nodes: tuple[float, ...]
     range: float
 
-    def error(self, nodes: Sequence[float], high: float) -> float:
-        """Largest error of loss (nats) and top-1 on [0, high], of a polynomial through other nodes."""
+    def error(self, nodes: Sequence[float], high: float, *, slack: float = 0.0) -> float:
+        """Largest error of loss (nats) and top-1 on [0, high], of a polynomial through other nodes.
+
+        With ``slack`` a point may be off by that share of what it is worse than the best point.
+        """
         points = np.linspace(0, high, 31)
         truth = interpolation_weights(self.nodes, points)
         other = interpolation_weights(nodes, points) @ interpolation_weights(self.nodes, nodes)
-        return self._difference(self._scores(truth), self._scores(other))
+        return self._difference(self._scores(truth), self._scores(other), slack)
 
     def own_error(self, high: float) -> float:
         """The same of the pilot's own polynomial, by leaving out each inner node up to ``high`` in turn."""
@@ -200,9 +206,12 @@ class Pilot:
         """Scores on a grid."""
         return self._scores(interpolation_weights(self.nodes, grid))
 
-    def _difference(self, one: CurveScores, other: CurveScores) -> float:
-        loss = np.abs(one.average("loss") - other.average("loss")).max()
-        top1 = np.abs(one.average("top1") - other.average("top1")).max()
+    def _difference(self, truth: CurveScores, other: CurveScores, slack: float = 0.0) -> float:
+        loss, top1 = (
+            (np.abs(a - other.average(m)) - slack * np.abs(a - _signed(_signed(a, m).max(), m))).max()
+            for m in MEANS
+            for a in [truth.average(m)]
+        )
         # One example more or less says nothing: the pilot cannot see less of top-1 than that.
         return float(max(loss, top1 - 2 / len(self.targets)))
 
@@ -228,13 +237,14 @@ def search(
     """
     order = stratified_order(passes.data.targets, seed)
     n = len(order)
+    slack = 0.0 if full else SLACK
     race_delta = 0.0 if full or metric == "ece" else race_delta  # an ECE is no mean over examples
-    first, last = min(max(n // 16, PILOT[0]), PILOT[1]), int(LOOKS[-1] * n)
+    first, last = min(max(n // 20, PILOT[0]), PILOT[1]), int(LOOKS[-1] * n)
     pilot, alive = look_at_pilot(
         passes, np.sort(order[:first]), metric, tolerance, race_delta, last, first_range, full
     )
     grid = tuple(round(float(t), 12) for t in np.linspace(0, pilot.range, FULL_POINTS if full else POINTS))
-    nodes, error = fewest_nodes(pilot, grid[:alive], tolerance)
+    nodes, error = fewest_nodes(pilot, grid[:alive], tolerance, slack)
     parts, baselines, leaders, challenged, seen = [], [], [0.0], [], 0
     for stop in sorted({max(first, int(share * n)) for share in LOOKS}):
         lot = np.sort(order[seen:stop])
@@ -251,10 +261,10 @@ def search(
             continue
         flags, regret = rule_out(_larger_is_better(join(parts), metric), last, race_delta, len(LOOKS) + 1)
         alive = min(alive, int(np.flatnonzero(flags)[-1]) + 1)
-        if alive == 1 or regret <= tolerance / 10:
-            break  # nothing is left to choose
+        if alive == 1 or regret <= tolerance:
+            break  # whatever is left is as good as the leader
         alive = max(alive, 3)
-        nodes, error = fewest_nodes(pilot, grid[:alive], tolerance)
+        nodes, error = fewest_nodes(pilot, grid[:alive], tolerance, slack)
         nodes = with_node(nodes, leaders[-1])
     joined = join(parts).first(alive)
     best = tuple(grid[_best(joined, m)] for m in METRICS)
@@ -310,14 +320,16 @@ def look_at_pilot(
     return pilot, alive
 
 
-def fewest_nodes(pilot: Pilot, grid: Sequence[float], tolerance: float) -> tuple[tuple[float, ...], float]:
+def fewest_nodes(
+    pilot: Pilot, grid: Sequence[float], tolerance: float, slack: float
+) -> tuple[tuple[float, ...], float]:
     """Nodes among the points of a grid, as few as give the curve to within the tolerance, and the error to expect."""
     for count in NODE_COUNTS:
         wanted = np.array(lobatto_nodes(min(count, len(grid)), grid[-1]))
         # On the grid: what is measured has a round number, and the interpolation hardly minds.
         nearest = np.abs(np.asarray(grid)[:, None] - wanted).argmin(axis=0)
         nodes = tuple(grid[i] for i in sorted(set(nearest.tolist())))
-        error = pilot.error(nodes, grid[-1])
+        error = pilot.error(nodes, grid[-1], slack=slack)
         if error <= tolerance:
             break
     return nodes, max(error, 0.0)
@@ -347,7 +359,7 @@ def _best(scores: CurveScores, metric: Metric) -> int:
     return int(_signed(scores.average(metric), metric).argmax())
 
 
-def _signed(values: NDArray[Any], metric: Metric) -> NDArray[Any]:
+def _signed(values: Any, metric: Metric) -> Any:
     return values if HIGHER_IS_BETTER[metric] else -values
 
 

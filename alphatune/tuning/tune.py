@@ -156,7 +156,9 @@ def tune(
         passes = Passes(predictor or Predictor(model, dtype), batches, values[0], world or World(), count)
         with use_kernel(used):
             if searching:
-                found, swept, gain = _searched(passes, metric, curve, curve_tolerance, race_delta, seed)
+                found, swept, gain = _searched(
+                    passes, metric, accept, curve, curve_tolerance, race_delta, seed
+                )
             else:
                 ts = [abs(values[0] - alpha) for alpha in values]
                 swept = Sweep(values, tuple(passes.measure(np.arange(n), ts)))
@@ -203,28 +205,31 @@ def check_choices(metric: str, accept: str, curve: str, curve_tolerance: float, 
 
 
 def _searched(
-    passes: Passes, metric: Metric, curve: Curve, tolerance: float, race_delta: float, seed: int
+    passes: Passes,
+    metric: Metric,
+    accept: Accept,
+    curve: Curve,
+    tolerance: float,
+    race_delta: float,
+    seed: int,
 ) -> tuple[Search, Sweep, Gain]:
-    """Search, measure what was chosen on all examples, and its gain on those that did not choose it."""
+    """Search, measure the gain on examples that did not choose, and what will be deployed on all."""
     full = curve == "full"
     found = search(passes, metric, tolerance=tolerance, race_delta=race_delta, seed=seed, full=full)
-    everything = np.arange(len(passes.data))
-    alpha = passes.alpha(found.t)
-    if full:
-        baseline = found.baseline
-        scores = [passes.measure(everything, [found.t])[0]] if found.t else []
-    elif found.t == 0:
-        (rest,) = passes.measure(found.confirming, [0.0])
-        baseline, scores = concatenate([found.baseline, rest]), []
-    else:
-        rest, chosen = passes.measure(found.confirming, [0.0, found.t])
-        (before,) = passes.measure(found.choosing, [found.t])
-        baseline, scores = concatenate([found.baseline, rest]), [concatenate([before, chosen])]
-    swept = Sweep((passes.baseline, alpha) if scores else (passes.baseline,), (baseline, *scores))
+    alpha, other = passes.alpha(found.t), found.t != 0
+    to_measure = [*([] if full else [0.0]), *([found.t] if other else [])]
+    measured = passes.measure(found.confirming, to_measure) if to_measure else []
+    baseline = found.baseline if full else concatenate([found.baseline, measured[0]])
+    confirmed = (
+        measured[-1] if other else baseline.take(found.confirming)
+    )  # ids are in the order of positions
     # Every lot at the α that was best before it, and what chose none at the last one.
-    scored = [*found.challenged, swept.scores[-1].take(found.confirming)]  # ids are in the order of positions
     alphas = tuple(passes.alpha(t) for t in (*found.leaders[: len(found.challenged)], found.t))
-    gain = progressive_gain(scored, baseline, alphas, metric, seed=seed)
+    gain = progressive_gain([*found.challenged, confirmed], baseline, alphas, metric, seed=seed)
+    swept = Sweep((passes.baseline,), (baseline,))
+    if other and (gain.significant or accept == "best"):
+        (before,) = passes.measure(found.choosing, [found.t])
+        swept = Sweep((passes.baseline, alpha), (baseline, concatenate([before, confirmed])))
     return found, swept, gain
 
 
