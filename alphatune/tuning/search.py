@@ -1,7 +1,7 @@
 """Find α for the price of a few passes: a few nodes, a part of the examples, then one exact pass.
 
-    1. A pilot of at most 256 examples sees 9 nodes of [0, 0.3]. The range doubles
-       while the best α sits at its end, and shrinks where the rest cannot win.
+    1. A pilot of at most 256 examples sees 9 nodes of [0, 0.15]. The range doubles
+       while the best α sits near its end, and shrinks where the rest cannot win.
        The pilot says how few nodes give the curve to within the tolerance.
     2. The choosing part, a seeded and stratified 60 % of the examples, comes in four
        lots. A lot sees those nodes, and logits are interpolated to a dense grid.
@@ -47,7 +47,10 @@ from alphatune.tuning.interpolation import interpolation_weights, lobatto_nodes
 from alphatune.tuning.racing import rule_out
 from alphatune.tuning.sweep import run, sweep
 
-FIRST_RANGE = 0.3
+#: where to look first, [0, r]; with ``full``, whose curve is to show the decline as well
+FIRST_RANGE, FULL_RANGE = 0.15, 0.3
+#: a pilot whose best α lies in this last part of the range looks further
+NEAR_END = 0.8
 #: points of the grid; with ``full``
 POINTS, FULL_POINTS = 61, 101
 #: examples of the pilot: a twentieth, but no fewer and no more
@@ -224,7 +227,7 @@ def search(
     race_delta: float,
     seed: int,
     full: bool = False,
-    first_range: float = FIRST_RANGE,
+    first_range: float | None = None,
 ) -> Search:
     """Look for the best α as this module's text says.
 
@@ -233,8 +236,9 @@ def search(
         metric: what to choose by.
         tolerance: error of the interpolated curve, in nats and as a fraction, that nodes are added until.
         race_delta: probability of dropping the α that is best on the choosing part; 0 drops nothing.
-        first_range: where to look first: [0, first_range].
+        first_range: where to look first, [0, first_range], if not where this module says.
     """
+    first_range = first_range or (FULL_RANGE if full else FIRST_RANGE)
     order = stratified_order(passes.data.targets, seed)
     n = len(order)
     slack = 0.0 if full else SLACK
@@ -309,7 +313,7 @@ def look_at_pilot(
         pilot = Pilot(logits, targets, nodes, high)
         grid = np.linspace(0, high, FULL_POINTS if full else POINTS)
         values = _larger_is_better(pilot.curve(grid), metric)
-        if values.mean(axis=1).argmax() == len(grid) - 1 and high < 1 and not shrunk:
+        if values.mean(axis=1).argmax() >= NEAR_END * (len(grid) - 1) and high < 1 and not shrunk:
             high = min(1.0, 2 * high)
             continue
         alive = int(np.flatnonzero(rule_out(values, population, race_delta, len(LOOKS) + 1)[0])[-1]) + 1
