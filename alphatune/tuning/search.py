@@ -23,7 +23,7 @@ GroupNorm. Everything that is random is a function of the seed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,10 +49,12 @@ from alphatune.tuning.sweep import run, sweep
 
 #: where to look first, [0, r]; with ``full``, whose curve is to show the decline as well
 FIRST_RANGE, FULL_RANGE = 0.15, 0.3
-#: a pilot whose best α lies in this last part of the range looks further
-NEAR_END = 0.8
+#: where this last part of the range is as good as any other for the pilot, or this part for all lots, the
+#: search looks further
+NEAR_END, AT_END = 0.8, 0.95
 #: points of the grid; with ``full``
 POINTS, FULL_POINTS = 61, 101
+STEPS = (0.0005, 0.001, 0.0015, 0.0025, 0.003, 0.005, 0.006, 0.01, 0.02)
 #: examples of the pilot: a twentieth, but no fewer and no more
 PILOT = (64, 256)
 PILOT_NODES = 9
@@ -247,7 +249,7 @@ def search(
     pilot, alive = look_at_pilot(
         passes, np.sort(order[:first]), metric, tolerance, race_delta, last, first_range, full
     )
-    grid = tuple(round(float(t), 12) for t in np.linspace(0, pilot.range, FULL_POINTS if full else POINTS))
+    grid = grid_of(pilot.range, full)
     nodes, error = fewest_nodes(pilot, grid[:alive], tolerance, slack)
     parts, baselines, leaders, challenged, seen = [], [], [0.0], [], 0
     for stop in sorted({max(first, int(share * n)) for share in LOOKS}):
@@ -259,11 +261,15 @@ def search(
         seen = stop
         if stop == last:
             break
-        leaders.append(grid[_best(join(parts), metric)])
+        so_far = join(parts)
+        if full:  # the nodes are to be the same for all examples: the best of them leads
+            leaders.append(max(nodes, key=lambda t: _signed(so_far.average(metric), metric)[grid.index(t)]))
+            continue
+        leaders.append(grid[_best(so_far, metric)])
         if race_delta == 0:
             nodes = with_node(nodes, leaders[-1])
             continue
-        flags, regret = rule_out(_larger_is_better(join(parts), metric), last, race_delta, len(LOOKS) + 1)
+        flags, regret = rule_out(_larger_is_better(so_far, metric), last, race_delta, len(LOOKS) + 1)
         alive = min(alive, int(np.flatnonzero(flags)[-1]) + 1)
         if alive == 1 or regret <= tolerance:
             break  # whatever is left is as good as the leader
@@ -273,11 +279,13 @@ def search(
     joined = join(parts).first(alive)
     best = tuple(grid[_best(joined, m)] for m in METRICS)
     t = best[METRICS.index(metric)]
-    if t == grid[-1] and t < 1 and alive == len(grid):
-        return search(
+    if AT_END * grid[-1] <= t < 1 and alive == len(grid):
+        wider = search(
             passes, metric, tolerance=tolerance, race_delta=race_delta, seed=seed, full=full,
-            first_range=min(1.0, 2 * first_range),
+            first_range=min(1.0, 2 * grid[-1]),
         )  # fmt: skip
+        # That the range was too small is what all lots said: none can test what was chosen before it.
+        return replace(wider, leaders=(), challenged=())
     if full:
         part, baseline, _ = passes.curve(np.sort(order[seen:]), nodes, grid, 0.0)
         parts, baselines = [*parts, part], [*baselines, baseline]
@@ -308,20 +316,29 @@ def look_at_pilot(
 ) -> tuple[Pilot, int]:
     """Find the range of α that is worth looking at; returns the pilot and how many grid points to begin with."""
     for shrunk in (False, False, False, True):
+        high = grid_of(high, full)[-1]
         nodes = lobatto_nodes(PILOT_NODES, high)
         logits, targets = passes.logits(positions, nodes)
         pilot = Pilot(logits, targets, nodes, high)
-        grid = np.linspace(0, high, FULL_POINTS if full else POINTS)
+        grid = grid_of(high, full)
         values = _larger_is_better(pilot.curve(grid), metric)
-        if values.mean(axis=1).argmax() >= NEAR_END * (len(grid) - 1) and high < 1 and not shrunk:
+        average = values.mean(axis=1)
+        if average[int(NEAR_END * len(grid)) :].max() == average.max() and high < 1 and not shrunk:
             high = min(1.0, 2 * high)
             continue
         alive = int(np.flatnonzero(rule_out(values, population, race_delta, len(LOOKS) + 1)[0])[-1]) + 1
         alive = max(alive, 3)
         if shrunk or full or alive > len(grid) // 2 or pilot.own_error(grid[alive - 1]) <= tolerance:
             break
-        high = float(grid[alive - 1])  # a polynomial over a smaller range follows the curve more closely
+        high = grid[alive - 1]  # a polynomial over a smaller range follows the curve more closely
     return pilot, alive
+
+
+def grid_of(high: float, full: bool) -> tuple[float, ...]:
+    """Round numbers from 0 to ``high``, or a little over it: 61 at most, with ``full`` 101."""
+    most = FULL_POINTS if full else POINTS
+    step = next(step for step in STEPS if high / step < most - 1 + 1e-9)
+    return tuple(round(i * step, 12) for i in range(int(np.ceil(high / step - 1e-9)) + 1))
 
 
 def fewest_nodes(

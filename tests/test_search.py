@@ -1,0 +1,268 @@
+"""The search on a real network: as good as an exact sweep, honest about what it measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from tiny import tiny
+from torch import nn
+
+import alphatune
+from alphatune.errors import ConfigurationError, NumericError
+from alphatune.evaluation import Scores, summarise
+from alphatune.norms.conversion import Norm, convert_
+from alphatune.norms.patching import patched, set_alpha_
+from alphatune.tuning.search import stratified_order
+from alphatune.tuning.selection import CONFIDENCE, progressive_gain
+from alphatune.tuning.tune import TuneResult
+
+N = 1600
+
+
+def images(n: int = N, shift: float = 0.0, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Images of four classes; each image has a contrast and brightness of its own, the more the larger the shift."""
+    g = torch.Generator().manual_seed(seed)
+    targets = torch.randint(4, (n,), generator=g)
+    patterns = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(7))
+    x = 0.5 * patterns[targets] + torch.randn(n, 3, 12, 12, generator=g)
+    contrast = torch.exp(shift * torch.randn(n, 1, 1, 1, generator=g))
+    brightness = shift * torch.randn(n, 3, 1, 1, generator=g)
+    return list(zip((x * contrast + brightness).split(100), targets.split(100), strict=True))
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    """Trained on images without a shift."""
+    torch.manual_seed(3)
+    network = tiny().train()
+    optimizer = torch.optim.Adam(network.parameters(), 0.01)
+    for x, y in images(3000, seed=1):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(x), y).backward()
+        optimizer.step()
+    return network.eval()
+
+
+def shifted() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return images(shift=0.7)
+
+
+def exact(model: nn.Module, data: list, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """Loss and correctness of each example, by the plain patched model."""
+    with patched(model), torch.no_grad():
+        set_alpha_(model, alpha)
+        logits = torch.cat([model(x) for x, _ in data])
+    targets = torch.cat([y for _, y in data])
+    loss = nn.functional.cross_entropy(logits, targets, reduction="none")
+    return loss.double().numpy(), (logits.argmax(1) == targets).numpy()
+
+
+@pytest.mark.parametrize("metric", ["loss", "top1"])
+def test_as_good_as_an_exact_sweep(model: nn.Module, metric: str) -> None:
+    data = shifted()
+    result = alphatune.tune(model, data, metric=metric, accept="best")
+    assert result.search is not None
+    grid = np.linspace(0, 1, 51)
+    choosing = result.search.choosing
+    pick = 0 if metric == "loss" else 1
+    sign = -1 if metric == "loss" else 1
+    best = max(sign * exact(model, data, a)[pick][choosing].mean() for a in grid)
+    chosen = sign * exact(model, data, result.alpha)[pick][choosing].mean()
+    assert result.alpha > 0
+    assert best - chosen <= (0.004 if metric == "loss" else 0.008)
+
+
+def test_what_is_chosen_was_measured(model: nn.Module) -> None:
+    data = shifted()
+    result = alphatune.tune(model, data, metric="loss", accept="best")
+    loss, correct = exact(model, data, result.alpha)
+    assert result.chosen.n == N
+    assert result.chosen.loss == pytest.approx(loss.mean(), abs=1e-5)
+    assert result.chosen.top1 == correct.mean()
+    measured = {point.alpha for point in result.curve if point.measured}
+    assert measured == {0.0, result.alpha}
+    assert all(p.metrics.n == N for p in result.curve if p.measured)
+    assert result.passes < 8  # two ranges of pilots, and fewer nodes as the race goes on
+
+
+def test_a_full_curve_is_that_of_all_examples(model: nn.Module) -> None:
+    data = shifted()
+    result = alphatune.tune(model, data, metric="loss", curve="full")
+    assert len(result.curve) == 101
+    assert {p.metrics.n for p in result.curve} == {N}
+    assert sum(p.measured for p in result.curve) >= 3
+    for point in result.curve[::10]:
+        loss, correct = exact(model, data, point.alpha)
+        assert point.metrics.loss == pytest.approx(loss.mean(), abs=1e-5 if point.measured else 0.003)
+        assert point.metrics.top1 == pytest.approx(correct.mean(), abs=0.0 if point.measured else 0.004)
+
+
+def test_the_gain_is_measured_on_examples_that_did_not_choose(model: nn.Module) -> None:
+    data = shifted()
+    result = alphatune.tune(model, data, metric="loss", accept="best")
+    found, gain = result.search, result.decision.gain
+    assert found is not None
+    assert gain is not None
+    assert sorted([*found.choosing, *found.confirming]) == list(range(N))
+    assert gain.fold_alphas[-1] == result.alpha
+    before = exact(model, data, 0.0)[0]
+    expected, count = 0.0, 0
+    lots = [(scores.ids, alpha) for scores, alpha in zip(found.challenged, gain.fold_alphas, strict=False)]
+    for ids, alpha in [*lots, (found.confirming, result.alpha)]:
+        expected += (before[ids] - exact(model, data, alpha)[0][ids]).sum()
+        count += len(ids)
+    assert gain.examples == count
+    assert gain.delta == pytest.approx(expected / count, abs=1e-5)
+
+
+def test_the_race_saves_passes_and_hardly_changes_the_choice(model: nn.Module) -> None:
+    data = shifted()
+    racing = alphatune.tune(model, data, metric="loss")
+    without = alphatune.tune(model, data, metric="loss", race_delta=0)
+    assert racing.alpha == pytest.approx(without.alpha, abs=0.1)
+    assert racing.passes <= without.passes
+
+
+def test_the_range_grows_to_where_the_optimum_is(model: nn.Module) -> None:
+    """With so strong a shift little but the example's own moments helps; top-1 is flat near 0."""
+    assert alphatune.tune(model, shifted(), metric="top1", accept="best").alpha > 0.6
+    result = alphatune.tune(model, images(shift=2.0), metric="loss", accept="best")
+    losses = {a: exact(model, images(shift=2.0), a)[0].mean() for a in (0.3, 0.6, 1.0)}
+    assert min(losses, key=losses.__getitem__) > 0.3
+    assert result.alpha > 0.3
+
+
+def test_nothing_is_deployed_where_nothing_helps(model: nn.Module) -> None:
+    result = alphatune.tune(model, images(seed=5), metric="top1")
+    assert result.alpha == 0
+    assert not result.decision.gain.significant
+    assert [p.alpha for p in result.curve if p.measured] == [0.0]
+
+
+def test_groupnorm_is_searched_from_one_downwards() -> None:
+    torch.manual_seed(0)
+    network = tiny().train()
+    convert_(network, Norm("group", num_groups=2))
+    for x, _ in images(500, seed=1):
+        network(x)
+    result = alphatune.tune(network.eval(), images(), metric="loss")
+    assert result.baseline_alpha == 1
+    assert [p.alpha for p in result.curve] == sorted((p.alpha for p in result.curve), reverse=True)
+    assert result.curve[0].alpha == 1
+
+
+def test_repeats_to_the_last_bit(model: nn.Module) -> None:
+    def run(seed: int) -> TuneResult:
+        return alphatune.tune(model, shifted(), metric="loss", seed=seed)
+
+    one, two, other = run(0), run(0), run(1)
+    assert one.curve == two.curve
+    assert one.decision == two.decision
+    assert (one.search.choosing == two.search.choosing).all()
+    assert (one.search.choosing[:500] != other.search.choosing[:500]).any()
+
+
+def test_few_examples_are_measured_exactly(model: nn.Module) -> None:
+    result = alphatune.tune(model, images(900), metric="loss")
+    assert result.search is None
+    assert all(p.measured for p in result.curve)
+
+
+def test_a_list_stays_exact(model: nn.Module) -> None:
+    result = alphatune.tune(model, images(), alphas="0,0.1,0.2")
+    assert result.search is None
+    assert [p.alpha for p in result.curve] == [0.0, 0.1, 0.2]
+
+
+@pytest.mark.parametrize("options", [{"curve": "half"}, {"race_delta": 1.0}, {"curve_tolerance": 0.0}])
+def test_choices_that_cannot_be_right(model: nn.Module, options: dict) -> None:
+    with pytest.raises(ConfigurationError):
+        alphatune.tune(model, images(), **options)
+
+
+def test_an_infinite_output_is_named(model: nn.Module) -> None:
+    data = images()
+    data[3][0][17] = float("nan")
+    with pytest.raises(NumericError, match="317"):
+        alphatune.tune(model, data)
+
+
+def test_order_is_stratified_and_a_function_of_the_seed() -> None:
+    targets = np.repeat([0, 1, 2], [600, 300, 9])
+    order = stratified_order(targets, 0)
+    assert sorted(order) == list(range(909))
+    assert (order == stratified_order(targets, 0)).all()
+    for share in (0.1, 0.35, 0.6):
+        counts = np.bincount(targets[order[: int(share * 909)]], minlength=3)
+        assert np.abs(counts - share * np.array([600, 300, 9])).max() <= 3
+
+
+def scores_of(values: np.ndarray, ids: np.ndarray, metric: str) -> Scores:
+    n = len(ids)
+    blank = np.zeros(n)
+    scores = Scores(
+        ids, blank, blank, blank.astype(np.float32), blank > 0, blank > 0, blank.astype(np.float32)
+    )
+    return replace(scores, **{metric: values})
+
+
+@pytest.mark.parametrize(("metric", "repetitions"), [
+    ("loss", 300), ("top1", 300),
+    pytest.param("loss", 2000, marks=pytest.mark.slow), pytest.param("top1", 2000, marks=pytest.mark.slow),
+])  # fmt: skip
+@pytest.mark.parametrize("effect", [0.0, 1.0])
+def test_significance_and_coverage(metric: str, repetitions: int, effect: float) -> None:
+    """No effect is called significant in at most 5 %; the interval covers what the choices are worth."""
+    rng = np.random.default_rng(1)
+    n, points, looks = 1000, 9, (150, 300, 450, 600, 1000)
+    alarms = covered = 0
+    for _ in range(repetitions):
+        if metric == "loss":
+            truth = effect * 0.15 * np.linspace(0, 1, points)
+            differences = np.cumsum(rng.standard_t(4, (points, n)) * 0.3, axis=0) + truth[:, None]
+            differences[0] = 0
+            before = np.zeros(n)
+            better = differences
+        else:
+            rate = 0.02 * np.arange(points)
+            moved = rng.random((points, n)) < rate[:, None]
+            share = 0.5 + 0.3 * effect
+            up = rng.random(n) < share
+            before = (rng.random(n) < 0.5).astype(float)
+            before = np.where(moved.any(0), ~up, before > 0).astype(float)
+            better = np.where(moved, up - before, 0.0)
+            truth = rate * (2 * share - 1)
+        alphas, lots, worth = [], [], 0.0
+        for start, stop in pairwise(looks):
+            best = int(better[:, :start].mean(1).argmax())
+            rows = np.arange(start, stop)
+            value = -better[best, rows] if metric == "loss" else (before[rows] + better[best, rows]) > 0
+            lots.append(scores_of(value.astype(np.float32 if metric == "loss" else bool), rows, metric))
+            alphas.append(float(best))
+            worth += truth[best] * len(rows) / (n - looks[0])
+        baseline = scores_of(
+            -before.astype(np.float32) if metric == "loss" else before > 0, np.arange(n), metric
+        )
+        gain = progressive_gain(lots, baseline, tuple(alphas), metric)
+        alarms += gain.significant
+        covered += gain.ci[0] <= worth <= gain.ci[1]
+    if effect == 0:
+        assert alarms / repetitions <= stats.binom.isf(0.001, repetitions, 0.05) / repetitions
+    assert covered / repetitions >= CONFIDENCE - 4 * np.sqrt(0.05 / repetitions)
+    print(
+        f"{metric}, effect {effect:g}: significant {alarms / repetitions:.1%}, covered {covered / repetitions:.1%}"
+    )
+
+
+def test_metrics_of_the_baseline_are_exact(model: nn.Module) -> None:
+    data = shifted()
+    result = alphatune.tune(model, data, metric="loss")
+    loss, correct = exact(model, data, 0.0)
+    assert result.baseline == summarise(result.sweep.baseline)
+    assert result.baseline.top1 == correct.mean()
+    assert result.baseline.loss == pytest.approx(loss.mean(), abs=1e-6)
