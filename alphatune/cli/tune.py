@@ -123,7 +123,7 @@ def show_result(document: dict[str, Any], output: str) -> None:
     out, curve, chosen = console.stdout(), document["curve"], document["chosen"]["alpha"]
     baseline = document["baseline_alpha"]
     rows = []
-    for point in curve:
+    for point in _shown(document):
         marks = [name for name, alpha in document["best"].items() if alpha == point["alpha"]]
         rows.append(
             (
@@ -135,7 +135,8 @@ def show_result(document: dict[str, Any], output: str) -> None:
                 _interval(point, "loss", baseline),
                 f"{point['ece']:.4f}",
                 ("chosen " if point["alpha"] == chosen else "")
-                + (f"best {', '.join(marks)}" if marks else ""),
+                + (f"best {', '.join(marks)} " if marks else "")
+                + ("" if point["measured"] else "~"),
             )
         )
     right = "right"
@@ -145,6 +146,8 @@ def show_result(document: dict[str, Any], output: str) -> None:
     ]  # fmt: skip
     title = f"{document['data']['n']} examples, {len(document['model']['patched'])} norm layers"
     out.print(console.table(title, columns, rows))
+    if any(not point["measured"] for point in curve):
+        out.print(Text("~ interpolated", style="dim"))
     if len(curve) > 2:
         span = f"alpha {curve[0]['alpha']:g} to {curve[-1]['alpha']:g}"
         for name in ("top1", "loss"):
@@ -157,7 +160,7 @@ def show_result(document: dict[str, Any], output: str) -> None:
         low, high = gain["ci"]
         out.print(
             Text(
-                f"Cross-fitted gain in {gain['metric']}: {gain['delta']:+.4f} "
+                f"{gain['scheme'].capitalize()} gain in {gain['metric']}: {gain['delta']:+.4f} "
                 f"({100 * gain['confidence']:.0f} % interval {low:+.4f} to {high:+.4f}, p = {gain['p']:.2g}; "
                 f"{gain['method']})"
             )
@@ -167,6 +170,14 @@ def show_result(document: dict[str, Any], output: str) -> None:
             f"Written to {output}: model.safetensors, alphatune.json, result.json, report.md, curve.csv, run.toml"
         )
     )
+
+
+def _shown(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """A table's worth of the curve: some points in even steps, and all that are measured or best."""
+    curve = document["curve"]
+    marked = {*document["best"].values(), document["chosen"]["alpha"]}
+    step = max(1, len(curve) // 12)
+    return [p for i, p in enumerate(curve) if i % step == 0 or p["measured"] or p["alpha"] in marked]
 
 
 def _interval(point: dict[str, Any], metric: str, baseline: float) -> str:

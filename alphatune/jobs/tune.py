@@ -7,11 +7,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from alphatune.deployment import deployment_cost
 from alphatune.distributed import joined
-from alphatune.errors import UnsupportedModelError
+from alphatune.errors import AlphatuneError, UnsupportedModelError
 from alphatune.evaluation import Progress
 from alphatune.jobs.describe import describe_data, describe_env, describe_model, describe_plan
-from alphatune.jobs.opening import Prepared, predictor_of, prepare, resolved
+from alphatune.jobs.opening import DTYPES, Prepared, predictor_of, prepare, resolved
 from alphatune.jobs.settings import TuneSettings, input_paths, to_toml
 from alphatune.models.bundle import write_model
 from alphatune.models.health import require_health
@@ -19,10 +22,14 @@ from alphatune.models.output import check_output, staged
 from alphatune.models.probe import Probe
 from alphatune.norms.patching import patch_, patched, unpatch_, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
+from alphatune.reports.deployment import cost_summary
 from alphatune.reports.folder import write_reports
 from alphatune.reports.result import tune_document
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.tune import TuneResult, check_choices, tune
+
+#: images, and seconds, of the look at what α costs in deployment
+DEPLOYMENT_BATCH, DEPLOYMENT_SECONDS = 32, 0.5
 
 
 def run_tune(
@@ -96,12 +103,36 @@ def _write(
     )
     remarks = _remarks(result.patched, prepared.probe)
     document["warnings"] = [*prepared.warnings, *document["warnings"], *remarks]
+    document["deployment"] = None
     if result.alpha != result.baseline_alpha:
         patch_(module, result.alpha, exclude=exclude, skip_unknown=settings.skip_unknown)
+        document["deployment"] = _deployment(settings, prepared, result)
     with staged(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings)) as stage:
         write_model(module, stage, source=opened.source, preprocessing=opened.preprocessing)
         (stage / "run.toml").write_text(to_toml(resolved(settings, prepared)), encoding="utf-8")
         return write_reports(stage, document)
+
+
+def _deployment(settings: TuneSettings, prepared: Prepared, result: TuneResult) -> dict[str, Any] | None:
+    """A quick look at what the chosen α costs at inference; ``alphatune bench`` looks closer."""
+    opened = prepared.opened
+    size = min(prepared.batches.batch_size, DEPLOYMENT_BATCH)
+    generator = torch.Generator().manual_seed(settings.seed)
+    images = torch.randn(size, *opened.preprocessing.input_size, generator=generator).to(opened.device)
+    if settings.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    try:
+        cost = deployment_cost(
+            opened.module,
+            images,
+            alpha=result.alpha,
+            budget_seconds=DEPLOYMENT_SECONDS,
+            kernels=(result.kernel,),
+            dtype=DTYPES[settings.dtype],
+        )
+    except AlphatuneError:  # a model that cannot be copied, say: the result stands without it
+        return None
+    return cost_summary(cost)
 
 
 def _below(positions: int, seen: Probe, layers: tuple[NormLayer, ...]) -> set[str]:

@@ -130,7 +130,7 @@ def supports_grouped(x: Tensor) -> bool:
         and x.ndim > 1
         and x.numel() > 0
         and x.movedim(1, -1).is_contiguous()
-        and not torch.jit.is_tracing()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
     )
 
 

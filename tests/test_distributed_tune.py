@@ -1,0 +1,73 @@
+"""``torchrun -m alphatune tune``: one table, however many processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY, write_images
+
+from alphatune.distributed import World
+
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 10, 95, 1301])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_whole_batches_are_dealt_out_once(count: int, size: int) -> None:
+    positions = np.arange(0, 2 * count, 2)
+    shares = [World(rank, size).batches_of(positions, 10) for rank in range(size)]
+    assert sorted(np.concatenate(shares)) == positions.tolist()
+    whole = {tuple(positions[i : i + 10]) for i in range(0, count, 10)}
+    assert {tuple(share[i : i + 10]) for share in shares for i in range(0, len(share), 10)} == whole
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1 301 images of four classes."""
+    root = write_images(tmp_path_factory.mktemp("many"), per_class=325)
+    extra = root / "ant" / "000.png"
+    (root / "ant" / "999.png").write_bytes(extra.read_bytes())
+    return root
+
+
+def tuned(processes: int, *args: object) -> dict[str, Any]:
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+    ]
+    command = [*(launch if processes > 1 else [sys.executable]), "-m", "alphatune", "tune", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENV)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["env"]["processes"] == processes
+    return {
+        key: value
+        for key, value in document.items()
+        if key not in ("env", "seconds", "artifacts", "deployment")
+    }
+
+
+@pytest.mark.parametrize("alphas", ["auto", "0,0.1"])
+def test_results_are_identical(alphas: str, images: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    job = (
+        TINY, "--checkpoint", tiny_checkpoint, "--data", images, "--input-size", 12, "--crop-pct", 1,
+        "--mean", 0.5, "--std", 0.25, "--alphas", alphas, "--metric", "loss", "--accept", "best",
+        "--workers", 0, "--format", "json",
+    )  # fmt: skip
+    alone, *others = [
+        tuned(n, *job, "-o", tmp_path / f"{n}") for n in ((1, 2, 3) if alphas == "auto" else (1, 3))
+    ]
+    assert alone["data"]["n"] == 1301
+    for other in others:
+        assert other == alone
