@@ -291,6 +291,8 @@ def _peak_bytes(model: nn.Module, run: Callable[[], object], inputs: Tensor) -> 
 
 
 def _common(alphas: dict[str, float | list[float]]) -> float | dict[str, float | list[float]]:
-    """One number where all layers have the same."""
+    """One number where all layers have the same; α is stored in float32, and shown as it was given."""
     first = next(iter(alphas.values()))
-    return first if isinstance(first, float) and all(a == first for a in alphas.values()) else alphas
+    return (
+        round(first, 7) if isinstance(first, float) and all(a == first for a in alphas.values()) else alphas
+    )

@@ -111,8 +111,9 @@ def compared(result: TuneResult, metric: str, exact: dict[str, np.ndarray]) -> s
     found = getattr(points[round(alpha, 9)], metric)
     common = [(g, s) for g, s in zip(grid, scores, strict=True) if round(float(g), 9) in points]
     error = max(abs(getattr(points[round(float(g), 9)], metric) - s) for g, s in common)
+    better = found - best if metric == "top1" else best - found
     return (
-        f"best α {alpha:g} ({metric} {found:.4f}, short of the best of 31 by {abs(best - found):.4f}), deployed "
+        f"best α {alpha:g} ({metric} {found:.4f}, better than the best of 31 by {better:+.4f}), deployed "
         f"{result.alpha:g}; {result.passes:.2f} passes; largest difference of {len(common)} common points of the "
         f"curve to the exact one {error:.4f}"
     )
