@@ -31,6 +31,8 @@ Variant = Literal["plain", "folded", "example-weighted"]
 
 #: largest difference of folded outputs, in units of the largest plain one, that rounding explains
 ROUNDING = 1e-3
+#: images of the batch on which folded and plain outputs are compared
+COMPARED = 8
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,8 @@ class DeploymentCost:
     norms: int  # norm layers with moving averages
     folded: int  # how many of them went into a convolution
     kept: Mapping[str, str]  # the others, and why
-    largest_difference: (
-        float | None
-    )  # of folded from plain outputs, in float32; None where nothing was folded
+    #: of folded from plain logits, in float32, over the first images; None where nothing was folded
+    largest_difference: float | None
     warnings: tuple[str, ...]
 
     @property
@@ -146,10 +147,10 @@ def deployment_cost(
         notes.append("this alpha changes nothing: example-weighted inference is plain inference")
     with evaluation_mode(plain):
         candidates = [_Candidate("plain", plain)]
-        expected = _outputs(plain, inputs)
+        expected = _outputs(plain, inputs[:COMPARED])
         if folding.folded:
             try:
-                outputs = _outputs(folding.model, inputs)
+                outputs = _outputs(folding.model, inputs[:COMPARED])
             except (AttributeError, TypeError, ValueError, RuntimeError) as error:
                 # A forward that looks into its layers may miss what was folded.
                 notes.append(f"the conv-folded model fails and was left out: {one_line(error)}")
@@ -291,8 +292,14 @@ def _peak_bytes(model: nn.Module, run: Callable[[], object], inputs: Tensor) -> 
 
 
 def _common(alphas: dict[str, float | list[float]]) -> float | dict[str, float | list[float]]:
-    """One number where all layers have the same; α is stored in float32, and shown as it was given."""
-    first = next(iter(alphas.values()))
-    return (
-        round(first, 7) if isinstance(first, float) and all(a == first for a in alphas.values()) else alphas
-    )
+    """One number where all layers have the same; as it was given, not as float32 holds it."""
+    shown: dict[str, float | list[float]] = {
+        name: [_decimal(a) for a in alpha] if isinstance(alpha, list) else _decimal(alpha)
+        for name, alpha in alphas.items()
+    }
+    first = next(iter(shown.values()))
+    return first if isinstance(first, float) and all(a == first for a in shown.values()) else shown
+
+
+def _decimal(alpha: float) -> float:
+    return float(f"{alpha:.7g}")

@@ -35,7 +35,7 @@ def test_the_example_of_the_api_page() -> None:
 
 
 def test_every_option_is_documented_and_every_documented_option_exists() -> None:
-    from alphatune.jobs.settings import TrainSettings, TuneSettings
+    from alphatune.jobs.settings import BenchSettings, TrainSettings, TuneSettings
 
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"--[a-z][a-z-]+", page))
@@ -44,13 +44,12 @@ def test_every_option_is_documented_and_every_documented_option_exists() -> None
             [sys.executable, "-m", "alphatune", name, "--help"], capture_output=True, text=True, timeout=60,
             env={"COLUMNS": "200", "PATH": ""},
         ).stdout
-        for name in ("tune", "train", "evaluate", "inspect", "demo")
+        for name in ("tune", "train", "evaluate", "inspect", "bench", "demo")
     )  # fmt: skip
     existing = set(re.findall(r"--[a-z][a-z-]+", helps))
     assert documented <= existing | {"--help"}
-    named = {
-        "--" + f.name.replace("_", "-") for kind in (TuneSettings, TrainSettings) for f in fields(kind)
-    } - {"--model"}
+    kinds = (TuneSettings, TrainSettings, BenchSettings)
+    named = {"--" + f.name.replace("_", "-") for kind in kinds for f in fields(kind)} - {"--model"}
     assert named <= documented
     everywhere = {
         o for p in PAGES for o in re.findall(r"(?<![\w-])--[a-z][a-z-]+", p.read_text(encoding="utf-8"))

@@ -9,7 +9,10 @@ import alphatune
 
 ROOT = Path(alphatune.__file__).parent
 #: from top to bottom; a module may import its own layer and those below it
-LAYERS = ["cli", "jobs", "reports", "training", "tuning", "models", "evaluation", "norms", "data", "errors"]
+LAYERS = [
+    "cli", "jobs", "reports", "training", "tuning", "deployment", "models", "evaluation", "norms", "data",
+    "distributed", "timing", "errors",
+]  # fmt: skip
 
 
 def layer_of(module: str) -> int | None:
@@ -49,9 +52,14 @@ def test_imports_point_down() -> None:
     assert upward == []
 
 
-def test_every_package_has_a_layer() -> None:
+def test_every_package_and_module_has_a_layer() -> None:
     packages = {p.name for p in ROOT.iterdir() if p.is_dir() and p.name != "__pycache__"}
-    assert packages <= set(LAYERS)
+    modules = {p.stem for p in ROOT.glob("*.py") if not p.stem.startswith("__")}
+    assert packages | modules == set(LAYERS)
+
+
+def test_timing_knows_nothing_of_models() -> None:
+    assert not [i for i in imports(ROOT / "timing.py") if i.startswith("alphatune")]
 
 
 def test_terminal_libraries_stay_in_the_command_line() -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from alphatune.data.preprocessing import parse_numbers
 from alphatune.deployment import DeploymentCost, deployment_cost
-from alphatune.errors import ConfigurationError
+from alphatune.errors import ConfigurationError, ResourceError
+from alphatune.evaluation import is_out_of_memory
 from alphatune.jobs.describe import describe_source
 from alphatune.jobs.opening import DTYPES, OpenedModel, assumed_preprocessing, open_model
 from alphatune.jobs.settings import BenchSettings
@@ -26,6 +29,7 @@ from alphatune.reports.result import environment
 
 #: α of a model that has none of its own
 USUAL_ALPHA = 0.05
+MOST_IMAGES = 2**20
 
 
 def run_bench(settings: BenchSettings, note: Callable[[str], None] | None = None) -> dict[str, Any]:
@@ -45,6 +49,7 @@ def run_bench(settings: BenchSettings, note: Callable[[str], None] | None = None
         raise ConfigurationError(f"unknown dtype {settings.dtype!r}", f"one of: {', '.join(DTYPES)}")
     if not (settings.seconds > 0 and math.isfinite(settings.seconds)):
         raise ConfigurationError(f"--seconds must be positive, got {settings.seconds:g}")
+    settings = _of_any_channels(settings)
     with _threads(settings.threads):
         opened = open_model(settings)
         require_health(opened.module)
@@ -77,9 +82,9 @@ def run_bench(settings: BenchSettings, note: Callable[[str], None] | None = None
 def parse_batch_sizes(text: str) -> tuple[int, ...]:
     """``"1,32"`` -> (1, 32), each once."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+    if not all(part.isdecimal() and 1 <= int(part) <= MOST_IMAGES for part in parts):
         raise ConfigurationError(
-            f"--batch-size takes whole numbers from 1, separated by commas, got {text!r}"
+            f"--batch-size takes whole numbers from 1 to {MOST_IMAGES}, separated by commas, got {text!r}"
         )
     return tuple(dict.fromkeys(int(part) for part in parts))
 
@@ -104,9 +109,24 @@ def _cost(settings: BenchSettings, opened: OpenedModel, size: int) -> Deployment
 def _random_inputs(opened: OpenedModel, size: int, settings: BenchSettings) -> Tensor:
     """Normalised noise, which for timing is as good as images."""
     generator = torch.Generator().manual_seed(settings.seed)
-    inputs = torch.randn((size, *opened.preprocessing.input_size), generator=generator)
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-    return inputs.to(opened.device).contiguous(memory_format=layout)
+    shape = (size, *opened.preprocessing.input_size)
+    try:
+        inputs = torch.randn(shape, generator=generator)
+        return inputs.to(opened.device).contiguous(memory_format=layout)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(f"{size} images do not fit into memory", "use a smaller --batch-size") from None
+
+
+def _of_any_channels(settings: BenchSettings) -> BenchSettings:
+    """The settings with a mean and deviation that fit the channels asked for: noise needs neither."""
+    size = parse_numbers(settings.input_size, "--input-size") if settings.input_size else ()
+    if len(size) != 3 or size[0] not in range(1, 1025):  # whatever else is wrong with it is said later
+        return settings
+    channels = int(size[0])
+    return replace(settings, mean=",".join(["0"] * channels), std=",".join(["1"] * channels))
 
 
 def _warnings(settings: BenchSettings, opened: OpenedModel) -> list[str]:

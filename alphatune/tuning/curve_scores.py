@@ -19,7 +19,7 @@ from torch import Tensor
 from alphatune.evaluation import expected_calibration_error
 
 #: logits that are interpolated at a time
-CHUNK = 4_000_000
+CHUNK = 1_000_000
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--crop-pct", type=float)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--without", default="", help="runs to leave out, e.g. timm,loop")
+    parser.add_argument("--without", default="", help="runs to leave out, e.g. 'timm;full, top1'")
     parser.add_argument("--exact", type=Path)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
@@ -165,8 +165,8 @@ def main() -> None:
         "loop": lambda: loop(model, batches),
         "timm": lambda: timm_loop(model, loader, device),
     }
-    left_out = args.without.split(",")
-    runs = {name: run for name, run in runs.items() if name.split(",")[0] not in left_out}
+    left_out = set(args.without.split(";"))
+    runs = {name: run for name, run in runs.items() if not {name, name.split(",")[0]} & left_out}
     resolve_kernel("auto", device)  # compiled before anything is timed; tune reports what it takes
     runs["plain"]()
     exact = exact_scores(args.exact, prepared) if args.exact else None
