@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,6 +31,8 @@ from alphatune.reports.result import environment
 #: α of a model that has none of its own
 USUAL_ALPHA = 0.05
 MOST_IMAGES = 2**20
+#: distance of the quartiles, in units of the median, above which timings are called unsteady
+UNSTEADY = 0.5
 
 
 def run_bench(settings: BenchSettings, note: Callable[[str], None] | None = None) -> dict[str, Any]:
@@ -50,6 +53,7 @@ def run_bench(settings: BenchSettings, note: Callable[[str], None] | None = None
     if not (settings.seconds > 0 and math.isfinite(settings.seconds)):
         raise ConfigurationError(f"--seconds must be positive, got {settings.seconds:g}")
     settings = _of_any_channels(settings)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     with _threads(settings.threads):
         opened = open_model(settings)
         require_health(opened.module)
@@ -71,7 +75,7 @@ def run_bench(settings: BenchSettings, note: Callable[[str], None] | None = None
                 "seconds": settings.seconds,
                 "seed": settings.seed,
             },
-            warnings=_warnings(settings, opened),
+            warnings=[*_warnings(settings, opened), *_busy(opened.device, load), *_unsteady(costs)],
         )
     if output is not None:
         check_file(output, "bench", overwrite=settings.overwrite)  # it may have appeared meanwhile
@@ -139,6 +143,28 @@ def _warnings(settings: BenchSettings, opened: OpenedModel) -> list[str]:
             f"{len(unknown)} norm layer(s) were left alone, e.g. {unknown[0].name}: {unknown[0].reason}"
         )
     return notes
+
+
+def _busy(device: torch.device, load: float) -> list[str]:
+    """A remark where threads had to wait for cores, and so for each other: that can take a hundred times as long."""
+    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    if device.type != "cpu" or load + threads <= 1.5 * cores:
+        return []
+    return [
+        f"{threads} threads were timed on {cores} cores that were busy already (load average {load:.1f}): "
+        "trust ratios from an idle machine, or with fewer --threads"
+    ]
+
+
+def _unsteady(costs: list[DeploymentCost]) -> list[str]:
+    timings = [m.timing for cost in costs for m in cost.measured]
+    spread = max((t.high - t.low) / t.median for t in timings)
+    if spread <= UNSTEADY:
+        return []
+    return [
+        f"timings are unsteady (quartiles up to {spread:.1f} medians apart): something else uses this machine; "
+        "a longer --seconds or fewer --threads help"
+    ]
 
 
 @contextmanager
