@@ -106,3 +106,9 @@ def test_numbers_on_the_command_line() -> None:
     assert parse_numbers("3x32x32", "--input-size") == (3.0, 32.0, 32.0)
     with pytest.raises(ConfigurationError, match="--mean"):
         parse_numbers("red", "--mean")
+
+
+@pytest.mark.parametrize("size", [(float("nan"), 12.0), (float("inf"),), (12.5,)])
+def test_an_input_size_that_is_no_number_of_pixels(size: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigurationError, match="whole numbers"):
+        Preprocessing().override(input_size=size)

@@ -68,6 +68,8 @@ class Preprocessing:
         """
         parts = {name: value for name, value in parts.items() if value is not None}
         if "input_size" in parts:
+            if not all(math.isfinite(v) and v == int(v) for v in parts["input_size"]):
+                raise ConfigurationError(f"input size must be whole numbers, got {parts['input_size']}")
             size = tuple(int(v) for v in parts["input_size"])
             if len(size) == 1:
                 size = (self.input_size[0], size[0], size[0])
