@@ -243,6 +243,7 @@ class Predictor:
                 ) from None
         torch.cuda.empty_cache()
         self.most = len(inputs) // 2  # later batches need not run out of memory to find out
+        self._full = min(self._full, self.most)  # nor be filled up to what does not fit
         return self(inputs)
 
     def _run(self, inputs: Tensor) -> object:

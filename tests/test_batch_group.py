@@ -255,7 +255,7 @@ def test_compiled_layer_is_the_same(memory_format: torch.memory_format) -> None:
 
 @pytest.mark.parametrize("num_groups", [8, 32])
 def test_large_groups_in_channels_last(num_groups: int) -> None:
-    """Groups of 2¹⁸ elements take BatchNorm's kernels; each is what batch norm or group norm makes of it alone."""
+    """Groups of 2¹⁸ elements, several blocks of a kernel: each is what batch or group norm makes of it alone."""
     x = torch.randn(4, 32, 64, 64).contiguous(memory_format=torch.channels_last).requires_grad_()
     dy = torch.randn(x.shape).contiguous(memory_format=torch.channels_last)
     layer = BatchGroupNorm2d(num_groups, 32, 2)

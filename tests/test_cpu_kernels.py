@@ -59,6 +59,53 @@ def test_compiled_equals_the_paper() -> None:
     np.testing.assert_allclose(y.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
+def forms_of(x: Tensor) -> list[Tensor]:
+    """The same images as (N, C, H, W) in both memory formats, as volumes and as sequences."""
+    n, c, h, w = x.shape
+    volume = x.view(n, c, h, 1, w)
+    return [
+        x,
+        x.contiguous(memory_format=torch.channels_last),
+        volume,
+        volume.contiguous(memory_format=torch.channels_last_3d),
+        x.view(n, c, h * w),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [1, 3, 67])
+@pytest.mark.parametrize("space", [(1, 2), (7, 7), (14, 14), (25, 40), (50, 100)])
+def test_all_forms_equal_the_paper(space: tuple[int, int], channels: int, dtype: torch.dtype) -> None:
+    x = (torch.randn(2, channels, *space) * 3 + 1).to(dtype)
+    m, v, w, b, a = layer(channels, True, True, 0)
+    expected = reference.example_weighted(*(t.double().numpy() for t in (x, m, v, w, b, a)), 1e-3)
+    tolerance = {torch.float32: 3e-5, torch.bfloat16: 2**-7}[dtype]
+    for form in forms_of(x):
+        found = [kernels.example_weighted_norm(form, m, v, w, b, a, 1e-3)]
+        with kernels.use_kernel("eager"):
+            found.append(kernels.example_weighted_norm(form, m, v, w, b, a, 1e-3))
+        if cpu_kernels.find_compiler() is not None:
+            assert cpu_kernels.supports(form, None)
+            found.append(cpu_kernels.example_weighted_norm(form, m, v, w, b, a, 1e-3))
+        if eager_kernels.supports(form):
+            found.append(eager_kernels.example_weighted_norm(form, m, v, w, b, a, 1e-3))
+        for y in found:
+            assert (y.dtype, y.stride()) == (form.dtype, form.stride())
+            y = y.double().numpy().reshape(expected.shape)
+            np.testing.assert_allclose(y, expected, rtol=tolerance, atol=tolerance)
+
+
+@compiled
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_silu_of_large_and_small_values(channels_last: bool) -> None:
+    x = torch.linspace(-100, 100, 2 * 4 * 33 * 33).view(2, 4, 33, 33)
+    x = x[:, :, torch.randperm(33)]
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x.contiguous()
+    parts = (torch.zeros(4), torch.ones(4), None, None, torch.tensor(0.0))  # y = x, but for the activation
+    y = cpu_kernels.example_weighted_norm(x, *parts, 0.0, "silu")
+    torch.testing.assert_close(y.double(), torch.nn.functional.silu(x.double()), rtol=1e-6, atol=1e-30)
+
+
 @compiled
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_bfloat16(channels_last: bool) -> None:
@@ -162,6 +209,21 @@ def test_without_a_compiler() -> None:
     x, parts = torch.randn(2, 3, 12, 12), layer(3, True, False, 0.1)
     y = kernels.example_weighted_norm(x, *parts, 1e-3)
     torch.testing.assert_close(y.double(), plain(x, parts, None), rtol=1e-5, atol=2e-5)
+
+
+def test_a_compiler_that_fails_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o700)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cpu_kernels.load_library.cache_clear()
+    try:
+        assert cpu_kernels.load_library() is None
+        assert kernels.resolve_kernel("auto", torch.device("cpu")) == "eager"
+    finally:
+        cpu_kernels.load_library.cache_clear()
+    assert not list((tmp_path / "alphatune").iterdir())
 
 
 def test_kernels_that_cannot_run_here() -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from alphatune.data.loading import Batch, loader_batches
 from alphatune.errors import ConfigurationError, DataError, NumericError, ResourceError
 from alphatune.evaluation import (
+    Predictor,
     concatenate,
     evaluate,
     evaluation_mode,
@@ -210,3 +211,66 @@ def test_autocast_leaves_the_model_alone(dtype: torch.dtype) -> None:
         y = predict(model, x, dtype)
         torch.testing.assert_close(y.float(), predict(model, x), rtol=0.1, atol=0.05)
     assert model.bn1.running_mean.dtype == torch.float32
+
+
+# --- predictors ------------------------------------------------------------------------------
+
+
+def test_a_predictor_remembers_what_fits() -> None:
+    """Only the first batch runs out of memory; no example is lost or comes twice."""
+    model, x = Greedy(3), torch.randn(13, 5)
+    predictor = Predictor(model)
+    assert torch.equal(predictor(x), x[:, :4] * 2)
+    assert predictor.most == 3
+    model.seen.clear()
+    assert torch.equal(predictor(x), x[:, :4] * 2)
+    assert model.seen == [3, 3, 3, 3, 1]
+    assert torch.equal(predictor(x[:2]), x[:2, :4] * 2)
+
+
+def test_channels_last_gives_the_same() -> None:
+    model, x, strides = tiny().eval(), torch.randn(5, 3, 12, 12), []
+    expected = predict(model, x)
+    model.to(memory_format=torch.channels_last)
+    model.conv.register_forward_pre_hook(lambda _, args: strides.append(args[0].stride()))
+    predictor = Predictor(model, channels_last=True)
+    torch.testing.assert_close(predictor(predictor.prepare(x)), expected)
+    assert strides == [(432, 1, 36, 3)]
+    flat = torch.randn(5, 4)
+    assert Predictor(nn.Linear(4, 4), channels_last=True).prepare(flat) is flat  # not an image
+
+
+class Gated(nn.Module):
+    """A linear layer that reports, from outside the compiled graph, the batches it really sees."""
+
+    def __init__(self, capacity: int = 1000) -> None:
+        super().__init__()
+        self.linear, self.capacity, self.seen = nn.Linear(5, 4), capacity, []
+
+    @torch.compiler.disable
+    def enter(self, x: torch.Tensor) -> None:
+        if len(x) > self.capacity:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        self.seen.append(len(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.enter(x)
+        return self.linear(x)
+
+
+def test_a_compiled_predictor_fills_up_the_last_batch() -> None:
+    model, x = Gated().eval(), torch.randn(18, 5)
+    predictor = Predictor(model, compile=True)
+    with torch.no_grad():
+        got = torch.cat([predictor(part) for part in x.split(8)])
+        torch.testing.assert_close(got, model.linear(x))
+    assert model.seen == [8, 8, 8]
+
+
+def test_a_compiled_predictor_does_not_fill_up_beyond_what_fits() -> None:
+    model, x = Gated(capacity=3).eval(), torch.randn(15, 5)
+    predictor = Predictor(model, compile=True)
+    with torch.no_grad():
+        got = torch.cat([predictor(part) for part in x.split(8)])
+        torch.testing.assert_close(got, model.linear(x))
+    assert set(model.seen) == {predictor.most}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.interpolate import BarycentricInterpolator
 
@@ -34,16 +34,26 @@ def test_polynomials_below_the_number_of_nodes_are_exact(count: int, high: float
     weights = interpolation_weights(nodes, points)
     for degree in range(count):
         f = np.polynomial.chebyshev.Chebyshev.basis(degree, domain=[0, high])
-        np.testing.assert_allclose(weights @ f(nodes), f(points), atol=1e-9)
+        np.testing.assert_allclose(weights @ f(nodes), f(points), atol=1e-10)
 
 
+@pytest.mark.filterwarnings("error")
+@example(2, 1.0)  # weights of the formula that add up to 0
 @given(counts, highs)
 def test_a_node_takes_its_own_value(count: int, high: float) -> None:
     nodes = lobatto_nodes(count, high)
     assert (interpolation_weights(nodes, nodes) == np.eye(count)).all()
 
 
-def test_equals_scipy() -> None:
+@given(counts, highs, st.integers(0, 1000))
+def test_equals_scipy(count: int, high: float, seed: int) -> None:
+    nodes, points = np.array(lobatto_nodes(count, high)), np.linspace(0, high, 41)
+    values = np.random.default_rng(seed).normal(size=count)
+    expected = BarycentricInterpolator(nodes, values, rng=0)(points)
+    np.testing.assert_allclose(interpolation_weights(nodes, points) @ values, expected, atol=1e-10)
+
+
+def test_nodes_need_not_be_those_of_lobatto() -> None:
     nodes, points = [0.0, 0.03, 0.1, 0.25, 0.3], np.linspace(0, 0.3, 41)
     values = np.random.default_rng(0).normal(size=5)
     expected = BarycentricInterpolator(nodes, values)(points)

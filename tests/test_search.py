@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -100,6 +101,8 @@ def test_a_full_curve_is_that_of_all_examples(model: nn.Module) -> None:
         loss, correct = exact(model, data, point.alpha)
         assert point.metrics.loss == pytest.approx(loss.mean(), abs=1e-5 if point.measured else 0.003)
         assert point.metrics.top1 == pytest.approx(correct.mean(), abs=0.0 if point.measured else 0.004)
+    for point in result.curve:  # averages of all examples, not differences added to the baseline's
+        assert point.metrics.top1 == round(point.metrics.top1 * N) / N
 
 
 def test_the_gain_is_measured_on_examples_that_did_not_choose(model: nn.Module) -> None:
@@ -183,6 +186,84 @@ def test_a_list_stays_exact(model: nn.Module) -> None:
 def test_choices_that_cannot_be_right(model: nn.Module, options: dict) -> None:
     with pytest.raises(ConfigurationError):
         alphatune.tune(model, images(), **options)
+
+
+class Pooled(nn.Module):
+    """Images of one brightness u each: what the head sees, p = (1 − α)·u / σ(α), falls to 0 as α rises to 1."""
+
+    def __init__(self, head: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.bn, self.head = nn.BatchNorm2d(1, eps=0), head
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logit = self.head(self.bn(x).mean((1, 2, 3)))
+        return torch.stack([logit, torch.zeros_like(logit)], 1)
+
+
+def pooled(alpha: float, u: float) -> float:
+    return (1 - alpha) * u / np.sqrt(1 - alpha + alpha * 0.01 + alpha * (1 - alpha) * u**2)
+
+
+def bright(u: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Images of brightness u, with a standard deviation of exactly 0.1, all of class 0."""
+    x = torch.tensor([-0.1, 0.1, 0.1, -0.1]).view(1, 1, 2, 2) + u.view(-1, 1, 1, 1)
+    return list(zip(x.split(100), torch.zeros(len(u), dtype=torch.long).split(100), strict=True))
+
+
+def logarithm(p: torch.Tensor) -> torch.Tensor:
+    """The loss of class 0 falls as p does, until p <= 0.5: no number any more."""
+    return -torch.log(p - 0.5)
+
+
+@pytest.mark.parametrize("curve", ["auto", "full"])
+@pytest.mark.parametrize("end", [0.02, 0.1, 0.25])
+def test_the_search_stays_where_outputs_are_finite(end: float, curve: str) -> None:
+    """α is best just below the one at which the darkest image has no finite logits any more."""
+    darkest = next(u for u in np.linspace(0.5, 3, 5001) if pooled(end, u) > 0.5)
+    data = bright(torch.linspace(float(darkest), 2.0, 1200)[torch.randperm(1200)])
+    result = alphatune.tune(Pooled(logarithm), data, metric="loss", curve=curve)
+    assert end / 5 < result.alpha < end
+    assert "NaN or infinite for example" in result.warnings[0]
+    assert "was looked at" in result.warnings[0]
+
+
+@pytest.mark.parametrize("place", [10, 500, 1100])
+def test_one_example_without_finite_outputs_is_enough(place: int) -> None:
+    """Of the pilot, of a later lot, or of those that did not choose."""
+    u = torch.full((1200,), 2.0)
+    u[stratified_order(np.zeros(1200, np.int64), 0)[place]] = 0.52
+    end = next(a for a in np.linspace(0, 1, 1001) if pooled(a, 0.52) <= 0.5)
+    result = alphatune.tune(Pooled(logarithm), bright(u), metric="loss")
+    assert 0 < result.alpha < end
+    assert "example" in result.warnings[0]
+
+
+def test_few_examples_stay_where_outputs_are_finite() -> None:
+    data = bright(torch.full((200,), 0.8))  # no number from about 0.4 on
+    finite = alphatune.tune(Pooled(logarithm), data, metric="loss")
+    assert finite.alpha == 0.3
+    assert finite.warnings == alphatune.tune(Pooled(logarithm), data, metric="loss", alphas="0,0.3").warnings
+    data = bright(torch.full((200,), 0.6))  # from about 0.22 on
+    assert alphatune.tune(Pooled(logarithm), data, metric="loss").alpha == 0.15
+    with pytest.raises(NumericError, match=r"alpha = 0\.3"):
+        alphatune.tune(Pooled(logarithm), data, metric="loss", alphas="0,0.3")
+
+
+def test_outputs_that_are_hardly_ever_finite_are_an_error() -> None:
+    with pytest.raises(NumericError, match="NaN or infinite for example"):
+        alphatune.tune(Pooled(logarithm), bright(torch.full((1200,), 0.5001)), metric="loss")
+
+
+@pytest.mark.parametrize("best", [0.5, 0.94, 0.97, 0.985, 1.0])
+@pytest.mark.parametrize("curve", ["auto", "full"])
+def test_an_optimum_far_out_is_found(best: float, curve: str) -> None:
+    """And the search ends there: the range cannot grow beyond 1."""
+    wanted = pooled(best, 1.5)
+    data = bright(1.5 + 0.02 * torch.randn(1200))
+    model = Pooled(lambda p: 1 - 20 * (p - wanted) ** 2)
+    result = alphatune.tune(model, data, metric="loss", curve=curve)
+    assert result.alpha == pytest.approx(best, abs=0.05)  # the curve is no polynomial near 1: a root
 
 
 def test_an_infinite_output_is_named(model: nn.Module) -> None:

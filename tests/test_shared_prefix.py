@@ -42,10 +42,35 @@ class NormFirst(nn.Module):
         return self.head(self.conv(self.bn(x)).mean((2, 3)))
 
 
+class Pairs(nn.Module):
+    """Gives a pair where it is asked for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor, pair: bool = False) -> object:
+        y = self.conv(x) + 1
+        return (y, y) if pair else y
+
+
+class CallsThrice(nn.Module):
+    """One module, three times before the first norm: a pair, then two tensors of one shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs, self.bn, self.head = Pairs(), nn.BatchNorm2d(3), nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, _ = self.pairs(x, pair=True)
+        return self.head(self.bn(self.pairs(self.pairs(x))).mean((2, 3)))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "tiny": tiny,
     "in place": WritesInPlace,
     "norm first": NormFirst,
+    "calls thrice": CallsThrice,
     "timm resnet18": lambda: timm.create_model("resnet18", num_classes=4),
     "timm efficientnet": lambda: timm.create_model("efficientnet_lite0", num_classes=4),
     "torchvision densenet": lambda: torchvision.models.densenet121(num_classes=4),
@@ -122,6 +147,26 @@ def test_nothing_is_left_behind() -> None:
         with pytest.raises(KeyboardInterrupt), shared_prefix(model):
             assert "forward" in model.conv1.__dict__
             raise KeyboardInterrupt
+        assert not any("forward" in m.__dict__ for m in model.modules())
+        assert not any(layer._forward_pre_hooks for _, layer in example_weighted_layers(model))
+
+
+@pytest.mark.parametrize("name", ["tiny", "in place"])
+def test_inference_mode_counts_no_versions(name: str) -> None:
+    """There nobody can tell whether an output was written to, so none is used again."""
+    model, data = settled(name), batches(12)
+    expected = logits_of(model, data)
+    with torch.inference_mode():
+        found = logits_of(model, data)
+    assert all(map(torch.equal, found, expected))
+
+
+def test_nothing_is_left_behind_by_a_pass_that_fails() -> None:
+    model = settled("tiny")
+    model.head = nn.Linear(5, 4)  # does not fit
+    with patched(model):
+        with pytest.raises(RuntimeError, match="shapes"):
+            run(Predictor(model), batches(12), ALPHAS, lambda *_: None)
         assert not any("forward" in m.__dict__ for m in model.modules())
         assert not any(layer._forward_pre_hooks for _, layer in example_weighted_layers(model))
 

@@ -3,9 +3,9 @@
 // Compiled and called by cpu_kernels.py, which has the mathematics' source. Plain C
 // functions over pointers: no header of torch, so that compiling takes a second.
 //
-// Sums are shifted by the running mean and accumulated in float. Where an example lies so far from the running mean that the
-// subtraction E[d^2] - E[d]^2 would lose digits, its variance is summed once more
-// around its own mean: the values are still in the cache.
+// Sums are shifted, by the running mean or by the mean of a few values, and accumulated in
+// float. Where the data lie so far from there that the subtraction E[d^2] - E[d]^2 would
+// lose digits, they are summed once more around their own mean: they are still in the cache.
 
 #include <algorithm>
 #include <cmath>
@@ -232,8 +232,11 @@ void example_weighted(const T* x, T* y, int64_t n, int64_t channels, int64_t pos
 // reads. Rows of few channels are taken together as one long line. What is summed with what
 // depends on the shape alone, so the number of threads changes no bit.
 
-constexpr int64_t LINE = 256;           // values of rows taken together
-constexpr int64_t BLOCK_LINES = 32;     // lines of a block
+constexpr int64_t LINE = 64;                 // values of rows taken together
+constexpr int64_t BLOCK_LINES = 32;          // fewest lines of a block
+constexpr int64_t BLOCK_VALUES = 16 * 1024;  // values of a block, with lines that are not too long
+
+#define NOT_INLINED __attribute__((noinline))
 
 struct Grid {
     int64_t groups, rows, channels, num_groups;
@@ -244,7 +247,7 @@ struct Grid {
         int64_t together = 1;  // a power of two, for fold()
         while (2 * together * channels <= LINE && 2 * together <= rows) together *= 2;
         line = together * channels;
-        block = BLOCK_LINES * line;
+        block = std::max(BLOCK_LINES, BLOCK_VALUES / line) * line;
         blocks = (values() + block - 1) / block;
     }
     int64_t values() const { return rows * channels; }
@@ -270,7 +273,8 @@ inline void block_sums(int64_t count, const Grid& grid, float* __restrict first,
     int64_t line = grid.line, start = 0;
     std::fill_n(first, line, 0.0f);
     std::fill_n(second, line, 0.0f);
-    for (; start + 4 * line <= count; start += 4 * line) {  // four at a time: the sums travel less
+    // Four at a time: the sums travel less. Long lines one after the other: memory wants to be read in order.
+    for (; line <= LINE && start + 4 * line <= count; start += 4 * line) {
 #pragma omp simd
         for (int64_t i = 0; i < line; ++i) {
             float a, b, c, d, e, f, g, h;
@@ -296,32 +300,80 @@ inline void block_sums(int64_t count, const Grid& grid, float* __restrict first,
     fold(second, grid);
 }
 
+// Each value of a block: value(index, place in the line).
+template <typename Value>
+inline void block_values(float* __restrict out, int64_t count, int64_t line, Value value) {
+    for (int64_t start = 0; start < count; start += line) {
+        int64_t width = std::min(line, count - start);
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) out[start + i] = value(start + i, i);
+    }
+}
+
+// Means of a block's channels and Σ (x − mean)², summed around the means of its first lines. Where these
+// are far from the mean the block is summed once more, from the cache: no offset costs digits.
+inline void block_moments(const float* x, int64_t count, const Grid& grid, double* mean, double* squares,
+                          float* scratch) {
+    float *origin = scratch, *first = origin + grid.line, *second = first + grid.line;
+    float share = 1.0f / (count / grid.channels);
+    auto sum_around_origin = [&] {
+        unfold(origin, grid);
+        block_sums(count, grid, first, second, [=](int64_t j, int64_t i, float& u, float& v) {
+            u = x[j] - origin[i];
+            v = u * u;
+        });
+        int far = 0;
+        for (int64_t c = 0; c < grid.channels; ++c) {
+            float d = first[c] * share, around_mean = std::max(second[c] - first[c] * d, 0.0f);
+            mean[c] = double(origin[c]) + d;
+            squares[c] = around_mean;
+            far |= first[c] * d > FAR * around_mean;
+        }
+        return far;
+    };
+    int64_t few = std::min(count, 4 * grid.line);
+    block_sums(few, grid, origin, second, [=](int64_t j, int64_t, float& u, float& v) { u = x[j], v = 0; });
+    for (int64_t c = 0; c < grid.channels; ++c) origin[c] /= few / grid.channels;
+    if (sum_around_origin()) {
+        std::copy_n(mean, grid.channels, origin);
+        sum_around_origin();
+    }
+}
+
+// Of one group: two sums of each block's channels, and up to four factors of a line's values.
+struct Area {
+    std::vector<double> sums;
+    std::vector<float> factors;
+
+    explicit Area(const Grid& grid) : sums(2 * grid.blocks * grid.channels), factors(4 * grid.line) {}
+};
+
 // sum(g, b, area, scratch) over all blocks of a group, finish(g, area) once, write(g, b, area) over all blocks.
 // Where there are enough groups a thread takes whole ones: they are still in its cache when they are read again.
+// None of the three is to be inlined: two copies could round differently.
 template <typename Sum, typename Finish, typename Write>
 void each_group(const Grid& grid, int threads, Sum sum, Finish finish, Write write) {
     if (grid.groups * grid.values() <= SMALL) threads = 1;
-    int64_t whole = grid.groups - grid.groups % threads, rest = grid.groups - whole;
-    int64_t area = 2 * grid.blocks * grid.channels + 4 * grid.line;
-    std::vector<float> shared(rest * area);
+    int64_t blocks = grid.blocks, whole = grid.groups - grid.groups % threads, rest = grid.groups - whole;
+    std::vector<Area> shared(rest, Area(grid));
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        std::vector<float> own(area), scratch(3 * grid.line);
+        Area own(grid);
+        std::vector<float> scratch(3 * grid.line);
 #pragma omp for schedule(static) nowait
         for (int64_t g = 0; g < whole; ++g) {
-            for (int64_t b = 0; b < grid.blocks; ++b) sum(g, b, own.data(), scratch.data());
-            finish(g, own.data());
-            for (int64_t b = grid.blocks; b-- > 0;) write(g, b, own.data());  // the last are the likeliest in the cache
+            for (int64_t b = 0; b < blocks; ++b) sum(g, b, own, scratch.data());
+            finish(g, own);
+            for (int64_t b = 0; b < blocks; ++b) write(g, b, own);
         }
         if (rest > 0) {
 #pragma omp for schedule(static)
-            for (int64_t i = 0; i < rest * grid.blocks; ++i)
-                sum(whole + i / grid.blocks, i % grid.blocks, shared.data() + i / grid.blocks * area, scratch.data());
+            for (int64_t i = 0; i < rest * blocks; ++i)
+                sum(whole + i / blocks, i % blocks, shared[i / blocks], scratch.data());
 #pragma omp for schedule(static)
-            for (int64_t i = 0; i < rest; ++i) finish(whole + i, shared.data() + i * area);
+            for (int64_t i = 0; i < rest; ++i) finish(whole + i, shared[i]);
 #pragma omp for schedule(static)
-            for (int64_t i = 0; i < rest * grid.blocks; ++i)
-                write(whole + i / grid.blocks, i % grid.blocks, shared.data() + i / grid.blocks * area);
+            for (int64_t i = 0; i < rest * blocks; ++i) write(whole + i / blocks, i % blocks, shared[i / blocks]);
         }
     }
 }
@@ -330,43 +382,27 @@ void each_group(const Grid& grid, int threads, Sum sum, Finish finish, Write wri
 void grouped_forward(const float* x, float* y, const Grid& grid, const float* weight, const float* bias, float eps,
                      float* mean, float* variance, int threads) {
     int64_t channels = grid.channels, line = grid.line, blocks = grid.blocks, repeats = grid.repeats;
-    // Block means, then Σ (x − block mean)²: two reads, the second from the cache. No offset costs digits.
-    auto sum = [&](int64_t g, int64_t b, float* area, float* scratch) {
-        const float* in = x + grid.at(g, b);
-        float *origin = scratch, *first = origin + line, *second = first + line;
-        int64_t count = grid.count(b);
-        float share = 1.0f / (count / channels);
-        block_sums(count, grid, origin, second, [=](int64_t j, int64_t, float& u, float& v) { u = in[j], v = 0; });
-        for (int64_t c = 0; c < channels; ++c) origin[c] *= share;
-        unfold(origin, grid);
-        block_sums(count, grid, first, second, [=](int64_t j, int64_t i, float& u, float& v) {
-            u = in[j] - origin[i];
-            v = u * u;
-        });
-        float *means = area + 2 * b * channels, *squares = means + channels;
-        for (int64_t c = 0; c < channels; ++c) {
-            float left = first[c] * share;  // what rounding left of the mean
-            means[c] = origin[c] + left;
-            squares[c] = second[c] - first[c] * left;
-        }
+    auto sum = [&](int64_t g, int64_t b, Area& area, float* scratch) NOT_INLINED {
+        double* means = area.sums.data() + 2 * b * channels;
+        block_moments(x + grid.at(g, b), grid.count(b), grid, means, means + channels, scratch);
     };
-    auto finish = [&](int64_t g, float* area) {
+    auto finish = [&](int64_t g, Area& area) NOT_INLINED {
         std::vector<double> scratch(2 * channels);
         double *means = scratch.data(), *squares = means + channels, share = 1.0 / grid.rows;
         for (int64_t b = 0; b < blocks; ++b) {
-            const float* part = area + 2 * b * channels;
+            const double* part = area.sums.data() + 2 * b * channels;
             double weighs = share * (grid.count(b) / channels);
             for (int64_t c = 0; c < channels; ++c) means[c] += weighs * part[c];
         }
         for (int64_t b = 0; b < blocks; ++b) {
-            const float *part = area + 2 * b * channels, *part_squares = part + channels;
+            const double *part = area.sums.data() + 2 * b * channels, *part_squares = part + channels;
             double weighs = share * (grid.count(b) / channels);
             for (int64_t c = 0; c < channels; ++c) {
                 double d = part[c] - means[c];
                 squares[c] += share * part_squares[c] + weighs * d * d;
             }
         }
-        float *centre = area + 2 * blocks * channels, *scale = centre + line, *shift = scale + line;
+        float *centre = area.factors.data(), *scale = centre + line, *shift = scale + line;
         for (int64_t k = 0; k < grid.num_groups; ++k) {
             const double *m = means + k * repeats, *s = squares + k * repeats;
             double pooled = 0, spread = 0;
@@ -385,25 +421,23 @@ void grouped_forward(const float* x, float* y, const Grid& grid, const float* we
         }
         for (float* factors : {centre, scale, shift}) unfold(factors, grid);
     };
-    auto write = [&](int64_t g, int64_t b, const float* area) {
+    auto write = [&](int64_t g, int64_t b, const Area& area) NOT_INLINED {
         if (!y) return;
-        const float *centre = area + 2 * blocks * channels, *scale = centre + line, *shift = scale + line;
-        for (int64_t start = 0, count = grid.count(b); start < count; start += line) {
-            const float* __restrict in = x + grid.at(g, b) + start;
-            float* __restrict out = y + grid.at(g, b) + start;
-            int64_t width = std::min(line, count - start);
-#pragma omp simd
-            for (int64_t i = 0; i < width; ++i) out[i] = (in[i] - centre[i]) * scale[i] + shift[i];
-        }
+        const float *centre = area.factors.data(), *scale = centre + line, *shift = scale + line;
+        const float* in = x + grid.at(g, b);
+        block_values(y + grid.at(g, b), grid.count(b), line, [=](int64_t j, int64_t i) {
+            return (in[j] - centre[i]) * scale[i] + shift[i];
+        });
     };
     each_group(grid, threads, sum, finish, write);
 }
 
-// dx may be null: sums only.
+// dx may be null. dweight and dbias (channels): sums over all groups of dy * (x - mean) * rstd, and of dy.
 void grouped_backward(const float* x, const float* dy, float* dx, const Grid& grid, const float* weight, float eps,
-                      const float* mean, const float* variance, float* sum_dy, float* sum_dy_xhat, int threads) {
+                      const float* mean, const float* variance, float* dweight, float* dbias, int threads) {
     int64_t channels = grid.channels, line = grid.line, blocks = grid.blocks, repeats = grid.repeats;
-    auto sum = [&](int64_t g, int64_t b, float* area, float* scratch) {
+    std::vector<double> group_sums(2 * grid.groups * channels);
+    auto sum = [&](int64_t g, int64_t b, Area& area, float* scratch) NOT_INLINED {
         const float *in = x + grid.at(g, b), *din = dy + grid.at(g, b);
         float *centre = scratch, *first = centre + line, *second = first + line;
         for (int64_t c = 0; c < channels; ++c) centre[c] = mean[g * grid.num_groups + c / repeats];
@@ -412,23 +446,23 @@ void grouped_backward(const float* x, const float* dy, float* dx, const Grid& gr
             u = din[j];
             v = u * (in[j] - centre[i]);
         });
-        std::copy_n(first, channels, area + 2 * b * channels);
-        std::copy_n(second, channels, area + (2 * b + 1) * channels);
+        double* sums = area.sums.data() + 2 * b * channels;
+        std::copy_n(first, channels, sums);
+        std::copy_n(second, channels, sums + channels);
     };
-    auto finish = [&](int64_t g, float* area) {
-        std::vector<double> sums(2 * channels);
+    auto finish = [&](int64_t g, Area& area) NOT_INLINED {
+        double* sums = group_sums.data() + 2 * g * channels;
         for (int64_t b = 0; b < blocks; ++b)
-            for (int64_t i = 0; i < 2 * channels; ++i) sums[i] += area[2 * b * channels + i];
-        float *centre = area + 2 * blocks * channels, *scale = centre + line, *p = scale + line, *q = p + line;
+            for (int64_t i = 0; i < 2 * channels; ++i) sums[i] += area.sums[2 * b * channels + i];
+        float *centre = area.factors.data(), *scale = centre + line, *p = scale + line, *q = p + line;
         for (int64_t k = 0; k < grid.num_groups; ++k) {
             double rstd = 1.0 / std::sqrt(double(variance[g * grid.num_groups + k]) + eps);
             double share = 1.0 / (grid.rows * repeats), mean_dy = 0, mean_dy_xhat = 0;
             for (int64_t c = k * repeats; c < (k + 1) * repeats; ++c) {
-                double gamma = weight ? weight[c] : 1.0, xhat = sums[channels + c] * rstd;
-                sum_dy[g * channels + c] = float(sums[c]);
-                sum_dy_xhat[g * channels + c] = float(xhat);
+                double gamma = weight ? weight[c] : 1.0;
+                sums[channels + c] *= rstd;
                 mean_dy += gamma * share * sums[c];
-                mean_dy_xhat += gamma * share * xhat;
+                mean_dy_xhat += gamma * share * sums[channels + c];
                 scale[c] = float(gamma * rstd);
             }
             for (int64_t c = k * repeats; c < (k + 1) * repeats; ++c) {
@@ -439,20 +473,24 @@ void grouped_backward(const float* x, const float* dy, float* dx, const Grid& gr
         }
         for (float* factors : {centre, scale, p, q}) unfold(factors, grid);
     };
-    auto write = [&](int64_t g, int64_t b, const float* area) {
+    auto write = [&](int64_t g, int64_t b, const Area& area) NOT_INLINED {
         if (!dx) return;
-        const float *centre = area + 2 * blocks * channels, *scale = centre + line, *p = scale + line, *q = p + line;
-        for (int64_t start = 0, count = grid.count(b); start < count; start += line) {
-            const float* __restrict in = x + grid.at(g, b) + start;
-            const float* __restrict din = dy + grid.at(g, b) + start;
-            float* __restrict out = dx + grid.at(g, b) + start;
-            int64_t width = std::min(line, count - start);
-#pragma omp simd
-            for (int64_t i = 0; i < width; ++i)
-                out[i] = din[i] * scale[i] + ((in[i] - centre[i]) * p[i] + q[i]);
-        }
+        const float *centre = area.factors.data(), *scale = centre + line, *p = scale + line, *q = p + line;
+        const float *in = x + grid.at(g, b), *din = dy + grid.at(g, b);
+        block_values(dx + grid.at(g, b), grid.count(b), line, [=](int64_t j, int64_t i) {
+            return din[j] * scale[i] + ((in[j] - centre[i]) * p[i] + q[i]);
+        });
     };
     each_group(grid, threads, sum, finish, write);
+    for (int64_t c = 0; c < channels; ++c) {
+        double dy_total = 0, dy_xhat_total = 0;
+        for (int64_t g = 0; g < grid.groups; ++g) {
+            dy_total += group_sums[2 * g * channels + c];
+            dy_xhat_total += group_sums[(2 * g + 1) * channels + c];
+        }
+        dbias[c] = float(dy_total);
+        dweight[c] = float(dy_xhat_total);
+    }
 }
 
 }  // namespace
@@ -477,12 +515,12 @@ void grouped_norm(const float* x, float* y, int64_t groups, int64_t rows, int64_
     grouped_forward(x, y, Grid(groups, rows, channels, num_groups), weight, bias, eps, mean, variance, threads);
 }
 
-// The gradient: dx like x, or null; sums over each group's rows of dy and dy * (x - mean) * rstd (groups, channels).
+// Its gradient: dx like x, or null; dweight and dbias (channels).
 void grouped_norm_backward(const float* x, const float* dy, float* dx, int64_t groups, int64_t rows, int64_t channels,
                            int64_t num_groups, const float* weight, float eps, const float* mean,
-                           const float* variance, float* sum_dy, float* sum_dy_xhat, int threads) {
-    grouped_backward(x, dy, dx, Grid(groups, rows, channels, num_groups), weight, eps, mean, variance, sum_dy,
-                     sum_dy_xhat, threads);
+                           const float* variance, float* dweight, float* dbias, int threads) {
+    grouped_backward(x, dy, dx, Grid(groups, rows, channels, num_groups), weight, eps, mean, variance, dweight,
+                     dbias, threads);
 }
 
 }  // extern "C"

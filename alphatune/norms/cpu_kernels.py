@@ -1,7 +1,16 @@
-"""Example weighting on a CPU in two sweeps, compiled from C++ on first use.
+"""Norm layers on a CPU in two sweeps, compiled from C++ on first use.
+
+Example-weighted inference:
 
     sweep 1    moments of each example's channel around the running mean       one read
     sweep 2    y = act(scale·(x − m) + shift), the values still in the cache   one write
+
+Training by groups of examples and channels (grouped_kernels.py), channels-last:
+
+    forward    moments of a group of examples, then y                          one read, one write
+    backward   sums of dy and dy·(x − mean), then dx                           two reads, one write
+
+where a group that fits the cache is read from it the second time.
 
 In plain torch operations every step is a sweep of its own through memory, and
 Inductor's loops keep the two apart, too: 1.35 to 1.6 times BatchNorm in the
@@ -12,6 +21,7 @@ compiler the layers run in plain operations.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -50,8 +60,8 @@ def load_library() -> Library | None:
     compiler = find_compiler()
     if compiler is None:
         return None
-    folder = _cache_folder()
     try:
+        folder = _cache_folder()
         for optional in _OPTIONAL_FLAGS:
             command = [compiler, *_FLAGS, *optional, str(SOURCE)]
             path = folder / f"cpu_kernels-{_fingerprint(command)}.so"
@@ -191,11 +201,11 @@ def grouped_norm_backward(
     eps: float,
     wants_dx: bool = True,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """dx (None unless wanted), and Σ dy and Σ dy·x̂ of each group's channels, both (G, C)."""
+    """The gradient of ``grouped_norm``: dx (None unless wanted), dγ and dβ (C,), wanted or not."""
     shape = _grid(x, size, mean.shape[1])
     dy = dy.movedim(1, -1).to(torch.float32).contiguous()
     dx = torch.empty_like(x) if wants_dx else None
-    sum_dy, sum_dy_xhat = torch.empty(2, shape[0], x.shape[1]).unbind()
+    dweight, dbias = torch.empty(2, x.shape[1]).unbind()
     weight = _single(weight)
     _functions().grouped_norm_backward(
         x.data_ptr(),
@@ -206,11 +216,11 @@ def grouped_norm_backward(
         eps,
         mean.data_ptr(),
         variance.data_ptr(),
-        sum_dy.data_ptr(),
-        sum_dy_xhat.data_ptr(),
+        dweight.data_ptr(),
+        dbias.data_ptr(),
         torch.get_num_threads(),
     )
-    return dx, sum_dy, sum_dy_xhat
+    return dx, dweight, dbias
 
 
 def _grid(x: Tensor, size: int, num_groups: int) -> tuple[int, int, int, int]:
@@ -294,14 +304,16 @@ def _fingerprint(command: list[str]) -> str:
 
 def _cache_folder() -> Path:
     """A folder that only this user can write to: what lies in it is loaded as code."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "alphatune"
     try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "alphatune"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
         others = stat.S_IWGRP | stat.S_IWOTH
         if status.st_uid == os.getuid() and not status.st_mode & others and os.access(folder, os.W_OK):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
         pass
-    return Path(tempfile.mkdtemp(prefix="alphatune-"))
+    temporary = Path(tempfile.mkdtemp(prefix="alphatune-"))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return temporary

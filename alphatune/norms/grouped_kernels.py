@@ -15,8 +15,9 @@ A sweep in plain torch operations runs on any device, and compiles well. In
 eager mode on a CPU it is several times as slow as torch's norm kernels. On
 (N, C, H, W) in memory the sweeps borrow these: each example's channel is a row,
 and a GroupNorm over rows yields their moments and sums at once. In
-channels-last a group is a matrix whose rows are added up; large groups go to
-BatchNorm's kernels, one at a time.
+channels-last, where a group is a matrix whose rows are added up, they are C++
+(cpu_kernels.py). Without a compiler the rows are added up in plain operations;
+large groups go to BatchNorm's kernels, one at a time.
 """
 
 from __future__ import annotations
@@ -60,12 +61,15 @@ class GroupedNorm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance = ctx.saved_tensors
         sweeps = sweeps_over(x, ctx.size)
-        dx, sum_dy, sum_dy_xhat = sweeps.differentiate(
+        dx, dweight, dbias = sweeps.differentiate(
             dy, weight, mean, variance, ctx.eps, ctx.needs_input_grad[0]
         )
-        dweight = sum_dy_xhat.sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        dbias = sum_dy.sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
-        return dx, dweight, dbias, None, None, None
+        return (
+            dx,
+            dweight.to(weight.dtype) if ctx.needs_input_grad[1] else None,
+            dbias.to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None,
+            *(None,) * 3,
+        )
 
 
 class Sweeps:
@@ -92,20 +96,21 @@ class Sweeps:
     def differentiate(
         self, dy: Tensor, weight: Tensor | None, mean: Tensor, variance: Tensor, eps: float, wants_dx: bool
     ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """dx (None unless wanted), and Σ dy and Σ dy·x̂ of each group's channels, both (G, C)."""
+        """dx (None unless wanted), dγ and dβ (C,), wanted or not."""
         rstd = torch.rsqrt(variance + eps)
         repeats = self.channels // mean.shape[1]
         scale = _repeat(rstd, repeats)
         dy = self.like_x(dy)
-        sums = sum_dy, sum_dy_xhat = self.sums(dy, _repeat(mean, repeats), scale)
+        sum_dy, sum_dy_xhat = self.sums(dy, _repeat(mean, repeats), scale)
+        dweight, dbias = sum_dy_xhat.sum(0), sum_dy.sum(0)
         if not wants_dx:
-            return None, *sums
+            return None, dweight, dbias
         if weight is not None:
             sum_dy, sum_dy_xhat, scale = sum_dy * weight, sum_dy_xhat * weight, scale * weight
         factor = rstd * (-mean.numel() / self.x.numel())
         p = _add_up(sum_dy_xhat, repeats) * factor * rstd
         q = torch.addcmul(_add_up(sum_dy, repeats) * factor, p, mean, value=-1)
-        return self.affine(_repeat(p, repeats), _repeat(q, repeats), dy, scale), *sums
+        return self.affine(_repeat(p, repeats), _repeat(q, repeats), dy, scale), dweight, dbias
 
     def moments(self, num_groups: int) -> tuple[Tensor, Tensor]:
         """Mean and biased variance (G, K)."""
@@ -120,15 +125,19 @@ class Sweeps:
         self, scale: Tensor, shift: Tensor, other: Tensor | None = None, other_scale: Tensor | None = None
     ) -> Tensor:
         """``scale·x + shift (+ other_scale·other)`` with factors (G, C)."""
-        y = torch.addcmul(self._wide(shift), self.x.to(self.dtype), self._wide(scale))
-        if other is not None and other_scale is not None:
-            y = y.addcmul_(other.to(self.dtype), self._wide(other_scale))
-        return y.to(self.x.dtype)
+        x = self.x.to(self.dtype)
+        if other is None or other_scale is None:
+            scale, shift = _in_memory(scale, shift)
+            return torch.addcmul(self._wide(shift), x, self._wide(scale)).to(self.x.dtype)
+        scale, shift, other_scale = _in_memory(scale, shift, other_scale)
+        y = torch.addcmul(self._wide(shift), x, self._wide(scale))
+        return y.addcmul_(other.to(self.dtype), self._wide(other_scale)).to(self.x.dtype)
 
     def sums(self, dy: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
         """Σ dy and Σ dy·(x − mean)·rstd, both (G, C)."""
         grouped = self.x.to(self.dtype).reshape(self.groups, self.size, self.channels, -1)
         dy = dy.to(self.dtype).reshape(grouped.shape)
+        mean, rstd = _in_memory(mean, rstd)
         centred = (grouped - mean[:, None, :, None]) * rstd[:, None, :, None]
         return dy.sum((1, 3)), (dy * centred).sum((1, 3))
 
@@ -211,7 +220,7 @@ class RowSweeps(Sweeps):
         return sum_dy.view(shape).sum(1), sum_dy_xhat.view(shape).sum(1)
 
     def _each_row(self, tensor: Tensor) -> Tensor:
-        return tensor[:, None].expand(-1, self.size, -1).reshape(-1)
+        return tensor[:, None].expand(-1, self.size, -1).reshape(-1).contiguous()
 
 
 class ChannelsLastSweeps(Sweeps):
@@ -310,9 +319,21 @@ def _pool(mean: Tensor, variance: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return pooled.squeeze(dim), spread.mean(dim)
 
 
+def _in_memory(*factors: Tensor) -> tuple[Tensor, ...]:
+    """The same (G, C) factors. Inductor writes a concatenation to memory on a CPU.
+
+    What a factor is made of it would compute anew for every value of the
+    activation, in index arithmetic that does not vectorise: four times as slow.
+    """
+    return torch.stack(factors).unbind()
+
+
 def _repeat(tensor: Tensor, repeats: int) -> Tensor:
     """(G, K) -> (G, C), a group's value for each of its channels."""
-    return tensor if repeats == 1 else tensor[..., None].expand(-1, -1, repeats).reshape(len(tensor), -1)
+    if repeats == 1:
+        return tensor
+    # In one piece, where a view would do for a single group: torch's kernels take that for granted.
+    return tensor[..., None].expand(-1, -1, repeats).reshape(len(tensor), -1).contiguous()
 
 
 def _add_up(tensor: Tensor, repeats: int) -> Tensor:

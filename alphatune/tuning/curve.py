@@ -63,15 +63,17 @@ def interpolated_curve(search: Search, measured: Sweep, baseline_alpha: float) -
             expected_calibration_error(at("confidence", i).astype(np.float32), at("top1", i) > 0)
             for i in (0, index)
         ]
-        estimates = {"ece": max(0.0, baseline.ece + ece[1] - ece[0])}
+        seen = sum(map(len, rows))
+        whole = seen == len(measured.baseline)  # nothing to estimate: these are the examples
+        values = {"ece": ece[1] if whole else max(0.0, baseline.ece + ece[1] - ece[0])}
         ci: dict[str, Interval] = {}
         for metric in MEANS:
-            difference = at(metric, index) - at(metric, 0)
+            here = at(metric, index)
+            difference = here - at(metric, 0)
             ci[metric] = paired_interval(difference)
-            estimates[metric] = _within(metric, getattr(baseline, metric) + float(difference.mean()))
-        seen = len(at("loss", 0))
-        whole = seen == len(measured.baseline) and t in search.nodes
-        points.append(CurvePoint(alpha, whole, Metrics(n=seen, **estimates), ci))
+            estimate = _within(metric, getattr(baseline, metric) + float(difference.mean()))
+            values[metric] = float(here.mean()) if whole else estimate
+        points.append(CurvePoint(alpha, whole and t in search.nodes, Metrics(n=seen, **values), ci))
     return tuple(points)
 
 

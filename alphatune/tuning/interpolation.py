@@ -41,9 +41,8 @@ def interpolation_weights(nodes: ArrayLike, points: ArrayLike) -> FloatArray:
     w = 1.0 / np.prod(gaps / (t[-1] - t[0]), axis=1)
     difference = x[:, None] - t[None, :]
     hit = difference == 0
-    difference[hit] = 1.0
-    terms = w / difference
-    weights: FloatArray = terms / terms.sum(axis=1, keepdims=True)
+    terms: FloatArray = w / np.where(hit, 1.0, difference)
     rows = hit.any(axis=1)
-    weights[rows] = hit[rows]
+    terms[rows] = hit[rows]
+    weights: FloatArray = terms / terms.sum(axis=1, keepdims=True)
     return weights

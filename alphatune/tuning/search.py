@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -33,19 +33,14 @@ from torch import Tensor
 
 from alphatune.data.prefetch import Batch
 from alphatune.distributed import World
-from alphatune.evaluation import (
-    HIGHER_IS_BETTER,
-    METRICS,
-    Metric,
-    Predictor,
-    Scores,
-    concatenate,
-    score_logits,
-)
+from alphatune.errors import AlphatuneError
+from alphatune.evaluation import HIGHER_IS_BETTER, METRICS, Metric, Predictor, Scores, concatenate
 from alphatune.tuning.curve_scores import CurveScores, join, score_curve_
 from alphatune.tuning.interpolation import interpolation_weights, lobatto_nodes
 from alphatune.tuning.racing import rule_out
-from alphatune.tuning.sweep import run, sweep
+from alphatune.tuning.sweep import Consume, NotFiniteError, run, score_at, sweep
+
+T = TypeVar("T")
 
 #: where to look first, [0, r]; with ``full``, whose curve is to show the decline as well
 FIRST_RANGE, FULL_RANGE = 0.15, 0.3
@@ -66,6 +61,8 @@ MEANS: tuple[Metric, Metric] = ("loss", "top1")
 LOOKS = (0.15, 0.3, 0.45, 0.6)
 #: with fewer examples a search saves no time worth its loss of power
 FEWEST_EXAMPLES = 1000
+#: where not even this near the unpatched model every output is finite, the model is to blame and not the range
+SMALLEST_RANGE = 0.005
 
 
 class Data(Protocol):
@@ -96,8 +93,10 @@ class Passes:
 
     def measure(self, positions: NDArray[np.int64], ts: Sequence[float]) -> list[Scores]:
         """Exact scores of some examples at each t."""
-        scores = sweep(self.predictor, self._mine(positions), [*map(self.alpha, ts)], progress=self.count)
-        gathered = self.world.gather(scores)
+        alphas = [*map(self.alpha, ts)]
+        gathered = self._gather(
+            lambda: sweep(self.predictor, self._mine(positions), alphas, progress=self.count)
+        )
         return [concatenate([s for part in gathered for s in part[i]]) for i in range(len(ts))]
 
     def logits(self, positions: NDArray[np.int64], ts: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -106,13 +105,11 @@ class Passes:
 
         def keep(batch: Batch, logits: list[Tensor]) -> None:
             for t, at_t in zip(ts, logits, strict=True):
-                score_logits(
-                    at_t, batch, where=f"at alpha = {self.alpha(t):g}"
-                )  # finite, and labels that fit
+                score_at(self.alpha(t), at_t, batch)  # finite, and labels that fit
             parts.append((batch.ids, torch.stack(logits).float().cpu(), batch.targets.cpu()))
 
-        run(self.predictor, self._mine(positions), [*map(self.alpha, ts)], keep, progress=self.count)
-        everything = [part for share in self.world.gather(parts) for part in share]
+        shares = self._gather(self._pass(positions, ts, keep, parts))
+        everything = [part for share in shares for part in share]
         order = torch.cat([ids for ids, _, _ in everything]).argsort()
         logits = torch.cat([logits for _, logits, _ in everything], dim=1)[:, order]
         return logits, torch.cat([targets for _, _, targets in everything])[order]
@@ -129,20 +126,41 @@ class Passes:
 
         def keep(batch: Batch, logits: list[Tensor]) -> None:
             nonlocal weights, start
-            at_nodes = [
-                score_logits(at_t, batch, where=f"at alpha = {self.alpha(t):g}")
-                for t, at_t in zip(nodes, logits, strict=True)
-            ]
+            at_nodes = [score_at(self.alpha(t), z, batch) for t, z in zip(nodes, logits, strict=True)]
             exact.append((at_nodes[0], at_nodes[nodes.index(leader)]))
             weights = weights.to(logits[0].device)
             score_curve_(scores, start, torch.stack(logits), weights, batch.targets, batch.ids)
             start += len(batch)
 
-        run(self.predictor, self._mine(positions), [*map(self.alpha, nodes)], keep, progress=self.count)
-        shares = self.world.gather((scores, exact))
+        shares = self._gather(self._pass(positions, nodes, keep, (scores, exact)))
         curve = scores if self.world.size == 1 else join([share for share, _ in shares])
         pairs = [pair for _, pairs in shares for pair in pairs]
         return curve, concatenate([pair[0] for pair in pairs]), concatenate([pair[1] for pair in pairs])
+
+    def _pass(
+        self, positions: NDArray[np.int64], ts: Sequence[float], keep: Consume, kept: T
+    ) -> Callable[[], T]:
+        """A pass over this process's share, which leaves in ``kept`` what ``keep`` makes of it."""
+
+        def share() -> T:
+            run(self.predictor, self._mine(positions), [*map(self.alpha, ts)], keep, progress=self.count)
+            return kept
+
+        return share
+
+    def _gather(self, share: Callable[[], T]) -> list[T]:
+        """What every process makes of its share; an error in one is the same error in all, and none waits."""
+        mine: T | AlphatuneError
+        try:
+            mine = share()
+        except AlphatuneError as error:
+            mine = error
+        shares: list[T] = []
+        for each in self.world.gather(mine):
+            if isinstance(each, AlphatuneError):
+                raise each
+            shares.append(each)
+        return shares
 
     def _mine(self, positions: NDArray[np.int64]) -> Any:
         mine = self.world.batches_of(positions, self.data.batch_size)
@@ -230,6 +248,7 @@ def search(
     seed: int,
     full: bool = False,
     first_range: float | None = None,
+    limit: float = 1.0,
 ) -> Search:
     """Look for the best α as this module's text says.
 
@@ -239,15 +258,19 @@ def search(
         tolerance: error of the interpolated curve, in nats and as a fraction, that nodes are added until.
         race_delta: probability of dropping the α that is best on the choosing part; 0 drops nothing.
         first_range: where to look first, [0, first_range], if not where this module says.
+        limit: about how far to look at most.
+
+    Raises:
+        NotFiniteError: an output that is not finite; ``within_finite_range`` looks nearer.
     """
-    first_range = first_range or (FULL_RANGE if full else FIRST_RANGE)
+    first_range = min(limit, first_range or (FULL_RANGE if full else FIRST_RANGE))
     order = stratified_order(passes.data.targets, seed)
     n = len(order)
     slack = 0.0 if full else SLACK
     race_delta = 0.0 if full or metric == "ece" else race_delta  # an ECE is no mean over examples
     first, last = min(max(n // 20, PILOT[0]), PILOT[1]), int(LOOKS[-1] * n)
     pilot, alive = look_at_pilot(
-        passes, np.sort(order[:first]), metric, tolerance, race_delta, last, first_range, full
+        passes, np.sort(order[:first]), metric, tolerance, race_delta, last, first_range, limit, full
     )
     grid = grid_of(pilot.range, full)
     nodes, error = fewest_nodes(pilot, grid[:alive], tolerance, slack)
@@ -279,10 +302,10 @@ def search(
     joined = join(parts).first(alive)
     best = tuple(grid[_best(joined, m)] for m in METRICS)
     t = best[METRICS.index(metric)]
-    if AT_END * grid[-1] <= t < 1 and alive == len(grid):
+    if AT_END * grid[-1] <= t and grid[-1] < limit and alive == len(grid):
         wider = search(
             passes, metric, tolerance=tolerance, race_delta=race_delta, seed=seed, full=full,
-            first_range=min(1.0, 2 * grid[-1]),
+            first_range=2 * grid[-1], limit=limit,
         )  # fmt: skip
         # That the range was too small is what all lots said: none can test what was chosen before it.
         return replace(wider, leaders=(), challenged=())
@@ -312,6 +335,7 @@ def look_at_pilot(
     race_delta: float,
     population: int,
     high: float,
+    limit: float,
     full: bool,
 ) -> tuple[Pilot, int]:
     """Find the range of α that is worth looking at; returns the pilot and how many grid points to begin with."""
@@ -323,8 +347,8 @@ def look_at_pilot(
         grid = grid_of(high, full)
         values = _larger_is_better(pilot.curve(grid), metric)
         average = values.mean(axis=1)
-        if average[int(NEAR_END * len(grid)) :].max() == average.max() and high < 1 and not shrunk:
-            high = min(1.0, 2 * high)
+        if average[int(NEAR_END * len(grid)) :].max() == average.max() and high < limit and not shrunk:
+            high = min(limit, 2 * high)
             continue
         alive = int(np.flatnonzero(rule_out(values, population, race_delta, len(LOOKS) + 1)[0])[-1]) + 1
         alive = max(alive, 3)
@@ -332,6 +356,25 @@ def look_at_pilot(
             break
         high = grid[alive - 1]  # a polynomial over a smaller range follows the curve more closely
     return pilot, alive
+
+
+def within_finite_range(passes: Passes, look: Callable[[float], T]) -> tuple[T, str]:
+    """Call ``look(limit)`` with a smaller limit of t while an output is not finite, and say so.
+
+    No label has a say in the limit, so what is chosen and measured within it is as valid as without.
+    """
+    limit, note = 1.0, ""
+    while True:
+        try:
+            return look(limit), note
+        except NotFiniteError as error:
+            t = abs(passes.baseline - error.alpha)
+            if t <= SMALLEST_RANGE:
+                raise
+            limit = t / 2
+            note = (
+                f"{error.message}; none farther than about {limit:g} from {passes.baseline:g} was looked at"
+            )
 
 
 def grid_of(high: float, full: bool) -> tuple[float, ...]:

@@ -21,7 +21,7 @@ class SharedPrefix:
     """The outputs of one batch; ``forget`` before the next one."""
 
     def __init__(self) -> None:
-        self._kept: dict[nn.Module, list[tuple[Any, Tensor, int]]] = {}
+        self._kept: dict[tuple[nn.Module, int], tuple[Any, Tensor, int]] = {}
         self._calls: dict[nn.Module, int] = {}
         self._recording = self._before_first_layer = True
 
@@ -46,17 +46,18 @@ class SharedPrefix:
         """In place of a module's forward."""
         if not self._before_first_layer:
             return forward(*args, **kwargs)
-        place = self._calls.get(module, 0)
+        place = self._calls.get(module, 0)  # a module may be called more than once
         self._calls[module] = place + 1
-        kept = self._kept.setdefault(module, [])
-        if not self._recording and place < len(kept):
-            shapes, output, version = kept[place]
+        if not self._recording and (module, place) in self._kept:
+            shapes, output, version = self._kept[module, place]
             # Another shape: the batch was cut in two meanwhile. Another version: somebody wrote to it.
             if shapes == _shapes(args) and output._version == version:
                 return output
         output = forward(*args, **kwargs)
-        if self._recording and self._before_first_layer and torch.is_tensor(output):
-            kept.append((_shapes(args), output, output._version))
+        # A tensor of inference mode has no version: nobody could tell whether it was written to.
+        shared = self._recording and self._before_first_layer and torch.is_tensor(output)
+        if shared and not output.is_inference():
+            self._kept[module, place] = (_shapes(args), output, output._version)
         return output
 
 

@@ -9,12 +9,19 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from alphatune.data.prefetch import Batch
+from alphatune.errors import NumericError
 from alphatune.evaluation import Predictor, Progress, Scores, evaluation_mode, score_logits
 from alphatune.norms.patching import set_alpha_
 from alphatune.tuning.shared_prefix import SharedPrefix, shared_prefix
 
 #: called with a batch and its logits (N, classes) at each α
 Consume = Callable[[Batch, list[Tensor]], None]
+
+
+class NotFiniteError(NumericError):
+    """An output that is NaN or infinite at ``alpha``; nearer to the unpatched model it may be finite."""
+
+    alpha: float
 
 
 @dataclass(frozen=True)
@@ -51,16 +58,31 @@ def sweep(
         with examples × α, by about 30 bytes each.
 
     Raises:
-        NumericError: an output that is not finite; example and α are named.
+        NotFiniteError: an output that is not finite; example and α are named.
     """
     scores: list[list[Scores]] = [[] for _ in alphas]
 
     def consume(batch: Batch, logits: list[Tensor]) -> None:
         for alpha, at_alpha, scored in zip(alphas, logits, scores, strict=True):
-            scored.append(score_logits(at_alpha, batch, where=f"at alpha = {alpha:g}"))
+            scored.append(score_at(alpha, at_alpha, batch))
 
     run(predictor, batches, alphas, consume, progress=progress)
     return scores
+
+
+def score_at(alpha: float, logits: Tensor, batch: Batch) -> Scores:
+    """Score one batch's logits at an α, which an error names.
+
+    Raises:
+        NotFiniteError: a logit that is NaN or infinite.
+        ConfigurationError: as ``score_logits``.
+    """
+    try:
+        return score_logits(logits, batch, where=f"at alpha = {alpha:g}")
+    except NumericError as error:
+        named = NotFiniteError(error.message, error.hint)
+        named.alpha = alpha
+        raise named from None
 
 
 def run(

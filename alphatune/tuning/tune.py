@@ -22,7 +22,7 @@ from alphatune.norms.patching import patched, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.curve import CurvePoint, interpolated_curve, measured_curve
-from alphatune.tuning.search import FEWEST_EXAMPLES, Passes, Search, search
+from alphatune.tuning.search import FEWEST_EXAMPLES, Passes, Search, search, within_finite_range
 from alphatune.tuning.selection import Accept, Decision, Gain, decide, progressive_gain, select
 from alphatune.tuning.sweep import Sweep, counting
 
@@ -155,14 +155,18 @@ def tune(
 
         passes = Passes(predictor or Predictor(model, dtype), batches, values[0], world or World(), count)
         with use_kernel(used):
+            found, note = None, ""
             if searching:
-                found, swept, gain = _searched(
-                    passes, metric, accept, curve, curve_tolerance, race_delta, seed
+                (found, swept, gain), note = within_finite_range(
+                    passes,
+                    lambda limit: _searched(
+                        passes, metric, accept, curve, curve_tolerance, race_delta, seed, limit
+                    ),
                 )
-            else:
-                ts = [abs(values[0] - alpha) for alpha in values]
-                swept = Sweep(values, tuple(passes.measure(np.arange(n), ts)))
-                found = None
+            elif alphas == "auto":
+                swept, note = within_finite_range(passes, lambda limit: _swept(passes, values, limit))
+            else:  # whoever names an α wants to hear of it
+                swept = _swept(passes, values, 1.0)
         seconds = time.perf_counter() - started
     if found is None:
         points, decision = measured_curve(swept), select(swept, metric, accept=accept, seed=seed)
@@ -186,7 +190,7 @@ def tune(
         passes=sum(passes.world.gather(forwards)) / n,
         warnings=(),
     )
-    return replace(result, warnings=tuple(_warnings(result, model)))
+    return replace(result, warnings=(*([note] if note else []), *_warnings(result, model)))
 
 
 def check_choices(metric: str, accept: str, curve: str, curve_tolerance: float, race_delta: float) -> None:
@@ -204,6 +208,13 @@ def check_choices(metric: str, accept: str, curve: str, curve_tolerance: float, 
         raise ConfigurationError(f"race delta must lie in [0, 1), got {race_delta:g}", "0 turns the race off")
 
 
+def _swept(passes: Passes, alphas: tuple[float, ...], limit: float) -> Sweep:
+    """Measure all examples at those α that are within a limit of the unpatched model's."""
+    ts = [t for t in (abs(passes.baseline - alpha) for alpha in alphas) if t <= limit]
+    scores = passes.measure(np.arange(len(passes.data)), ts)
+    return Sweep(alphas[: len(ts)], tuple(scores))
+
+
 def _searched(
     passes: Passes,
     metric: Metric,
@@ -212,10 +223,13 @@ def _searched(
     tolerance: float,
     race_delta: float,
     seed: int,
+    limit: float,
 ) -> tuple[Search, Sweep, Gain]:
     """Search, measure the gain on examples that did not choose, and what will be deployed on all."""
     full = curve == "full"
-    found = search(passes, metric, tolerance=tolerance, race_delta=race_delta, seed=seed, full=full)
+    found = search(
+        passes, metric, tolerance=tolerance, race_delta=race_delta, seed=seed, full=full, limit=limit
+    )
     alpha, other = passes.alpha(found.t), found.t != 0
     to_measure = [*([] if full else [0.0]), *([found.t] if other else [])]
     measured = passes.measure(found.confirming, to_measure) if to_measure else []
