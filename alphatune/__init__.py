@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alphatune.models.bundle import load, save
+    from alphatune.models.calibration import calibrate_, recalibrate_, uncalibrate_
+    from alphatune.models.temperature import fold_temperature_, get_temperature, set_temperature_
     from alphatune.norms.batch_group import BatchGroupNorm2d
     from alphatune.norms.conversion import Norm, convert_
     from alphatune.norms.example_weighted import (
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from alphatune.norms.group import GroupNorm2d
     from alphatune.norms.patching import patch_, set_alpha_, unpatch_
     from alphatune.norms.renorm import BatchRenorm2d
+    from alphatune.tuning.own_score import tune_score
     from alphatune.tuning.tune import tune
 
 __version__ = "0.1.0"
@@ -41,22 +44,36 @@ __all__ = [
     "GhostBatchNorm3d",
     "GroupNorm2d",
     "Norm",
+    "calibrate_",
     "convert_",
+    "fold_temperature_",
+    "get_temperature",
     "load",
     "patch_",
+    "recalibrate_",
     "save",
     "set_alpha_",
+    "set_temperature_",
     "tune",
+    "tune_score",
+    "uncalibrate_",
     "unpatch_",
 ]
 
 _HOME = {
     "load": "alphatune.models.bundle",
     "save": "alphatune.models.bundle",
+    "fold_temperature_": "alphatune.models.temperature",
+    "get_temperature": "alphatune.models.temperature",
+    "set_temperature_": "alphatune.models.temperature",
     "patch_": "alphatune.norms.patching",
     "unpatch_": "alphatune.norms.patching",
     "set_alpha_": "alphatune.norms.patching",
     "tune": "alphatune.tuning.tune",
+    "tune_score": "alphatune.tuning.own_score",
+    "calibrate_": "alphatune.models.calibration",
+    "recalibrate_": "alphatune.models.calibration",
+    "uncalibrate_": "alphatune.models.calibration",
     "Norm": "alphatune.norms.conversion",
     "convert_": "alphatune.norms.conversion",
     "BatchGroupNorm2d": "alphatune.norms.batch_group",

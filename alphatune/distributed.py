@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from alphatune.errors import ConfigurationError
+from alphatune.errors import AlphatuneError, ConfigurationError
 
 T = TypeVar("T")
 
@@ -41,6 +41,23 @@ class World:
         values: list[T] = [value] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def share(self, work: Callable[[], T]) -> list[T]:
+        """What every process makes of its part of some work, by rank; all must come here.
+
+        An error of ours in one is the same error in all, so that none waits for it.
+        """
+        mine: T | AlphatuneError
+        try:
+            mine = work()
+        except AlphatuneError as error:
+            mine = error
+        parts: list[T] = []
+        for each in self.gather(mine):
+            if isinstance(each, AlphatuneError):
+                raise each
+            parts.append(each)
+        return parts
 
     def batches_of(self, positions: np.ndarray, batch_size: int) -> np.ndarray:
         """This process's share of some positions: every ``size``-th *whole* batch, starting at ``rank``.

@@ -214,7 +214,7 @@ class Predictor:
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """The inputs in the model's dtype and memory format, once for any number of passes."""
-        inputs = inputs.to(_input_dtype(self.model))
+        inputs = inputs.to(input_dtype(self.model))
         if self.channels_last and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs
@@ -227,12 +227,8 @@ class Predictor:
         """
         if self.most is not None and len(inputs) > self.most:
             return torch.cat([self(part) for part in torch.split(inputs, self.most)])
-        low_precision = self.dtype in (torch.float16, torch.bfloat16)
         try:
-            with (
-                torch.autocast(inputs.device.type, self.dtype) if low_precision else contextlib.nullcontext()
-            ):
-                return logits_of(self._run(inputs))
+            return self.whole(inputs)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -245,6 +241,12 @@ class Predictor:
         self.most = len(inputs) // 2  # later batches need not run out of memory to find out
         self._full = min(self._full, self.most)  # nor be filled up to what does not fit
         return self(inputs)
+
+    def whole(self, inputs: Tensor) -> Tensor:
+        """The same without cutting a batch up: for gradients, whose graph would keep all parts in memory."""
+        low_precision = self.dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast(inputs.device.type, self.dtype) if low_precision else contextlib.nullcontext():
+            return logits_of(self._run(inputs))
 
     def _run(self, inputs: Tensor) -> object:
         if not self.compile:
@@ -271,7 +273,7 @@ def _on_cuda(model: nn.Module) -> bool:
     return any(p.device.type == "cuda" for p in model.parameters())
 
 
-def _input_dtype(model: nn.Module) -> torch.dtype:
+def input_dtype(model: nn.Module) -> torch.dtype:
     """The dtype of the first floating parameter: a half-precision model takes half-precision images."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 

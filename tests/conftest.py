@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,27 @@ SHARED = Path(os.environ.get("ALPHATUNE_TEST_DATA") or Path(__file__).parents[2]
 TINY = f"{Path(__file__).parent / 'tiny.py'}:tiny"
 CLASSES = ("ant", "bee", "cat", "dog")
 
+Run = Callable[..., tuple[int, str, str]]
+
 
 @pytest.fixture(autouse=True)
 def _repeatable() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process: (exit code, stdout, stderr)."""
+    from alphatune.cli.main import main
+
+    def run(*argv: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(a) for a in argv])
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return run
 
 
 def _shared(name: str) -> Path:

@@ -65,6 +65,47 @@ def example_weighted_groups(
     return out
 
 
+def example_weighted_positions(
+    x: np.ndarray,
+    running_mean: np.ndarray,
+    running_var: np.ndarray,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+    alpha: float,
+    eps: float,
+) -> np.ndarray:
+    """Eq. 3 for LayerNorm over the channels of (N, C, H, W): a position's raw moments, and those of all channels."""
+    x = np.asarray(x, dtype=np.float64)
+    out = np.empty_like(x)
+    channels = x.shape[1]
+    moving_first = sum(float(m) for m in running_mean) / channels
+    moving_second = (
+        sum(float(v) + float(m) ** 2 for m, v in zip(running_mean, running_var, strict=True)) / channels
+    )
+    for n in range(x.shape[0]):
+        for h in range(x.shape[2]):
+            for w in range(x.shape[3]):
+                values = x[n, :, h, w]
+                first = alpha * np.mean(values) + (1 - alpha) * moving_first
+                second = alpha * np.mean(values**2) + (1 - alpha) * moving_second
+                deviation = np.sqrt(second - first**2 + eps)
+                gamma = 1.0 if weight is None else np.asarray(weight, dtype=np.float64)
+                beta = 0.0 if bias is None else np.asarray(bias, dtype=np.float64)
+                out[n, :, h, w] = gamma * (values - first) / deviation + beta
+    return out
+
+
+def pooled_moments(batches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and unbiased variance (C,) of all values of each channel of batches (N, C, *), in two passes."""
+    means, variances = [], []
+    for c in range(batches[0].shape[1]):
+        values = np.concatenate([np.ravel(np.asarray(batch[:, c], dtype=np.float64)) for batch in batches])
+        mean = np.sum(values) / values.size
+        means.append(mean)
+        variances.append(np.sum((values - mean) ** 2) / (values.size - 1))
+    return np.array(means), np.array(variances)
+
+
 def batch_group_norm(
     x: np.ndarray,
     weight: np.ndarray | None,
@@ -127,6 +168,36 @@ def batch_renorm(
         r = min(max(sigma_batch / sigma, 1 / r_max), r_max)
         d = min(max((x[:, c].mean() - running_mean[c]) / sigma, -d_max), d_max)
         out[:, c] = weight[c] * ((x[:, c] - x[:, c].mean()) / sigma_batch * r + d) + bias[c]
+    return out
+
+
+def batch_statistics(
+    x: np.ndarray,
+    running_mean: np.ndarray,
+    running_var: np.ndarray,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+    eps: float,
+    pseudo_count: float,
+    num_groups: int | None = None,
+) -> np.ndarray:
+    """Schneider et al. 2020, Eq. 3, on (N, C, *); with groups both moments are those of a group's channels together."""
+    x = np.asarray(x, dtype=np.float64)
+    out = np.empty_like(x)
+    examples, channels = x.shape[:2]
+    trust = 1.0 if np.isinf(pseudo_count) else pseudo_count / (pseudo_count + examples)
+    for group in np.split(np.arange(channels), num_groups or channels):
+        values = np.concatenate([np.ravel(x[:, c]) for c in group])
+        batch_mean = np.sum(values) / values.size
+        batch_var = np.sum((values - batch_mean) ** 2) / values.size
+        moving_mean = sum(float(running_mean[c]) for c in group) / len(group)
+        moving_second = sum(float(running_var[c]) + float(running_mean[c]) ** 2 for c in group) / len(group)
+        mean = trust * moving_mean + (1 - trust) * batch_mean
+        variance = trust * (moving_second - moving_mean**2) + (1 - trust) * batch_var
+        for c in group:
+            gamma = 1.0 if weight is None else float(weight[c])
+            beta = 0.0 if bias is None else float(bias[c])
+            out[:, c] = gamma * (x[:, c] - mean) / np.sqrt(variance + eps) + beta
     return out
 
 

@@ -8,35 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, write_images
+from conftest import TINY, Run, write_images
 from safetensors.torch import load_file
 from tiny import tiny
 
 import alphatune
-from alphatune.cli.main import main
 
-Run = Callable[..., tuple[int, str, str]]
 COMMON = ("--input-size", "12", "--crop-pct", "1", "--mean", "0.5", "--std", "0.25", "--workers", "0")
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def run(*argv: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(a) for a in argv])
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture

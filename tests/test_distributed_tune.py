@@ -63,7 +63,7 @@ def test_results_are_identical(alphas: str, images: Path, tiny_checkpoint: Path,
     job = (
         TINY, "--checkpoint", tiny_checkpoint, "--data", images, "--input-size", 12, "--crop-pct", 1,
         "--mean", 0.5, "--std", 0.25, "--alphas", alphas, "--metric", "loss", "--accept", "best",
-        "--workers", 0, "--format", "json",
+        "--workers", 0, "--batch-stats", "--format", "json",
     )  # fmt: skip
     alone, *others = [
         tuned(n, *job, "-o", tmp_path / f"{n}") for n in ((1, 2, 3) if alphas == "auto" else (1, 3))

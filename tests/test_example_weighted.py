@@ -6,18 +6,21 @@ import copy
 import pickle
 
 import pytest
+import timm.layers
 import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, convert_splitbn_model, convert_sync_batchnorm, freeze_batch_norm_2d
+from timm.layers.norm_act import GroupNorm1Act, GroupNormAct, LayerNormAct2d
 from torch import nn
+from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from alphatune import ExampleWeightedBatchNorm2d
 from alphatune.errors import ConfigurationError
 from alphatune.norms.conversion import CLASSES, Norm, NormKind, convert_
 from alphatune.norms.example_weighted import EXAMPLE_WEIGHTED, ExampleWeighted
-from alphatune.norms.surgery import become_example_weighted_, become_stock_
+from alphatune.norms.surgery import become_calibrated_, become_example_weighted_, become_stock_
 
 
 def stock_layers() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
@@ -46,7 +49,39 @@ def stock_layers() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
             for kind in ("ghost", "batch-group", "group", "renorm")
             for stock in CLASSES[kind]
         },
+        **{f"calibrated {name}": (calibrated(layer), shape) for name, (layer, shape) in uncalibrated().items()},
     }
+
+
+def uncalibrated() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
+    """Norms that keep no moving averages, one of every kind that can be calibrated."""
+    fused = {"act_layer": nn.SiLU, "drop_layer": nn.Dropout}
+    return {
+        "GroupNorm": (nn.GroupNorm(3, 6, eps=1e-3), (4, 6, 5, 7)),
+        "GroupNorm on (N, C)": (nn.GroupNorm(1, 6), (4, 6)),
+        "GroupNorm of timm": (timm.layers.GroupNorm(6, 3), (4, 6, 5, 7)),
+        "GroupNorm1 of timm": (timm.layers.GroupNorm1(6), (4, 6, 5, 7)),
+        "GroupNormAct": (GroupNormAct(6, 2, **fused), (4, 6, 5, 7)),
+        "GroupNorm1Act": (GroupNorm1Act(6, **fused), (4, 6, 5, 7)),
+        "InstanceNorm1d": (nn.InstanceNorm1d(6, affine=True), (4, 6, 9)),
+        "InstanceNorm2d": (nn.InstanceNorm2d(6, affine=True), (4, 6, 5, 7)),
+        "InstanceNorm2d without affine": (nn.InstanceNorm2d(6), (4, 6, 5, 7)),
+        "InstanceNorm3d": (nn.InstanceNorm3d(6, affine=True), (4, 6, 3, 4, 5)),
+        "LayerNorm2d of torchvision": (LayerNorm2d(6, eps=1e-3), (4, 6, 5, 7)),
+        "LayerNorm2d of timm": (timm.layers.LayerNorm2d(6), (4, 6, 5, 7)),
+        "LayerNorm2d on one position": (timm.layers.LayerNorm2d(6), (4, 6, 1, 1)),
+        "LayerNormAct2d": (LayerNormAct2d(6, **fused), (4, 6, 5, 7)),
+    }
+
+
+def calibrated(layer: nn.Module) -> nn.Module:
+    become_calibrated_(layer, torch.zeros(6), torch.ones(6))
+    return layer
+
+
+def starts_at_one(kind: str) -> bool:
+    """Whether the layer without example weighting is α = 1."""
+    return kind.startswith(("group ", "calibrated "))
 
 
 def converted(kind: NormKind, stock: type[nn.Module]) -> tuple[nn.Module, tuple[int, ...]]:
@@ -92,7 +127,7 @@ def test_unpatched_alpha_is_eval_bit_for_bit(kind: str) -> None:
     layer, x = layer_and_input(kind)
     before = layer(x)
     become_example_weighted_(layer, EXAMPLE_WEIGHTED[type(layer)].unpatched_alpha)
-    assert layer.unpatched_alpha == (1 if kind.startswith("group ") else 0)
+    assert layer.unpatched_alpha == (1 if starts_at_one(kind) else 0)
     assert torch.equal(layer(x), before)
     layer.set_alpha(0.5)
     assert not torch.equal(layer(x), before)
@@ -102,7 +137,9 @@ def test_unpatched_alpha_is_eval_bit_for_bit(kind: str) -> None:
 def test_alpha_one_is_instance_norm(kind: str) -> None:
     layer, x = layer_and_input(kind)
     become_example_weighted_(layer, 1.0)
-    if x[0, 0].numel() == 1:  # nothing but β is left when an example is its own mean
+    if isinstance(layer, nn.LayerNorm):  # each position by itself
+        y = F.layer_norm(x.movedim(1, -1), (6,), layer.weight, layer.bias, layer.eps).movedim(-1, 1)
+    elif x[0, 0].numel() == 1 and layer.num_groups is None:  # nothing but β is left when an example is its own mean
         y = torch.zeros_like(x) + (0 if layer.bias is None else layer.bias.view(1, -1, *[1] * (x.ndim - 2)))
     else:
         y = F.group_norm(x, layer.num_groups or x.shape[1], layer.weight, layer.bias, layer.eps)
@@ -123,7 +160,7 @@ def test_output_does_not_depend_on_companions(kind: str) -> None:
 def test_alpha_to_the_unpatched_one_is_continuous(kind: str) -> None:
     layer, x = layer_and_input(kind)
     before = layer(x)
-    become_example_weighted_(layer, 1 - 1e-7 if kind.startswith("group ") else 1e-7)
+    become_example_weighted_(layer, 1 - 1e-7 if starts_at_one(kind) else 1e-7)
     torch.testing.assert_close(layer(x), before, rtol=1e-4, atol=1e-5)
 
 
@@ -131,6 +168,7 @@ def test_alpha_to_the_unpatched_one_is_continuous(kind: str) -> None:
 def test_undoing_restores_class_state_and_output(kind: str) -> None:
     layer, x = layer_and_input(kind)
     before, cls, attributes = layer(x), type(layer), set(layer.__dict__)
+    unsaved = set(layer._non_persistent_buffers_set)
     state = {k: v.clone() for k, v in layer.state_dict().items()}
     parameters = list(layer.parameters())
     become_example_weighted_(layer, 0.5)
@@ -139,7 +177,7 @@ def test_undoing_restores_class_state_and_output(kind: str) -> None:
     assert type(layer) is cls
     assert set(layer.__dict__) == attributes
     assert "alpha" not in layer._buffers
-    assert layer._non_persistent_buffers_set == set()
+    assert layer._non_persistent_buffers_set == unsaved
     assert all(a is b for a, b in zip(layer.parameters(), parameters, strict=True))
     assert all(torch.equal(v, state[k]) for k, v in layer.state_dict().items())
     assert torch.equal(layer(x), before)

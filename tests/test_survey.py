@@ -25,7 +25,7 @@ def test_describes_a_batch_norm() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.InstanceNorm2d(4), nn.InstanceNorm1d(4, affine=True)]
+    "module", [nn.LayerNorm(4), nn.RMSNorm(4), timm.layers.LayerNorm(4), timm.layers.LayerNorm2dFp32(4)]
 )
 def test_norms_without_moving_averages_are_skipped(module: nn.Module) -> None:
     assert only(module).status == "skipped"

@@ -44,3 +44,16 @@ def odd() -> nn.Module:
 
 def not_a_model() -> int:
     return 3
+
+
+def grouped() -> Tiny:
+    """The same network with GroupNorm, which keeps no moving averages."""
+    model = Tiny()
+    model.bn1, model.bn2 = nn.GroupNorm(4, 8, eps=1e-3), nn.GroupNorm(2, 8)
+    return model
+
+
+def mixed() -> Tiny:
+    model = Tiny()
+    model.bn2 = nn.InstanceNorm2d(8, affine=True)
+    return model

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from alphatune.cli import options as o
-from alphatune.jobs.settings import ModelSettings
+from alphatune.jobs.settings import InspectSettings
 
 #: answers to whether a norm layer has a norm-free path to the output
 PATH = {True: "yes", False: "no", None: "?"}
@@ -21,15 +21,33 @@ def inspect(
     pretrained: o.Pretrained = True,
     unsafe_pickle: o.UnsafePickle = False,
     trust_code: o.TrustCode = False,
+    data: o.InspectData = None,
+    split: o.Split = None,
+    split_seed: o.SplitSeed = 0,
+    data_root: o.DataRoot = None,
+    input_key: o.InputKey = None,
+    target_key: o.TargetKey = None,
+    limit: o.Limit = None,
+    decoder: o.Decoder = "pil",
+    mean: o.Mean = None,
+    std: o.Std = None,
     input_size: o.InputSize = None,
+    crop_pct: o.CropPct = None,
+    crop_mode: o.CropMode = None,
+    interpolation: o.Interpolation = None,
     paths: o.NormPaths = False,
     device: o.Device = "cpu",
+    batch_size: o.BatchSize = "auto",
+    workers: o.Workers = "auto",
+    seed: o.Seed = 0,
     config: o.Config = None,
     format: o.Format = "human",
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
     """List every norm layer: kind, size, whether it can be patched and why not, health of its statistics.
+
+    With --data also how far its moving averages are from what it sees of these images.
 
     [bold]Examples[/bold]
 
@@ -38,21 +56,26 @@ def inspect(
     alphatune inspect efficientnet_b0 --no-pretrained --input-size 240 --format json
 
     alphatune inspect torchvision:resnet50 --no-pretrained --paths
+
+    alphatune inspect resnet50.a1_in1k --data imagenet/train --limit 2000
     """
     from alphatune.cli import console
     from alphatune.jobs.inspect import run_inspect
     from alphatune.reports.result import to_json
 
-    settings = o.settings_from(ctx, ModelSettings)
+    settings = o.settings_from(ctx, InspectSettings)
     if verbose:
         console.note(f"settings: {settings}")
-    document = run_inspect(settings, paths=paths)
+    with console.progress_bar("measuring", quiet or settings.data is None) as progress:
+        document = run_inspect(settings, progress, paths=paths)
     if not quiet:
         console.warn(document["warnings"])
     if format == "json":
         print(to_json(document, for_pipe=True))
     elif format == "quiet":
         line = " ".join(f"{status}={count}" for status, count in document["summary"].items()) or "none"
+        if document["data"]:
+            line += f" stale={sum(bool(layer['stale']) for layer in document['layers'])}"
         print(line + (f" paths={document['paths']['with']}/{document['paths']['of']}" if paths else ""))
     else:
         _show(document)
@@ -63,7 +86,8 @@ def _show(document: dict[str, Any]) -> None:
 
     columns = [
         ("layer", "left"), ("kind", "left"), ("channels", "right"), ("eps", "right"), ("momentum", "right"),
-        ("spatial", "right"), ("status", "left"), *([("free path", "left")] if "paths" in document else []),
+        ("spatial", "right"), ("status", "left"), *([("distance", "right")] if document["data"] else []),
+        *([("free path", "left")] if "paths" in document else []),
         ("notes", "left"),
     ]  # fmt: skip
     rows = []
@@ -81,6 +105,7 @@ def _show(document: dict[str, Any]) -> None:
                 "" if layer["momentum"] is None else f"{layer['momentum']:g}",
                 "" if spatial is None else "x".join(map(str, spatial)) or "1",
                 layer["status"],
+                *([_distance(layer)] if document["data"] else []),
                 *([PATH[layer["free_path"]]] if "paths" in document else []),
                 "; ".join(n for n in notes if n),
             )
@@ -92,4 +117,15 @@ def _show(document: dict[str, Any]) -> None:
         paths = document["paths"]
         title += f"\n{paths['with']} of {paths['of']} norm layers have a norm-free path to the output"
         title += f" ({paths['unknown']} unknown)" if paths["unknown"] else ""
+    if data := document["data"]:
+        title += (
+            f"\ndistance between stored averages and {data['n']} examples; stale from {data['threshold']:g}"
+        )
     out.print(console.table(title, columns, rows))
+
+
+def _distance(layer: dict[str, Any]) -> str:
+    if layer["stale"] is None:
+        return ""
+    shown = "inf" if layer["distance"] is None else f"{layer['distance']:.3g}"
+    return f"{shown} stale" if layer["stale"] else shown

@@ -13,6 +13,7 @@ from alphatune.errors import ConfigurationError
 from alphatune.jobs.settings import ASKED_ANEW, EvaluateSettings, ModelSettings, TrainSettings, TuneSettings
 
 MODEL, DATA, INPUT, RUN, TUNE, OUT = "Model", "Data", "Preprocessing", "Running", "Tuning", "Output"
+AVERAGES = "Moving averages"
 
 MOST_SEED = 2**32 - 1
 
@@ -296,6 +297,40 @@ AcceptOption = Annotated[
     Literal["significant", "best"],
     typer.Option(help="Keep 0 unless the gain is significant, or take the optimum.", rich_help_panel=TUNE),
 ]
+ScoreOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FUNCTION",
+        help="Any task: package.module:score or file.py:score, which takes the model's outputs and the targets and "
+        "returns one number an example, larger is better. --data then names a loader of yours in the same way.",
+        rich_help_panel=TUNE,
+    ),
+]
+BatchStats = Annotated[
+    bool,
+    typer.Option(
+        "--batch-stats",
+        help="For comparison, also evaluate with the test batch's statistics, which make predictions depend on "
+        "the rest of the batch; never chosen.",
+        rich_help_panel=TUNE,
+    ),
+]
+GranularityOption = Annotated[
+    Literal["global", "stage", "layer", "channel"],
+    typer.Option(
+        help="How many alphas to tune, by gradient: finer ones are tried down to this one, and taken only "
+        "if they win out of fold.",
+        rich_help_panel=TUNE,
+    ),
+]
+Temperature = Annotated[
+    bool,
+    typer.Option(
+        "--temperature",
+        help="Tune a temperature as well, and tell what alpha is worth beyond it.",
+        rich_help_panel=TUNE,
+    ),
+]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
@@ -318,10 +353,76 @@ SkipUnknown = Annotated[
     ),
 ]
 
+# --- moving averages -------------------------------------------------------------------------
+
+InspectData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="Images to measure what the norm layers see: says whose stored averages look stale.",
+        rich_help_panel=DATA,
+        show_default=False,
+    ),
+]
+Calibrate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="For GroupNorm, InstanceNorm and LayerNorm2d, which keep no moving averages: measure them on these "
+        "images; labels are not looked at.",
+        rich_help_panel=AVERAGES,
+    ),
+]
+Recalibrate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="Replace the moving averages of BatchNorm layers by exact ones over these images.",
+        rich_help_panel=AVERAGES,
+    ),
+]
+RecalibrateOrder = Annotated[
+    Literal["one-pass", "layer-by-layer"],
+    typer.Option(
+        help="one-pass: every layer normalises by the batch; layer-by-layer: by the new averages of the layers "
+        "before it, in a pass for each.",
+        rich_help_panel=AVERAGES,
+    ),
+]
+RecalibrateAugment = Annotated[
+    Literal["none", "auto", "crop", "cifar", "imagenet"],
+    typer.Option(help="Augmentation of these images, as in training.", rich_help_panel=AVERAGES),
+]
+CalibrateSplit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Split of the images to measure on. Default: train, if there is one.",
+        rich_help_panel=AVERAGES,
+    ),
+]
+CalibrateLimit = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Measure on N examples, drawn by seed, every class in proportion.",
+        rich_help_panel=AVERAGES,
+    ),
+]
+
 # --- output ----------------------------------------------------------------------------------
 
 Output = Annotated[
     str, typer.Option("--output", "-o", metavar="FOLDER", help="The tuned folder.", rich_help_panel=OUT)
+]
+TuneResume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with an interrupted run of --granularity or --temperature, to the same result.",
+        rich_help_panel=OUT,
+    ),
 ]
 Overwrite = Annotated[
     bool,

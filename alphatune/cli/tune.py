@@ -40,6 +40,16 @@ def tune(
     race_delta: o.RaceDelta = 0.05,
     metric: o.MetricOption = "top1",
     accept: o.AcceptOption = "significant",
+    granularity: o.GranularityOption = "global",
+    temperature: o.Temperature = False,
+    score: o.ScoreOption = None,
+    batch_stats: o.BatchStats = False,
+    calibrate: o.Calibrate = None,
+    recalibrate: o.Recalibrate = None,
+    recalibrate_order: o.RecalibrateOrder = "one-pass",
+    recalibrate_augment: o.RecalibrateAugment = "none",
+    calibrate_split: o.CalibrateSplit = None,
+    calibrate_limit: o.CalibrateLimit = None,
     exclude: o.Exclude = None,
     min_positions: o.MinPositions = 1,
     skip_unknown: o.SkipUnknown = False,
@@ -55,6 +65,7 @@ def tune(
     config: o.Config = None,
     dry_run: o.DryRun = False,
     output: o.Output = "alphatune-out",
+    resume: o.TuneResume = False,
     overwrite: o.Overwrite = False,
     format: o.Format = "human",
     quiet: o.Quiet = False,
@@ -69,8 +80,15 @@ def tune(
     alphatune tune my_model.py:build --checkpoint best.pth --data photos/val --metric loss
 
     alphatune tune torchvision:resnet18 --data val.tar --alphas 0:0.3:31 --format json
+
+    alphatune tune resnet50 --data imagenet/val --metric loss --granularity layer --temperature
+
+    alphatune tune convnext_tiny --data imagenet/val --calibrate imagenet/train --calibrate-limit 5000
+
+    alphatune tune my_model.py:build --checkpoint best.pth --data my_model.py:loader --score my_model.py:iou
     """
     from alphatune.cli import console
+    from alphatune.cli.own_score import show_score_plan, show_score_result
     from alphatune.jobs.tune import run_tune
     from alphatune.reports.result import to_json
 
@@ -87,6 +105,9 @@ def tune(
         print(to_json(document, for_pipe=True))
     elif format == "quiet":
         print(settings.output)
+    elif score is not None:
+        show = show_score_plan if dry_run else show_score_result
+        show(document, settings.output)
     elif dry_run:
         _show_plan(document)
     else:
@@ -102,6 +123,11 @@ def _show_plan(plan: dict[str, Any]) -> None:
         ("norm layers", f"{len(model['patched'])} of {model['norm_layers']} would be example-weighted"),
         ("data", f"{data['source']}: {data['n']} examples, {data['classes']} classes"),
         ("preprocessing", ", ".join(f"{k} {v}" for k, v in data["preprocessing"].items())),
+        *(
+            (name, f"{plan[name]['data']['n']} examples of {plan[name]['data']['source']}")
+            for name in ("calibration", "recalibration")
+            if plan[name]
+        ),
         ("alphas", ", ".join(f"{a:g}" for a in plan["alphas"])),
         (
             "device",
@@ -118,6 +144,8 @@ def show_result(document: dict[str, Any], output: str) -> None:
     from rich.text import Text
 
     from alphatune.cli import console
+    from alphatune.reports.averages import averages_sentences
+    from alphatune.reports.batch_statistics import companions_sentence
     from alphatune.reports.markdown import headline
 
     out, curve, chosen = console.stdout(), document["curve"], document["chosen"]["alpha"]
@@ -145,7 +173,13 @@ def show_result(document: dict[str, Any], output: str) -> None:
         ("loss", right), ("change (95 %)", right), ("ECE", right), ("", "left"),
     ]  # fmt: skip
     title = f"{document['data']['n']} examples, {len(document['model']['patched'])} norm layers"
+    if compared := document["batch_statistics"]:
+        rows.append(_comparison(compared))
+    for sentence in averages_sentences(document):
+        out.print(Text(sentence))
     out.print(console.table(title, columns, rows))
+    if compared:
+        out.print(Text(companions_sentence(compared), style="dim"))
     if any(not point["measured"] for point in curve):
         out.print(Text("~ interpolated", style="dim"))
     if len(curve) > 2:
@@ -155,27 +189,64 @@ def show_result(document: dict[str, Any], output: str) -> None:
             ends = f"{min(values):.4f} to {max(values):.4f}"
             out.print(Text(f"\n{name:>5} {console.sparkline(values)} {ends}, {span}"), end="")
         out.print("\n")
+    if document["refinement"]:
+        out.print(_levels(document))
     out.print(Text(headline(document), style="bold"))
     if gain := document["gain"]:
-        low, high = gain["ci"]
-        out.print(
-            Text(
-                f"{gain['scheme'].capitalize()} gain in {gain['metric']}: {gain['delta']:+.4f} "
-                f"({100 * gain['confidence']:.0f} % interval {low:+.4f} to {high:+.4f}, p = {gain['p']:.2g}; "
-                f"{gain['method']})"
-            )
-        )
+        out.print(Text(console.gain_text(gain)))
     out.print(
         Text(
-            f"Written to {output}: model.safetensors, alphatune.json, result.json, report.md, curve.csv, run.toml"
+            f"Written to {output}: model.safetensors, {'moments.safetensors, ' if document['calibration'] else ''}"
+            "alphatune.json, result.json, report.md, curve.csv, run.toml"
         )
     )
+
+
+def _comparison(compared: dict[str, Any]) -> Any:
+    """The row of inference by the test batch's statistics."""
+    top1, loss = (_interval(compared | {"alpha": None}, metric, 0.0) for metric in ("top1", "loss"))
+    figures = {name: f"{compared[name]:.4f}" for name in ("top1", "top5", "loss", "ece")}
+    return (
+        "test batch", figures["top1"], top1, figures["top5"], figures["loss"], loss, figures["ece"], "no choice",
+    )  # fmt: skip
+
+
+def _levels(document: dict[str, Any]) -> Any:
+    """Each granularity out of fold, without and with a temperature."""
+    from alphatune.cli import console
+    from alphatune.reports.markdown import level_name
+
+    refinement, right = document["refinement"], "right"
+    rows = []
+    for level in refinement["levels"]:
+        metrics, calibrated = level["metrics"], level["calibrated"]
+        marks = "chosen" if level["level"] == refinement["chosen"] else ""
+        rows.append(
+            (
+                level_name(level, document["baseline_alpha"]),
+                f"{level['units']}" if level["units"] else "",
+                f"{metrics['top1']:.4f}",
+                f"{metrics['loss']:.4f}",
+                f"{metrics['ece']:.4f}",
+                f"{sum(level['temperatures']) / len(level['temperatures']):.3f}",
+                f"{calibrated['loss']:.4f}",
+                f"{calibrated['ece']:.4f}",
+                marks,
+            )
+        )
+    columns = [
+        ("alpha", "left"), ("numbers", right), ("top-1", right), ("loss", right), ("ECE", right),
+        ("T", right), ("loss at T", right), ("ECE at T", right), ("", "left"),
+    ]  # fmt: skip
+    return console.table("Out of fold, without and with temperature", columns, rows)
 
 
 def _shown(document: dict[str, Any]) -> list[dict[str, Any]]:
     """A table's worth of the curve: some points in even steps, and all that are measured or best."""
     curve = document["curve"]
-    marked = {*document["best"].values(), document["chosen"]["alpha"]}
+    marked = {*document["best"].values()}
+    if not isinstance(chosen := document["chosen"]["alpha"], dict):
+        marked.add(chosen)
     step = max(1, len(curve) // 12)
     return [p for i, p in enumerate(curve) if i % step == 0 or p["measured"] or p["alpha"] in marked]
 

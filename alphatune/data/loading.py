@@ -52,10 +52,14 @@ class Batches:
         """The examples at these positions among the present ones, given in increasing order."""
         return replace(self, examples=self.examples.take(positions))
 
+    def images(self) -> Dataset[Any]:
+        """The images by position, of examples that are no stream."""
+        return IndexedImages(self.examples, self.preprocessing)
+
     def host_batches(self) -> Iterator[Batch]:
         """Decoded images, uint8 (N, C, H, W), targets and ids on the host; pinned for a CUDA device."""
         if self.examples.load is not None:
-            dataset: Any = _IndexedImages(self.examples, self.preprocessing)
+            dataset: Any = self.images()
             workers = min(self.workers, -(-len(self.examples) // self.batch_size))
         else:
             # Several workers would interleave a stream; one keeps its order.
@@ -121,7 +125,9 @@ def decoded(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
         ) from None
 
 
-class _IndexedImages(Dataset[Any]):
+class IndexedImages(Dataset[Any]):
+    """Decoded images by their position among the examples, each with its index in the source."""
+
     def __init__(self, examples: Examples, preprocessing: Preprocessing) -> None:
         self._examples = examples
         self._mode = preprocessing.image_mode

@@ -49,7 +49,7 @@ def describe_model(
         if layer.name in too_small:
             reason = "fewer positions an example than --min-positions"
         elif layer.status == "patchable":
-            reason = "left as plain BatchNorm"
+            reason = f"left as plain {'BatchNorm' if 'Batch' in layer.kind else layer.kind}"
         skipped.append({"name": layer.name, "kind": layer.kind, "reason": reason})
     return {
         **describe_source(opened),

@@ -9,6 +9,7 @@ from alphatune.jobs.describe import common_alpha, describe_data, describe_env, d
 from alphatune.jobs.opening import predictor_of, prepare
 from alphatune.jobs.settings import EvaluateSettings
 from alphatune.models.health import require_health
+from alphatune.models.temperature import get_temperature
 from alphatune.norms.kernels import COMPILED_FROM, resolve_kernel, use_kernel
 from alphatune.norms.patching import get_alpha, patch_, set_alpha_
 from alphatune.norms.survey import survey
@@ -42,6 +43,7 @@ def run_evaluate(
     patched = tuple(get_alpha(module))
     model = describe_model(prepared.opened, layers, prepared.probe, patched)
     model["alpha"] = common_alpha(module)
+    model["temperature"] = get_temperature(module)
     return evaluate_document(
         summarise(scores),
         model=model,

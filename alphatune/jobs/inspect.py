@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from alphatune.jobs.describe import describe_source
-from alphatune.jobs.opening import open_model
-from alphatune.jobs.settings import ModelSettings
+from alphatune.errors import ConfigurationError
+from alphatune.evaluation import Progress
+from alphatune.jobs.averages import open_images
+from alphatune.jobs.describe import describe_data, describe_source
+from alphatune.jobs.opening import OpenedModel, open_model
+from alphatune.jobs.settings import InspectSettings
 from alphatune.models.health import examine
+from alphatune.models.measurement import measure_moments
 from alphatune.models.paths import trace_paths
 from alphatune.models.probe import probe
+from alphatune.models.staleness import STALE, distances
 from alphatune.norms.survey import survey
 
 
-def run_inspect(settings: ModelSettings, *, paths: bool = False) -> dict[str, Any]:
+def run_inspect(
+    settings: InspectSettings, progress: Progress | None = None, *, paths: bool = False
+) -> dict[str, Any]:
     """List every norm layer: what it is, what it sees, whether it can be patched, its health.
 
-    With ``paths`` also whether it has a norm-free path to the output, as ``trace_paths`` finds it.
+    With data also how far its moving averages are from what it sees of them (staleness.py). With
+    ``paths`` also whether it has a norm-free path to the output, as ``trace_paths`` finds it.
     """
     opened = open_model(settings)
     seen = probe(opened.module, opened.preprocessing.input_size, opened.device)
@@ -33,6 +42,7 @@ def run_inspect(settings: ModelSettings, *, paths: bool = False) -> dict[str, An
         row["remark"] = "not reached by the forward pass" if shape is None else shape.remark
         row["health"] = "" if state is None else state.problem or state.remark
         row["healthy"] = state is None or not state.problem
+        row["distance"] = row["stale"] = None
         rows.append(row)
     document: dict[str, Any] = {
         "schema": 1,
@@ -41,8 +51,9 @@ def run_inspect(settings: ModelSettings, *, paths: bool = False) -> dict[str, An
         "preprocessing": opened.preprocessing.to_dict(),
         "layers": rows,
         "summary": dict(Counter(row["status"] for row in rows)),
-        "warnings": [] if settings.input_size else list(opened.warnings),
+        "warnings": [] if settings.input_size and settings.data is None else list(opened.warnings),
     }
+    document["data"] = _measure(settings, opened, document, progress)
     if paths:
         traced = trace_paths(opened.module, opened.preprocessing.input_size, opened.device)
         for row in rows:
@@ -51,3 +62,37 @@ def run_inspect(settings: ModelSettings, *, paths: bool = False) -> dict[str, An
         if traced.remark:
             document["warnings"].append(f"paths to the output are unknown: {traced.remark}")
     return document
+
+
+def _measure(
+    settings: InspectSettings, opened: OpenedModel, document: dict[str, Any], progress: Progress | None
+) -> dict[str, Any] | None:
+    """Fill in each layer's distance between stored and measured moments, and warn of large ones."""
+    if settings.data is None:
+        for name in ("split", "limit", "data_root", "input_key", "target_key"):
+            if getattr(settings, name) is not None:
+                raise ConfigurationError(f"--{name.replace('_', '-')} needs --data DATA")
+        return None
+    batches = open_images(
+        settings,
+        settings.data,
+        opened,
+        split=settings.split,
+        limit=settings.limit,
+        split_seed=settings.split_seed,
+    )
+    found = distances(opened.module, measure_moments(opened.module, batches, progress=progress))
+    for row in document["layers"]:
+        if (value := found.get(row["name"])) is not None:
+            row["distance"] = value if math.isfinite(value) else None
+            row["stale"] = not value < STALE
+    stale = [row for row in document["layers"] if row["stale"]]
+    if stale:
+        first = stale[0]
+        shown = "not finite" if first["distance"] is None else f"{first['distance']:.3g}"
+        document["warnings"].append(
+            f"the stored averages of {len(stale)} of {len(found)} norm layers look stale on these images, first "
+            f"{first['name'] or '(root)'} (distance {shown}, from {STALE:g}): the images differ from those of "
+            "training, or the averages do not belong to the weights; tune --recalibrate measures them anew"
+        )
+    return {**describe_data(batches), "threshold": STALE}

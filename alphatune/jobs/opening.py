@@ -54,8 +54,12 @@ class Prepared:
     warnings: tuple[str, ...]
 
 
-def open_model(settings: ModelSettings) -> OpenedModel:
-    """Build the model that MODEL and its options name, with weights, on its device."""
+def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
+    """Build the model that MODEL and its options name, with weights, on its device.
+
+    Args:
+        images: whether its images will be prepared here, and it matters that nobody says how.
+    """
     device = local_device(resolve_device(settings.device))
     checkpoint, notes = None, []
     if is_bundle(settings.model):
@@ -87,7 +91,7 @@ def open_model(settings: ModelSettings) -> OpenedModel:
             notes.append("the model has random weights (--no-pretrained)")
     base = source.preprocessing
     preprocessing = override_preprocessing(base or Preprocessing(), settings)
-    if base is None:
+    if base is None and images:
         notes += assumed_preprocessing(settings, preprocessing)
     require_device(source.model, device)
     source.model.eval()
@@ -172,20 +176,21 @@ def resolved(settings: S, prepared: Prepared) -> S:
 
 def resolved_paths(settings: P) -> P:
     """The settings with paths that hold from any folder."""
-    location, colon, factory = settings.model.rpartition(":")
     names = ["checkpoint", "val_data", "class_map", "data_root"]
-    if (data := getattr(settings, "data", None)) and not opens_by_name(
-        data, getattr(settings, "data_root", None)
-    ):
-        names.append("data")
+    for name in ("data", "calibrate", "recalibrate"):
+        data = getattr(settings, name, None)
+        if data and not opens_by_name(data, getattr(settings, "data_root", None)):
+            names.append(name)
     absolute: dict[str, Any] = {
         name: str(Path(path).absolute())
         for name in names
         if (path := getattr(settings, name, None)) and Path(path).exists()
     }
-    if location.endswith(".py"):
-        absolute["model"] = f"{Path(location).absolute()}{colon}{factory}"
-    elif is_bundle(settings.model) or (Path(settings.model) / "config.json").is_file():
+    for name in ("model", "data", "score"):  # file.py:function
+        location, colon, function = (getattr(settings, name, None) or "").rpartition(":")
+        if location.endswith(".py"):
+            absolute[name] = f"{Path(location).absolute()}{colon}{function}"
+    if is_bundle(settings.model) or (Path(settings.model) / "config.json").is_file():
         absolute["model"] = str(Path(settings.model).absolute())
     return replace(settings, **absolute)
 

@@ -32,6 +32,23 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InspectSettings(ModelSettings):
+    """Which images to measure the norm layers' inputs on, if any."""
+
+    data: str | None = None
+    split: str | None = None
+    split_seed: int = 0
+    data_root: str | None = None
+    input_key: str | None = None
+    target_key: str | None = None
+    limit: int | None = None
+    decoder: str = "pil"
+    batch_size: str = "auto"
+    workers: str = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchSettings(ModelSettings):
     """What to time, and for how long."""
 
@@ -84,10 +101,21 @@ class TuneSettings(EvaluateSettings):
     race_delta: float = 0.05
     metric: Literal["top1", "top5", "loss", "ece"] = "top1"
     accept: Literal["significant", "best"] = "significant"
+    granularity: Literal["global", "stage", "layer", "channel"] = "global"
+    temperature: bool = False
+    score: str | None = None
+    batch_stats: bool = False
+    calibrate: str | None = None
+    recalibrate: str | None = None
+    recalibrate_order: Literal["one-pass", "layer-by-layer"] = "one-pass"
+    recalibrate_augment: str = "none"
+    calibrate_split: str | None = None
+    calibrate_limit: int | None = None
     exclude: tuple[str, ...] = ()
     min_positions: int = 1
     skip_unknown: bool = False
     output: str = "alphatune-out"
+    resume: bool = False
     overwrite: bool = False
 
 
@@ -152,12 +180,17 @@ ASKED_ANEW = ("overwrite", "resume")
 
 def input_paths(settings: EvaluateSettings | TrainSettings) -> list[str]:
     """Whatever among the settings names a file or folder that must not be written to."""
-    named = [settings.checkpoint, settings.class_map, settings.data_root, settings.data, settings.model]
+    data: list[str | None] = [settings.data]
+    if isinstance(settings, TuneSettings):
+        data += [settings.calibrate, settings.recalibrate]
+    named = [settings.checkpoint, settings.class_map, settings.data_root, settings.model, *data]
     if isinstance(settings, TrainSettings):
         named.append(settings.val_data)
-    named.append(settings.data.partition("/")[2])  # hfds/FOLDER, wds/FOLDER
+    named += [source.partition("/")[2] for source in data if source]  # hfds/FOLDER, wds/FOLDER
     named.append(settings.model.partition(":")[2])  # local-dir:FOLDER
     named.append(settings.model.rpartition(":")[0])  # file.py:factory
+    if isinstance(settings, TuneSettings) and settings.score is not None:
+        named += [settings.data.rpartition(":")[0], settings.score.rpartition(":")[0]]
     return [path for path in named if path and Path(path).exists()]
 
 

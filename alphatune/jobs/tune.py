@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import alphatune
 from alphatune.deployment import deployment_cost
-from alphatune.distributed import joined
+from alphatune.distributed import World, joined
 from alphatune.errors import AlphatuneError, UnsupportedModelError
 from alphatune.evaluation import Progress
+from alphatune.jobs.averages import describe_averages, open_averages, replace_averages_
 from alphatune.jobs.describe import describe_data, describe_env, describe_model, describe_plan
 from alphatune.jobs.opening import DTYPES, Prepared, predictor_of, prepare, resolved
+from alphatune.jobs.own_score import run_score
 from alphatune.jobs.settings import TuneSettings, input_paths, to_toml
 from alphatune.models.bundle import write_model
 from alphatune.models.health import require_health
 from alphatune.models.output import check_output, staged
 from alphatune.models.probe import Probe
+from alphatune.models.temperature import set_temperature_
 from alphatune.norms.patching import patch_, patched, unpatch_, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
 from alphatune.reports.deployment import cost_summary
 from alphatune.reports.folder import write_reports
 from alphatune.reports.result import tune_document
 from alphatune.tuning.alphas import resolve_alphas
+from alphatune.tuning.journal import Journal, open_journal
 from alphatune.tuning.tune import TuneResult, check_choices, tune
 
 #: images, and seconds, of the look at what α costs in deployment
@@ -44,23 +50,37 @@ def run_tune(
     Raises:
         AlphatuneError: in one of its kinds; nothing is left half written.
     """
+    if settings.score is not None:
+        return run_score(settings, progress, dry_run=dry_run)
     check_output(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings))
     resolve_alphas(settings.alphas)  # an error in them should not wait for the model
     check_choices(
-        settings.metric, settings.accept, settings.curve, settings.curve_tolerance, settings.race_delta
+        settings.metric,
+        settings.accept,
+        settings.curve,
+        settings.curve_tolerance,
+        settings.race_delta,
+        settings.granularity,
     )
     prepared = prepare(settings)
     module = prepared.opened.module
     unpatch_(module)  # a tuned folder is tuned anew, from α = 0
+    set_temperature_(module, 1.0)
+    averages = open_averages(settings, prepared)
     layers = survey(module)
     too_small = _below(settings.min_positions, prepared.probe, layers)
     exclude = (*settings.exclude, *(glob.escape(name) for name in too_small))
     with patched(module, exclude=exclude, skip_unknown=settings.skip_unknown) as names:
-        require_health(module)
+        if settings.recalibrate is None:  # which is the remedy
+            require_health(module)
         alphas = resolve_alphas(settings.alphas, unpatched_alpha(module))
     if dry_run:
-        return describe_plan(settings, prepared, layers, names, alphas)
+        return describe_plan(settings, prepared, layers, names, alphas) | averages.plan()
+    predictor = predictor_of(settings, prepared)
     with joined(prepared.opened.device) as world:
+        shown = progress if world.first else None
+        replaced = replace_averages_(averages, settings, prepared, predictor, world, shown)
+        journal = _journal(settings, prepared, world)
         result = tune(
             module,
             prepared.batches,
@@ -70,18 +90,45 @@ def run_tune(
             curve=settings.curve,
             curve_tolerance=settings.curve_tolerance,
             race_delta=settings.race_delta,
+            granularity=settings.granularity,
+            temperature=settings.temperature,
+            batch_stats=settings.batch_stats,
             seed=settings.seed,
             kernel=settings.kernel,
-            predictor=predictor_of(settings, prepared),
+            predictor=predictor,
             exclude=exclude,
             skip_unknown=settings.skip_unknown,
             world=world,
-            progress=progress if world.first else None,
+            journal=journal,
+            progress=shown,
         )
         if not world.first:
             return {}
-    description = describe_model(prepared.opened, layers, prepared.probe, names, too_small)
-    return _write(settings, prepared, result, description, exclude, world.size)
+    description = describe_model(prepared.opened, survey(module), prepared.probe, result.patched, too_small)
+    measured = describe_averages(averages, replaced, prepared, result)
+    document = _write(settings, prepared, result, description, measured, exclude, world.size)
+    if journal:
+        journal.close()
+    return document
+
+
+def _journal(settings: TuneSettings, prepared: Prepared, world: World) -> Journal | None:
+    """Where a run that takes long keeps its state: beside the output, until that is written."""
+    if settings.granularity == "global" and not settings.temperature:
+        return None
+    output = Path(settings.output).absolute()
+    folder = output.with_name(f".{output.name}.resume")
+    checkpoint = prepared.opened.checkpoint
+    free = ("output", "overwrite", "resume", "workers", "cache")
+    job: dict[str, Any] = {k: v for k, v in asdict(resolved(settings, prepared)).items() if k not in free}
+    job |= {
+        "alphatune": alphatune.__version__,
+        "checkpoint_sha256": checkpoint.sha256 if checkpoint else "",
+        "examples": len(prepared.batches),
+    }
+    journal = open_journal(folder, job, resume=settings.resume) if world.first else None
+    world.wait()
+    return journal or Journal(folder)
 
 
 def _write(
@@ -89,6 +136,7 @@ def _write(
     prepared: Prepared,
     result: TuneResult,
     model: dict[str, Any],
+    averages: dict[str, Any],
     exclude: tuple[str, ...],
     processes: int,
 ) -> dict[str, Any]:
@@ -102,11 +150,13 @@ def _write(
         env=describe_env(settings, prepared) | kernel | {"processes": processes},
     )
     remarks = _remarks(result.patched, prepared.probe)
-    document["warnings"] = [*prepared.warnings, *document["warnings"], *remarks]
+    warnings = [*prepared.warnings, *averages["warnings"], *document["warnings"], *remarks]
+    document |= averages | {"warnings": warnings}
     document["deployment"] = None
     if result.alpha != result.baseline_alpha:
         patch_(module, result.alpha, exclude=exclude, skip_unknown=settings.skip_unknown)
         document["deployment"] = _deployment(settings, prepared, result)
+    set_temperature_(module, result.temperature)
     with staged(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings)) as stage:
         write_model(module, stage, source=opened.source, preprocessing=opened.preprocessing)
         (stage / "run.toml").write_text(to_toml(resolved(settings, prepared)), encoding="utf-8")

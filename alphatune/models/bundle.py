@@ -2,9 +2,11 @@
 
     model.safetensors   weights under the architecture's own keys; stock code
                         that loads them gets the model at α = 0
+    moments.safetensors moments of layers that keep no moving averages, where they
+                        were calibrated (moments_file.py)
     config.json         timm's hub layout, where the architecture is timm's
-    alphatune.json      architecture, α per layer, layers that are batch-group
-                        or GroupNorm, preprocessing, provenance
+    alphatune.json      architecture, α per layer, temperature, layers that are
+                        batch-group or GroupNorm, preprocessing, provenance
 
 A model trained with Ghost BatchNorm or batch renormalisation infers as
 BatchNorm does and is written, and read back, as the stock architecture. So
@@ -42,8 +44,10 @@ from alphatune.errors import (
     one_line,
 )
 from alphatune.models.checkpoints import load_weights_, read_checkpoint, sha256
+from alphatune.models.moments_file import MOMENTS, restore_moments_, write_moments
 from alphatune.models.output import MANIFEST, is_bundle, staged
 from alphatune.models.sources import TRUSTED_FACTORIES, Source, build, format_model_kwargs, parse_model_kwargs
+from alphatune.models.temperature import get_temperature, set_temperature_
 from alphatune.norms.conversion import apply_layer_settings_, layer_settings
 from alphatune.norms.patching import Alpha, get_alpha, patch_, unpatch_
 from alphatune.norms.survey import survey
@@ -64,6 +68,8 @@ class Bundle:
     norm: dict[str, dict[str, Any]]  # layers that are no BatchNorm: kind and settings by name
     weights_sha256: str
     preprocessing: Preprocessing | None
+    temperature: float = 1.0
+    moments_sha256: str = ""  # "" where no layer is calibrated
 
 
 def load(
@@ -136,8 +142,10 @@ def write_model(
         },
         "alpha": get_alpha(model),
         "norm": layer_settings(model),
+        "temperature": get_temperature(model),
         "preprocessing": preprocessing.to_dict() if preprocessing else None,
         "weights_sha256": sha256(folder / WEIGHTS),
+        "moments_sha256": write_moments(model, folder),
     }
     try:
         text = json.dumps(manifest, indent=2, allow_nan=False)
@@ -169,6 +177,8 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
             norm={str(name): dict(values) for name, values in manifest.get("norm", {}).items()},
             weights_sha256=str(manifest["weights_sha256"]),
             preprocessing=None if preprocessing is None else Preprocessing.from_dict(preprocessing),
+            temperature=float(manifest.get("temperature", 1.0)),
+            moments_sha256=str(manifest.get("moments_sha256", "")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigurationError) as error:
         raise InputError(f"damaged {path / MANIFEST}: {type(error).__name__}: {one_line(error)}") from None
@@ -205,8 +215,10 @@ def restore_(model: nn.Module, bundle: Bundle) -> None:
     unpatch_(model)
     try:
         apply_layer_settings_(model, bundle.norm)
+        set_temperature_(model, bundle.temperature)
     except (ConfigurationError, UnsupportedModelError) as error:
         raise InputError(f"{bundle.folder / MANIFEST} does not fit the model: {error.message}") from None
+    restore_moments_(model, bundle.folder / MOMENTS, bundle.moments_sha256)
     if bundle.alpha:
         names = [layer.name for layer in survey(model)]
         if missing := [name for name in bundle.alpha if name not in names]:

@@ -8,6 +8,7 @@ import itertools
 from torch import nn
 
 from alphatune.errors import UnsupportedModelError, one_line
+from alphatune.models.temperature import set_temperature_
 from alphatune.norms.patching import unpatch_
 
 
@@ -28,4 +29,5 @@ def stock_copy(model: nn.Module) -> nn.Module:
             f"the model cannot be copied: {type(error).__name__}: {one_line(error)}"
         ) from None
     unpatch_(twin)
+    set_temperature_(twin, 1.0)
     return twin.eval()

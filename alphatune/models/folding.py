@@ -149,7 +149,8 @@ def _obstacle(
 ) -> str:
     """Why a norm layer stays, "" if it need not."""
     source = _input_of(node)
-    if type(norm) not in EXAMPLE_WEIGHTED or getattr(norm, "num_groups", None) is not None:
+    known = EXAMPLE_WEIGHTED.get(type(norm))
+    if known is None or known.unpatched_alpha != 0 or getattr(norm, "num_groups", None) is not None:
         return f"{type(norm).__name__} is no BatchNorm in eval mode"
     if getattr(norm, "running_mean", None) is None or "forward" in norm.__dict__:
         return "it does not normalise by moving averages"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from alphatune.errors import AlphatuneError, ConfigurationError, one_line
 from alphatune.evaluation import evaluation_mode, predict
+from alphatune.norms.calibrated import channel_groups
 from alphatune.norms.survey import survey
 
 EXAMPLES = 2  # more than one, to see layers whose rows are not examples
@@ -24,6 +25,7 @@ class Seen:
 
     rows: int  # size of its batch dimension
     spatial: tuple[int, ...]
+    pooled: bool = False  # moments are over groups of channels, too
 
     @property
     def positions(self) -> int:
@@ -35,7 +37,8 @@ class Seen:
             return (
                 f"{self.rows // EXAMPLES} rows an example: each row is weighed in by itself, not the example"
             )
-        return "one position: the example's variance is 0" if self.positions == 1 else ""
+        alone = self.positions == 1 and not self.pooled
+        return "one position: the example's variance is 0" if alone else ""
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,9 @@ def probe(model: nn.Module, input_size: tuple[int, int, int], device: torch.devi
     modules = dict(model.named_modules())
 
     def watch(name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0]
-            seen[name] = Seen(x.shape[0], tuple(x.shape[2:]))
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x, groups = inputs[0], channel_groups(layer)
+            seen[name] = Seen(x.shape[0], tuple(x.shape[2:]), groups is not None and groups < x.shape[1])
 
         return hook
 

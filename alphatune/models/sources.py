@@ -18,6 +18,7 @@ import contextlib
 import difflib
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -138,8 +139,19 @@ def _torchvision(spec: str, rest: str, pretrained: bool, kwargs: dict[str, Any])
         raise ConfigurationError(
             f"torchvision has no weights {weights_name!r} for {name}", f"it has: {names}"
         ) from None
-    model = _call(torchvision.models.get_model, spec, name, weights=weights if pretrained else None, **kwargs)
+    parameters = inspect.signature(torchvision.models.get_model_builder(name)).parameters
+    # Of segmentation and detection models: no weights means none for the backbone either.
+    backbone = {"weights_backbone": None} if "weights_backbone" in parameters and not pretrained else {}
+    model = _call(
+        torchvision.models.get_model,
+        spec,
+        name,
+        weights=weights if pretrained else None,
+        **{**backbone, **kwargs},
+    )
     # Weights imply constructor arguments, which building without them must repeat.
+    if pretrained and "aux_loss" in parameters:
+        kwargs = {"aux_loss": True, **kwargs}
     for implied in ("transform_input", "aux_logits"):
         if pretrained and hasattr(model, implied):
             kwargs = {**kwargs, implied: getattr(model, implied), "init_weights": False}
@@ -148,10 +160,16 @@ def _torchvision(spec: str, rest: str, pretrained: bool, kwargs: dict[str, Any])
     return Source(spec, "torchvision", model, kwargs, preprocessing, str(weights) if pretrained else "")
 
 
-def find_factory(spec: str) -> Any:
-    """Import what ``package.module:factory`` or ``file.py:factory`` names."""
+def find_factory(spec: str, what: str = "MODEL", *, again: bool = True) -> Any:
+    """Import what ``package.module:factory`` or ``file.py:factory`` names.
+
+    Args:
+        what: the argument or option that names it, for messages.
+        again: run a file anew even if it was run before; without, what the model came from is
+            found as the model saw it, with the same classes and constants.
+    """
     location, _, attribute = spec.partition(":")
-    module = _import(location, spec)
+    module = _import(location, spec, what, again)
     factory: Any = module
     for part in attribute.split("."):
         if not hasattr(factory, part):
@@ -180,13 +198,16 @@ def _factory(spec: str, location: str, attribute: str, kwargs: dict[str, Any]) -
     return Source(spec, "factory", model, kwargs, preprocessing)
 
 
-def _import(location: str, spec: str) -> Any:
+def _import(location: str, spec: str, what: str = "MODEL", again: bool = True) -> Any:
     try:
         if location.endswith(".py"):
             path = Path(location)
             if not path.is_file():
                 raise ConfigurationError(f"no such file: {location}")
             name = "_alphatune_model_" + re.sub(r"\W", "_", path.stem)
+            stamp = (path.resolve(), path.stat().st_mtime_ns)
+            if not again and getattr(sys.modules.get(name), "_alphatune_stamp", None) == stamp:
+                return sys.modules[name]
             module_spec = importlib.util.spec_from_file_location(name, path)
             module = importlib.util.module_from_spec(module_spec)  # type: ignore[arg-type]
             sys.modules[name] = module  # so that the model's classes can be pickled
@@ -196,11 +217,14 @@ def _import(location: str, spec: str) -> Any:
                     module_spec.loader.exec_module(module)  # type: ignore[union-attr]
             finally:
                 sys.path.remove(str(path.resolve().parent))
+            module._alphatune_stamp = stamp  # type: ignore[attr-defined]
             return module
         if not all(part.isidentifier() for part in location.split(".")):
             raise ConfigurationError(
-                f"cannot understand MODEL {spec!r}",
-                "a timm name, hf-hub:…, local-dir:…, torchvision:NAME, package.module:factory, file.py:factory",
+                f"cannot understand {what} {spec!r}",
+                "package.module:function or file.py:function"
+                if what != "MODEL"
+                else "a timm name, hf-hub:…, local-dir:…, torchvision:NAME, package.module:factory, file.py:factory",
             )
         # As `python -m` does: a module beside the command line is the user's own.
         if "" not in sys.path:

@@ -20,6 +20,7 @@ from alphatune.norms.batch_group import (
     BatchGroupNorm3d,
     BatchGroupNormAct2d,
 )
+from alphatune.norms.calibrated import Calibrated
 from alphatune.norms.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, GhostBatchNormAct2d
 from alphatune.norms.group import GroupNorm1d, GroupNorm2d, GroupNorm3d, GroupNormAct2d
 from alphatune.norms.renorm import (
@@ -156,7 +157,7 @@ def convert_(model: nn.Module, norm: Norm) -> tuple[str, ...]:
             )
         if type(module) in STOCK_OF and "forward" not in module.__dict__:
             chosen.append(layer.name)
-        elif layer.status != "skipped":
+        elif layer.status not in ("skipped", "calibratable") and not isinstance(module, Calibrated):
             unknown.append(f"{layer.name or '(root)'} ({layer.kind})")
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""

@@ -2,8 +2,8 @@
 
 Each class is a subclass of the layer it stands for and differs from it in eval
 mode only, and only away from the α that the layer without it amounts to, its
-``unpatched_alpha``: 0, but 1 for GroupNorm, which normalises by the example
-alone. Constructor, parameters, buffers and state-dict keys are the same. α
+``unpatched_alpha``: 0, but 1 for GroupNorm and its kin, which normalise by the
+example alone. Constructor, parameters, buffers and state-dict keys are the same. α
 lives in a buffer that is not saved with the weights.
 
     training, or α = unpatched_alpha   the layer's own forward, bit for bit
@@ -19,7 +19,7 @@ by changing its class (surgery.py), which keeps hooks, sharing and identity.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
@@ -34,9 +34,23 @@ from alphatune.norms.batch_group import (
     BatchGroupNorm3d,
     BatchGroupNormAct2d,
 )
+from alphatune.norms.calibrated import (
+    CalibratedGroupNorm,
+    CalibratedGroupNorm1Act,
+    CalibratedGroupNormAct,
+    CalibratedInstanceNorm1d,
+    CalibratedInstanceNorm2d,
+    CalibratedInstanceNorm3d,
+    CalibratedLayerNorm2d,
+    CalibratedLayerNormAct2d,
+    CalibratedTimmGroupNorm,
+    CalibratedTimmGroupNorm1,
+    CalibratedTimmLayerNorm2d,
+)
 from alphatune.norms.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, GhostBatchNormAct2d
 from alphatune.norms.group import GroupNorm1d, GroupNorm2d, GroupNorm3d, GroupNormAct2d
-from alphatune.norms.kernels import example_weighted_norm
+from alphatune.norms.kernels import activate, example_weighted_norm
+from alphatune.norms.moments import example_weighted_layer_norm
 from alphatune.norms.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, BatchRenormAct2d
 from alphatune.norms.training_norm import drop_and_act, fused_activation
 
@@ -115,10 +129,15 @@ class ExampleWeighted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training or not self.weighs_example:
             return super().forward(x)  # type: ignore[no-any-return]
-        if isinstance(self, nn.modules.batchnorm._BatchNorm):
+        if isinstance(self, nn.modules.batchnorm._NormBase):
             self._check_input_dim(x)  # type: ignore[no-untyped-call]
         act = fused_activation(self)
-        y = example_weighted_norm(
+        y = self.weigh(x, act)
+        return y if act else drop_and_act(self, y)
+
+    def weigh(self, x: Tensor, act: str | None) -> Tensor:
+        """Normalise (N, C, *) by the mixed moments, then apply an activation of ``kernels.activate``."""
+        return example_weighted_norm(
             x,
             self.running_mean,
             self.running_var,
@@ -129,9 +148,8 @@ class ExampleWeighted(nn.Module):
             self.num_groups,
             act,
         )
-        return y if act else drop_and_act(self, y)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExampleWeighted:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # model.half() must not round α: follow the device, not the dtype.
         alpha = self.alpha
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -252,6 +270,80 @@ class ExampleWeightedGroupNormAct2d(ExampleWeighted, GroupNormAct2d):
     unpatched_alpha = 1.0
 
 
+class ExampleWeightedCalibratedGroupNorm(ExampleWeighted, CalibratedGroupNorm):
+    """``nn.GroupNorm`` with calibrated moments; α = 1 is its own forward."""
+
+    unpatched_alpha = 1.0
+
+
+class ExampleWeightedCalibratedTimmGroupNorm(ExampleWeighted, CalibratedTimmGroupNorm):
+    """timm's ``GroupNorm`` with calibrated moments; α = 1 is its own forward."""
+
+    unpatched_alpha = 1.0
+
+
+class ExampleWeightedCalibratedTimmGroupNorm1(ExampleWeighted, CalibratedTimmGroupNorm1):
+    """timm's ``GroupNorm1`` with calibrated moments; α = 1 is its own forward."""
+
+    unpatched_alpha = 1.0
+
+
+class ExampleWeightedCalibratedGroupNormAct(ExampleWeighted, CalibratedGroupNormAct):
+    """timm's ``GroupNormAct`` with calibrated moments; α = 1 is its own forward."""
+
+    unpatched_alpha = 1.0
+
+
+class ExampleWeightedCalibratedGroupNorm1Act(ExampleWeighted, CalibratedGroupNorm1Act):
+    """timm's ``GroupNorm1Act`` with calibrated moments; α = 1 is its own forward."""
+
+    unpatched_alpha = 1.0
+
+
+class _ExampleWeightedInstanceNorm(ExampleWeighted):
+    unpatched_alpha = 1.0
+
+    def weigh(self, x: Tensor, act: str | None) -> Tensor:
+        if x.ndim == self._get_no_batch_dim():  # type: ignore[operator]
+            return super().weigh(x[None], act)[0]
+        return super().weigh(x, act)
+
+
+class ExampleWeightedCalibratedInstanceNorm1d(_ExampleWeightedInstanceNorm, CalibratedInstanceNorm1d):
+    """``nn.InstanceNorm1d`` with calibrated moments; α = 1 is its own forward."""
+
+
+class ExampleWeightedCalibratedInstanceNorm2d(_ExampleWeightedInstanceNorm, CalibratedInstanceNorm2d):
+    """``nn.InstanceNorm2d`` with calibrated moments; α = 1 is its own forward."""
+
+
+class ExampleWeightedCalibratedInstanceNorm3d(_ExampleWeightedInstanceNorm, CalibratedInstanceNorm3d):
+    """``nn.InstanceNorm3d`` with calibrated moments; α = 1 is its own forward."""
+
+
+class _ExampleWeightedLayerNorm(ExampleWeighted):
+    unpatched_alpha = 1.0
+    num_groups = 1
+
+    def weigh(self, x: Tensor, act: str | None) -> Tensor:
+        y = example_weighted_layer_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.alpha, self.eps
+        )
+        return activate(y, act)
+
+
+class ExampleWeightedCalibratedLayerNorm2d(_ExampleWeightedLayerNorm, CalibratedLayerNorm2d):
+    """torchvision's ``LayerNorm2d`` with calibrated moments; α = 1 is its own forward."""
+
+
+class ExampleWeightedCalibratedTimmLayerNorm2d(_ExampleWeightedLayerNorm, CalibratedTimmLayerNorm2d):
+    """timm's ``LayerNorm2d`` with calibrated moments; α = 1 is its own forward."""
+
+
+class ExampleWeightedCalibratedLayerNormAct2d(_ExampleWeightedLayerNorm, CalibratedLayerNormAct2d):
+    """timm's ``LayerNormAct2d`` with calibrated moments; α = 1 is its own forward."""
+
+
 #: The layer each example-weighted class stands for. Only these exact
 #: classes are patched: a subclass may normalise differently.
 EXAMPLE_WEIGHTED: dict[type[nn.Module], type[ExampleWeighted]] = {
@@ -280,5 +372,16 @@ EXAMPLE_WEIGHTED: dict[type[nn.Module], type[ExampleWeighted]] = {
     GroupNorm2d: ExampleWeightedGroupNorm2d,
     GroupNorm3d: ExampleWeightedGroupNorm3d,
     GroupNormAct2d: ExampleWeightedGroupNormAct2d,
+    CalibratedGroupNorm: ExampleWeightedCalibratedGroupNorm,
+    CalibratedTimmGroupNorm: ExampleWeightedCalibratedTimmGroupNorm,
+    CalibratedTimmGroupNorm1: ExampleWeightedCalibratedTimmGroupNorm1,
+    CalibratedGroupNormAct: ExampleWeightedCalibratedGroupNormAct,
+    CalibratedGroupNorm1Act: ExampleWeightedCalibratedGroupNorm1Act,
+    CalibratedInstanceNorm1d: ExampleWeightedCalibratedInstanceNorm1d,
+    CalibratedInstanceNorm2d: ExampleWeightedCalibratedInstanceNorm2d,
+    CalibratedInstanceNorm3d: ExampleWeightedCalibratedInstanceNorm3d,
+    CalibratedLayerNorm2d: ExampleWeightedCalibratedLayerNorm2d,
+    CalibratedTimmLayerNorm2d: ExampleWeightedCalibratedTimmLayerNorm2d,
+    CalibratedLayerNormAct2d: ExampleWeightedCalibratedLayerNormAct2d,
 }
 STOCK: dict[type[nn.Module], type[nn.Module]] = {v: k for k, v in EXAMPLE_WEIGHTED.items()}

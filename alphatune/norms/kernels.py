@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from alphatune.errors import ConfigurationError
-from alphatune.norms import cpu_kernels, eager_kernels, moments
+from alphatune.norms import alpha_gradient, cpu_kernels, eager_kernels, moments
 
 Kernel = Literal["auto", "eager", "compiled", "triton"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
@@ -99,6 +99,8 @@ def example_weighted_norm(
 ) -> Tensor:
     """``moments.example_weighted_norm``, then an activation (None, "relu", "silu"), by the fastest code for ``x``."""
     arguments = (x, running_mean, running_var, weight, bias, alpha, eps)
+    if num_groups is None and _wants_alpha_gradient(*arguments[:-1]):
+        return activate(alpha_gradient.example_weighted_norm(*arguments), act)
     if num_groups is None and _is_plain_inference(*arguments[:-1]):
         if x.device.type == "cpu":
             if (
@@ -122,6 +124,16 @@ def activate(y: Tensor, act: str | None) -> Tensor:
     if act is None:
         return y
     return _ACTIVATIONS[act](y, inplace=not torch.is_grad_enabled())
+
+
+def _wants_alpha_gradient(x: Tensor, *rest: Tensor | None) -> bool:
+    """Whether α is being tuned and nothing else: the network's own parameters are constants."""
+    *constants, alpha = rest
+    if not (torch.is_grad_enabled() and alpha is not None and alpha.requires_grad) or x.numel() == 0:
+        return False
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return not any(t is not None and t.requires_grad for t in constants)
 
 
 def _is_plain_inference(*tensors: Tensor | None) -> bool:

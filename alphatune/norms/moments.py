@@ -158,6 +158,50 @@ def example_weighted_norm(
     return y.to(x.dtype)
 
 
+def example_weighted_layer_norm(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    alpha: Tensor,
+    eps: float,
+) -> Tensor:
+    """Normalise every position by a mixture of its channels' moments and the moving moments of all channels.
+
+        y = γ · (x − mean) / sqrt(variance + ε) + β,   mean, variance from Eq. 3
+
+    with μᵢ and sᵢ over the channels of one position, and m and v averaged over
+    the channels: ``example_weighted_norm`` of the rows (N·H·W, C) in one group.
+
+    Args:
+        x, running_mean, running_var, weight, bias, alpha, eps: as for ``example_weighted_norm``.
+
+    Returns:
+        (N, C, *), in the dtype and memory format of ``x``.
+    """
+    dtype = _statistics_dtype(x)
+
+    def per_channel(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype).reshape((1, -1) + (1,) * (x.ndim - 2))
+
+    # One number stands for all channels, which are alike after averaging.
+    moving = average_over_groups(running_mean.to(dtype), running_var.to(dtype), 1)
+    moving_mean, moving_variance = (per_channel(t[:1]) for t in moving)
+    mean = x.mean(1, keepdim=True, dtype=dtype)
+    centred = x - mean
+    own_variance = torch.linalg.vector_norm(centred, dim=1, keepdim=True).square() / x.shape[1]
+    deviation, weighting = mean - moving_mean, per_channel(alpha)
+    scale = torch.rsqrt(_mix_variance(own_variance, moving_variance, deviation, weighting) + eps)
+    shift = (1 - weighting) * deviation * scale
+    y = centred * scale + shift
+    if weight is not None:
+        y = y * per_channel(weight)
+    if bias is not None:
+        y = y + per_channel(bias)
+    return y.to(x.dtype)
+
+
 def _mix_variance(variance: Tensor, running_var: Tensor, deviation: Tensor, alpha: Tensor | float) -> Tensor:
     return (1 - alpha) * running_var + alpha * variance + alpha * (1 - alpha) * deviation * deviation
 

@@ -29,9 +29,10 @@ def patch_(
 
     with mean and variance mixed from the example's moments (weight α) and the
     moving averages (weight 1 − α): paper section 3.1, Eq. 3. At α = 0 outputs
-    are the unpatched model's, bit for bit (where alphatune's GroupNorm layers
-    are patched at α = 1); state-dict keys never change. Layers that are patched
-    already only get the new α.
+    are the unpatched model's, bit for bit (where GroupNorm layers are patched at
+    α = 1); state-dict keys never change. Layers that are patched already only get
+    the new α; those that keep no moving averages are patched once ``calibrate_``
+    has measured them.
 
     Args:
         model: any module; put it in eval mode to see the effect.
@@ -61,7 +62,7 @@ def patch_(
                 "`alphatune inspect` lists the names",
             )
     if not chosen:
-        raise UnsupportedModelError(_nothing_to_patch(layers), "`alphatune inspect` shows each layer and why")
+        raise UnsupportedModelError(*_nothing_to_patch(layers))
     modules = dict(model.named_modules())
     added: list[ExampleWeighted] = []
     try:
@@ -158,6 +159,19 @@ def patched(
                 become_stock_(layer)
 
 
+@contextmanager
+def differentiable_alpha(alphas: Mapping[ExampleWeighted, Tensor]) -> Iterator[None]:
+    """Let layers normalise by α tensors of an autograd graph, () or (C,), for the time of a ``with`` block."""
+    before = {layer: (layer.alpha, layer.weighs_example) for layer in alphas}
+    try:
+        for layer, alpha in alphas.items():
+            layer.alpha, layer.weighs_example = alpha, True
+        yield
+    finally:
+        for layer, (alpha, weighs) in before.items():
+            layer.alpha, layer.weighs_example = alpha, weighs
+
+
 def _matches(layer: NormLayer, patterns: Collection[str]) -> bool:
     return any(fnmatchcase(name, p) for p in patterns for name in (layer.name, *layer.aliases))
 
@@ -173,11 +187,15 @@ def _refuse_unknown(layers: tuple[NormLayer, ...], skip_unknown: bool) -> None:
         )
 
 
-def _nothing_to_patch(layers: tuple[NormLayer, ...]) -> str:
+def _nothing_to_patch(layers: tuple[NormLayer, ...]) -> tuple[str, str]:
+    """What is wrong, and what to do."""
+    hint = "`alphatune inspect` shows each layer and why"
     if not layers:
         return (
             "expected a model with BatchNorm layers, found no normalisation layer at all: "
             "it has none, or they are folded into the convolutions or quantised"
-        )
+        ), hint
     kinds = ", ".join(sorted({layer.kind for layer in layers}))
-    return f"expected at least one BatchNorm layer with moving averages to patch, found only: {kinds}"
+    if any(layer.status == "calibratable" for layer in layers):
+        hint = "tune --calibrate DATA (calibrate_) measures them over a set of images"
+    return f"expected at least one BatchNorm layer with moving averages to patch, found only: {kinds}", hint

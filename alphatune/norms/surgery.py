@@ -13,6 +13,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from alphatune.norms.calibrated import CALIBRATED, UNCALIBRATED, Calibrated
 from alphatune.norms.example_weighted import EXAMPLE_WEIGHTED, STOCK, ExampleWeighted
 
 
@@ -26,4 +27,18 @@ def become_stock_(module: ExampleWeighted) -> None:
     """Change an example-weighted layer back into the layer it was."""
     stock = STOCK[type(module)]
     module.stop_weighing()
+    cast("nn.Module", module).__class__ = stock
+
+
+def become_calibrated_(module: nn.Module, mean: Tensor, variance: Tensor) -> None:
+    """Give a layer of a class in ``CALIBRATED``, or one that became calibrated before, moments (C,), in place."""
+    if not isinstance(module, Calibrated):
+        module.__class__ = CALIBRATED[type(module)]
+    cast("Calibrated", module).keep_moments(mean, variance)
+
+
+def become_uncalibrated_(module: Calibrated) -> None:
+    """Change a calibrated layer that is not patched back into the layer it was."""
+    stock = UNCALIBRATED[type(module)]
+    module.forget_moments()
     cast("nn.Module", module).__class__ = stock

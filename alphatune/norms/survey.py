@@ -13,14 +13,16 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from alphatune.norms.calibrated import UNCALIBRATED, Calibrated, can_be_calibrated
 from alphatune.norms.example_weighted import EXAMPLE_WEIGHTED, STOCK
 
-#: ``patchable``    keeps moving averages and is of a known kind
+#: ``patchable``    keeps moving averages, its own or calibrated ones, and is of a known kind
 #: ``patched``      already example-weighted
+#: ``calibratable`` keeps no moving averages, but they can be measured for it
 #: ``skipped``      nothing to do: the layer never normalises by moving averages
 #: ``unsupported``  normalises by moving averages or by the batch, in a way
 #:                  alphatune does not know; tuning around it needs consent
-Status = Literal["patchable", "patched", "skipped", "unsupported"]
+Status = Literal["patchable", "patched", "calibratable", "skipped", "unsupported"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def survey(model: nn.Module) -> tuple[NormLayer, ...]:
         layers.append(
             NormLayer(
                 name=names[0],
-                kind=STOCK.get(type(module), type(module)).__name__,
+                kind=_kind(module),
                 status=status,
                 reason=reason,
                 num_features=_num_features(module),
@@ -82,15 +84,24 @@ def _is_norm(module: nn.Module) -> bool:
     return "running_mean" in module._buffers or "running_var" in module._buffers
 
 
+def _kind(module: nn.Module) -> str:
+    """The name of the stock layer."""
+    kind = STOCK.get(type(module), type(module))
+    return UNCALIBRATED.get(kind, kind).__name__
+
+
 def _judge(module: nn.Module, auxiliary: bool) -> tuple[Status, str]:
     kind = type(module).__name__
     if auxiliary:
         return "skipped", "auxiliary norm of a SplitBatchNorm2d, used in training only"
     if type(module) in STOCK:
         return "patched", ""
-    if isinstance(module, (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)):
+    if can_be_calibrated(module):
+        return "calibratable", "keeps no moving averages to mix with: --calibrate (calibrate_) measures them"
+    calibrated = isinstance(module, Calibrated)
+    if isinstance(module, (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)) and not calibrated:
         return "skipped", "keeps no moving averages: the example's own moments are all it uses"
-    if isinstance(module, _InstanceNorm):
+    if isinstance(module, _InstanceNorm) and not calibrated:
         if module.running_mean is None:
             return "skipped", "keeps no moving averages: the example's own moments are all it uses"
         return (
@@ -127,6 +138,8 @@ def _num_features(module: nn.Module) -> int | None:
     for tensor in (module._buffers.get("running_mean"), getattr(module, "weight", None)):
         if tensor is not None:
             return int(tensor.shape[0])
+    if isinstance(module, nn.LayerNorm):
+        return int(module.normalized_shape[0])
     return None
 
 

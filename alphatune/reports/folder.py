@@ -7,12 +7,13 @@ from typing import Any
 
 from alphatune.models.checkpoints import sha256
 from alphatune.reports.curve import curve_frame
+from alphatune.reports.depth import FILE, draw_depth
 from alphatune.reports.markdown import render_markdown
 from alphatune.reports.result import to_json
 
 
 def write_reports(folder: Path, document: dict[str, Any]) -> dict[str, Any]:
-    """Write curve.csv, report.md and, last, result.json.
+    """Write curve.csv, report.md, where α differ by layer their figure, and, last, result.json.
 
     Returns:
         The document with ``artifacts``: every other file of the folder with its
@@ -20,6 +21,8 @@ def write_reports(folder: Path, document: dict[str, Any]) -> dict[str, Any]:
     """
     curve_frame(document).to_csv(folder / "curve.csv", index=False)
     (folder / "report.md").write_text(render_markdown(document), encoding="utf-8")
+    if isinstance(alphas := document["chosen"]["alpha"], dict):
+        draw_depth(alphas, folder / FILE)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     document = {**document, "artifacts": [{"path": f.name, "sha256": sha256(f)} for f in files]}
     (folder / "result.json").write_text(to_json(document) + "\n", encoding="utf-8")

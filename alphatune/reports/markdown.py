@@ -6,6 +6,9 @@ from typing import Any
 
 import jinja2
 
+from alphatune.reports.averages import averages_sentences
+from alphatune.reports.batch_statistics import companions_sentence
+
 LABELS = {"top1": "top-1", "top5": "top-5", "loss": "loss (nats)", "ece": "ECE"}
 
 
@@ -20,25 +23,64 @@ def render_markdown(document: dict[str, Any]) -> str:
         autoescape=False,  # Markdown, not HTML: user-supplied text goes through `escape`
     )
     environment.filters["escape"] = escape
-    template = environment.get_template("report.md.j2")
-    return template.render(**document, headline=headline(document), labels=LABELS)
+    environment.globals.update(level_name=level_name, alpha_text=alpha_text)
+    name = "score_report.md.j2" if document["metric"] == "score" else "report.md.j2"
+    compared = document["batch_statistics"]
+    return environment.get_template(name).render(
+        **document,
+        headline=headline(document),
+        labels=LABELS,
+        companions=companions_sentence(compared) if compared else "",
+        averages=averages_sentences(document) if "calibration" in document else [],
+    )
 
 
 def headline(document: dict[str, Any]) -> str:
     """The decision in one sentence."""
+    if document["metric"] == "score":
+        return _score_headline(document)
     chosen, baseline = document["chosen"], document["baseline"]
-    if document["decision"]["keep_baseline"]:
-        plain = (
-            "α = 0 (plain BatchNorm)"
-            if chosen["alpha"] == 0
-            else f"α = {chosen['alpha']:g} (plain GroupNorm)"
-        )
-        return f"Keep {plain}: {document['decision']['reason']}."
+    reason, temperature = document["decision"]["reason"], chosen["temperature"]
     after = chosen["metrics"]
-    return (
-        f"Use α = {chosen['alpha']:g}: top-1 {baseline['top1']:.4f} → {after['top1']:.4f}, "
-        f"loss {baseline['loss']:.4f} → {after['loss']:.4f}; {document['decision']['reason']}."
-    )
+    change = f"top-1 {baseline['top1']:.4f} → {after['top1']:.4f}, loss {baseline['loss']:.4f} → {after['loss']:.4f}"
+    if document["decision"]["keep_baseline"]:
+        plain = f"α = {chosen['alpha']:g} (plain {_plain_kind(document)})"
+        if temperature == 1:
+            return f"Keep {plain}: {reason}."
+        return f"Keep {plain}, with temperature {temperature:g}: {change}; {reason}."
+    tempered = "" if temperature == 1 else f" and temperature {temperature:g}"
+    return f"Use α = {alpha_text(chosen['alpha'])}{tempered}: {change}; {reason}."
+
+
+def _plain_kind(document: dict[str, Any]) -> str:
+    """What the unpatched model's norm layers are."""
+    if document["chosen"]["alpha"] == 0:
+        return "BatchNorm"
+    return " and ".join(document["calibration"]["kinds"]) if document["calibration"] else "GroupNorm"
+
+
+def _score_headline(document: dict[str, Any]) -> str:
+    before, after, reason = document["baseline"], document["chosen"], document["decision"]["reason"]
+    if document["decision"]["keep_baseline"]:
+        kind = "BatchNorm" if after["alpha"] == 0 else "GroupNorm"
+        return f"Keep α = {after['alpha']:g} (plain {kind}): {reason}."
+    change = f"{document['score']['name']} {before['score']:.6g} → {after['metrics']['score']:.6g}"
+    return f"Use α = {after['alpha']:g}: {change}; {reason}."
+
+
+def alpha_text(alpha: Any) -> str:
+    """α in a few words: a number, or the range of those of the layers."""
+    if not isinstance(alpha, dict):
+        return f"{alpha:g}"
+    numbers = [v for value in alpha.values() for v in (value if isinstance(value, list) else [value])]
+    kind = "channel" if len(numbers) > len(alpha) else "layer"
+    return f"{min(numbers):g} to {max(numbers):g} by {kind}"
+
+
+def level_name(level: dict[str, Any], baseline_alpha: float) -> str:
+    """A granularity as a row of a table is called."""
+    names = {"plain": f"{baseline_alpha:g} (plain)", "global": "one for all layers"}
+    return names.get(level["level"], f"one a {level['level']}")
 
 
 def escape(text: object) -> str:

@@ -16,11 +16,15 @@ import numpy as np
 import timm
 import torch
 import torchvision
+from torch import Tensor
 
 import alphatune
 from alphatune.errors import NumericError
 from alphatune.evaluation import Metrics
+from alphatune.norms.patching import Alpha
+from alphatune.reports.batch_statistics import batch_statistics_summary
 from alphatune.tuning.curve import CurvePoint
+from alphatune.tuning.refinement import Refinement
 from alphatune.tuning.selection import Gain
 from alphatune.tuning.tune import TuneResult
 
@@ -45,16 +49,24 @@ def tune_document(
         "curve": [_point(point) for point in result.curve],
         "baseline": _metrics(result.baseline),
         "best": dict(decision.best),
-        "chosen": {"alpha": decision.alpha, "metrics": _metrics(result.chosen)},
+        "chosen": {
+            "alpha": _alpha(decision.alpha),
+            "temperature": result.temperature,
+            "metrics": _metrics(result.chosen),
+        },
+        "refinement": None if result.refinement is None else _refinement(result.refinement),
         "search": None if result.search is None else _search(result),
         "passes": result.passes,
         "seconds": result.seconds,
-        "gain": None if decision.gain is None else _gain(decision.gain),
+        "gain": None if decision.gain is None else gain_summary(decision.gain),
+        "batch_statistics": batch_statistics_summary(result.batch_statistics),
         "decision": {
             "keep_baseline": decision.alpha == result.baseline_alpha,
             "significant": decision.gain is not None and decision.gain.significant,
             "reason": decision.reason,
         },
+        "calibration": None,  # of the averages that the job measured first, if it did (averages.py)
+        "recalibration": None,
         "artifacts": [],
         "warnings": list(result.warnings),
     }
@@ -130,7 +142,48 @@ def _search(result: TuneResult) -> dict[str, Any]:
     }
 
 
-def _gain(gain: Gain) -> dict[str, Any]:
+def _alpha(alpha: float | dict[str, Alpha]) -> Any:
+    """α as plain numbers: one, or for each layer one or one a channel."""
+    if not isinstance(alpha, dict):
+        return alpha
+    return {
+        name: [round(v, 6) for v in value.tolist()] if isinstance(value, Tensor) else value
+        for name, value in alpha.items()
+    }
+
+
+def _refinement(refinement: Refinement) -> dict[str, Any]:
+    """What finer α and temperature are worth, out of fold."""
+
+    def gain(value: Gain | None) -> dict[str, Any] | None:
+        return None if value is None else gain_summary(value)
+
+    return {
+        "granularity": refinement.levels[-1].name,
+        "chosen": refinement.chosen,
+        "with_temperature": refinement.joint,
+        "temperature_gain": gain(refinement.temperature_gain),
+        "levels": [
+            {
+                "level": level.name,
+                "units": level.units,
+                "metrics": _metrics(level.metrics),
+                "calibrated": _metrics(level.calibrated),
+                "temperatures": list(level.temperatures),
+                "over_coarser": gain(level.over_coarser),
+                "over_plain": gain(level.over_plain),
+                "accepted": level.accepted,
+                "steps": list(level.steps),
+                "seconds": level.seconds,
+                "passes": level.passes,
+            }
+            for level in refinement.levels
+        ],
+    }
+
+
+def gain_summary(gain: Gain) -> dict[str, Any]:
+    """A gain as plain values."""
     values = asdict(gain)
     values["ci"] = list(gain.ci)
     values["fold_alphas"] = list(gain.fold_alphas)

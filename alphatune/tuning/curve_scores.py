@@ -55,6 +55,10 @@ class CurveScores:
         """A view of the first points."""
         return CurveScores(self.ids, *(getattr(self, f.name)[:points] for f in fields(self)[1:]))
 
+    def take(self, rows: NDArray[Any]) -> CurveScores:
+        """The scores of some of the examples."""
+        return CurveScores(self.ids[rows], *(getattr(self, f.name)[:, rows] for f in fields(self)[1:]))
+
     def values(self, metric: str) -> NDArray[Any]:
         """A metric's values (points, n), as stored."""
         values: NDArray[Any] = getattr(self, metric)

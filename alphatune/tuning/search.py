@@ -94,8 +94,8 @@ class Passes:
     def measure(self, positions: NDArray[np.int64], ts: Sequence[float]) -> list[Scores]:
         """Exact scores of some examples at each t."""
         alphas = [*map(self.alpha, ts)]
-        gathered = self._gather(
-            lambda: sweep(self.predictor, self._mine(positions), alphas, progress=self.count)
+        gathered = self.gather(
+            lambda: sweep(self.predictor, self.share_of(positions), alphas, progress=self.count)
         )
         return [concatenate([s for part in gathered for s in part[i]]) for i in range(len(ts))]
 
@@ -108,7 +108,7 @@ class Passes:
                 score_at(self.alpha(t), at_t, batch)  # finite, and labels that fit
             parts.append((batch.ids, torch.stack(logits).float().cpu(), batch.targets.cpu()))
 
-        shares = self._gather(self._pass(positions, ts, keep, parts))
+        shares = self.gather(self._pass(positions, ts, keep, parts))
         everything = [part for share in shares for part in share]
         order = torch.cat([ids for ids, _, _ in everything]).argsort()
         logits = torch.cat([logits for _, logits, _ in everything], dim=1)[:, order]
@@ -132,7 +132,7 @@ class Passes:
             score_curve_(scores, start, torch.stack(logits), weights, batch.targets, batch.ids)
             start += len(batch)
 
-        shares = self._gather(self._pass(positions, nodes, keep, (scores, exact)))
+        shares = self.gather(self._pass(positions, nodes, keep, (scores, exact)))
         curve = scores if self.world.size == 1 else join([share for share, _ in shares])
         pairs = [pair for _, pairs in shares for pair in pairs]
         return curve, concatenate([pair[0] for pair in pairs]), concatenate([pair[1] for pair in pairs])
@@ -143,12 +143,12 @@ class Passes:
         """A pass over this process's share, which leaves in ``kept`` what ``keep`` makes of it."""
 
         def share() -> T:
-            run(self.predictor, self._mine(positions), [*map(self.alpha, ts)], keep, progress=self.count)
+            run(self.predictor, self.share_of(positions), [*map(self.alpha, ts)], keep, progress=self.count)
             return kept
 
         return share
 
-    def _gather(self, share: Callable[[], T]) -> list[T]:
+    def gather(self, share: Callable[[], T]) -> list[T]:
         """What every process makes of its share; an error in one is the same error in all, and none waits."""
         mine: T | AlphatuneError
         try:
@@ -162,7 +162,8 @@ class Passes:
             shares.append(each)
         return shares
 
-    def _mine(self, positions: NDArray[np.int64]) -> Any:
+    def share_of(self, positions: NDArray[np.int64]) -> Any:
+        """This process's batches of some examples."""
         mine = self.world.batches_of(positions, self.data.batch_size)
         return self.data.take(mine) if len(mine) else ()
 
@@ -325,6 +326,15 @@ def search(
         chosen_points=best,
         estimated_error=error,
     )
+
+
+def best_on(found: Search, positions: NDArray[np.int64], metric: Metric) -> float:
+    """The t that is best by those of the examples at some positions that chose."""
+    joined = join(found.curve)
+    seen = found.choosing
+    if len(joined) > len(seen):  # a full curve is of all examples
+        seen = np.sort(np.concatenate([found.choosing, found.confirming]))
+    return found.grid[_best(joined.take(np.isin(seen, positions)), metric)]
 
 
 def look_at_pilot(

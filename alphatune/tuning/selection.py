@@ -18,7 +18,7 @@ that chose none at the last one: exactly, and in the same way.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -33,10 +33,14 @@ from alphatune.evaluation import (
     concatenate,
     expected_calibration_error,
 )
+from alphatune.norms.patching import Alpha
 from alphatune.tuning.sweep import Sweep
 
 Accept = Literal["significant", "best"]
 Scheme = Literal["cross-fitted", "progressive"]
+#: a score of one's own (own_score.py) goes by one name, whatever it measures
+Measure = Metric | Literal["score"]
+SCORE: Literal["score"] = "score"
 
 FOLDS = 10
 RESAMPLES = 2000
@@ -53,7 +57,7 @@ Measured = tuple[float, tuple[float, float], float, str]
 class Gain:
     """What choosing α is worth on unseen examples, in the metric's unit; positive is better."""
 
-    metric: Metric
+    metric: Measure
     delta: float
     ci: tuple[float, float]
     p: float
@@ -70,9 +74,9 @@ class Gain:
 class Decision:
     """Which α to deploy, and why."""
 
-    alpha: float
+    alpha: float | dict[str, Alpha]  # one for all layers, or each layer's
     reason: str
-    best: dict[Metric, float]  # optimum of each metric on all examples
+    best: dict[Any, float]  # optimum of each metric on all examples
     gain: Gain | None  # None with fewer than FEWEST_EXAMPLES examples
 
 
@@ -92,9 +96,42 @@ def select(
     return decide(metric, best, sweep.baseline_alpha, gain, len(sweep.baseline), accept)
 
 
+def select_by_score(
+    values: FloatArray,
+    alphas: Sequence[float],
+    strata: NDArray[np.int64],
+    *,
+    accept: Accept = "significant",
+    seed: int = 0,
+    folds: int = FOLDS,
+) -> Decision:
+    """Choose α by scores of one's own and decide whether it pays, as ``select`` does by a metric.
+
+    Args:
+        values: scores (alphas, n), larger is better.
+        alphas: the unpatched model's first.
+        strata: what is spread evenly over the folds (n,), such as classes.
+    """
+    n = values.shape[1]
+    best = alphas[_best_row(values)]
+    gain = None
+    if n >= FEWEST_EXAMPLES:
+        folds = max(2, min(folds, n // 2))
+        rng = np.random.default_rng(seed)
+        fold = _stratified_folds(strata, folds, rng)
+        chosen = np.array([_best_row(values[:, fold != k]) for k in range(folds)])
+        measured = _mean_gain(values[chosen[fold], np.arange(n)] - values[0], SCORE, rng)
+        gain = _gain(SCORE, measured, "cross-fitted", n, folds, tuple(alphas[i] for i in chosen))
+    return decide(SCORE, {SCORE: best}, alphas[0], gain, n, accept)
+
+
+def _best_row(values: FloatArray) -> int:
+    return int(np.argmax([row.mean() for row in values]))
+
+
 def decide(
-    metric: Metric,
-    best: dict[Metric, float],
+    metric: Measure,
+    best: dict[Any, float],
     baseline: float,
     gain: Gain | None,
     examples: int,
@@ -153,22 +190,53 @@ def progressive_gain(
         baseline: scores of all examples at the unpatched model's α.
         alphas: the α of each lot, the last one being the choice.
     """
-    rng = np.random.default_rng(seed)
     chosen = concatenate(list(scored))
     before = baseline.take(np.searchsorted(baseline.ids, chosen.ids))
+    gain = paired_gain(chosen, before, metric, seed=seed, scheme="progressive")
+    return replace(gain, fold_alphas=alphas)
+
+
+def paired_gain(
+    scores: Scores,
+    baseline: Scores,
+    metric: Metric,
+    *,
+    seed: int = 0,
+    comparisons: int = 1,
+    folds: int = 0,
+    scheme: Scheme = "cross-fitted",
+) -> Gain:
+    """Gain of the same examples' scores over others.
+
+    Args:
+        scores: of examples that each had no part in choosing how they are scored.
+        baseline: of the same examples.
+        comparisons: gains that are looked at before one is believed; the interval and
+            what counts as significant allow for them all (Bonferroni).
+        folds, scheme: for the record.
+    """
+    rng = np.random.default_rng(seed)
+    confidence = 1 - (1 - CONFIDENCE) / comparisons
     if metric == "ece":
-        measured = _calibration_gain(chosen.confidence, chosen.top1, before, rng)
+        measured = _calibration_gain(scores.confidence, scores.top1, baseline, rng, confidence)
     else:
-        measured = _mean_gain(_per_example(chosen, metric) - _per_example(before, metric), metric, rng)
-    return _gain(metric, measured, "progressive", len(chosen), 0, alphas)
+        difference = _per_example(scores, metric) - _per_example(baseline, metric)
+        measured = _mean_gain(difference, metric, rng, confidence)
+    return _gain(metric, measured, scheme, len(scores), folds, (), confidence)
 
 
 def _gain(
-    metric: Metric, measured: Measured, scheme: Scheme, examples: int, folds: int, alphas: tuple[float, ...]
+    metric: Measure,
+    measured: Measured,
+    scheme: Scheme,
+    examples: int,
+    folds: int,
+    alphas: tuple[float, ...],
+    confidence: float = CONFIDENCE,
 ) -> Gain:
     delta, ci, p, method = measured
-    significant = ci[0] > 0 and p <= 1 - CONFIDENCE
-    return Gain(metric, delta, ci, p, method, CONFIDENCE, scheme, examples, folds, alphas, significant)
+    significant = ci[0] > 0 and p <= 1 - confidence
+    return Gain(metric, delta, ci, p, method, confidence, scheme, examples, folds, alphas, significant)
 
 
 def paired_difference(scores: Scores, baseline: Scores, metric: Metric) -> tuple[float, float]:
@@ -200,7 +268,7 @@ def _per_example(scores: Scores, metric: Metric) -> FloatArray:
     return values if HIGHER_IS_BETTER[metric] else -values
 
 
-def _stratified_folds(targets: NDArray[np.int32], folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def _stratified_folds(targets: NDArray[Any], folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Fold of each example: random, with each class spread evenly over the folds."""
     shuffled = rng.permutation(len(targets))
     by_class = shuffled[np.argsort(targets[shuffled], kind="stable")]
@@ -209,12 +277,15 @@ def _stratified_folds(targets: NDArray[np.int32], folds: int, rng: np.random.Gen
     return fold
 
 
-def _mean_gain(difference: FloatArray, metric: Metric, rng: np.random.Generator) -> Measured:
+def _mean_gain(
+    difference: FloatArray, metric: Measure, rng: np.random.Generator, confidence: float = CONFIDENCE
+) -> Measured:
     delta = float(difference.mean())
     if np.ptp(difference) == 0:  # nothing varies: nothing to resample or to test
         return delta, (delta, delta), 1.0 if delta == 0 else 0.0, "no example differs"
-    ci = _interval(difference, rng)
-    if metric == "loss":
+    ci = _interval(difference, rng, confidence)
+    # A score of one's own may be a count of right and wrong as well.
+    if metric == "loss" or (metric == SCORE and not np.isin(difference, (-1, 0, 1)).all()):
         p = float(stats.ttest_1samp(difference, 0.0).pvalue)
         return delta, ci, p, "paired bootstrap interval, paired t-test"
     better, worse = int((difference > 0).sum()), int((difference < 0).sum())
@@ -223,22 +294,26 @@ def _mean_gain(difference: FloatArray, metric: Metric, rng: np.random.Generator)
 
 
 def _calibration_gain(
-    confidence: NDArray[np.float32], correct: NDArray[np.bool_], baseline: Scores, rng: np.random.Generator
+    sure: NDArray[np.float32],
+    correct: NDArray[np.bool_],
+    baseline: Scores,
+    rng: np.random.Generator,
+    confidence: float = CONFIDENCE,
 ) -> Measured:
     """ECE is no mean over examples: resample the examples and compute it anew."""
-    rows = np.arange(len(confidence))
+    rows = np.arange(len(sure))
     before = (baseline.confidence, baseline.top1)
 
     def gain(sample: Any) -> float:
         return expected_calibration_error(before[0][sample], before[1][sample]) - expected_calibration_error(
-            confidence[sample], correct[sample]
+            sure[sample], correct[sample]
         )
 
     delta = gain(rows)
-    if np.array_equal(confidence, before[0]) and np.array_equal(correct, before[1]):
+    if np.array_equal(sure, before[0]) and np.array_equal(correct, before[1]):
         return 0.0, (0.0, 0.0), 1.0, "no example differs"
     resampled = np.array([gain(rng.integers(0, len(rows), len(rows))) for _ in range(RESAMPLES)])
-    tail = (1 - CONFIDENCE) / 2
+    tail = (1 - confidence) / 2
     # Noise adds to an ECE, in the sample and once more in each resample. Reflecting
     # the resamples about the estimate (the basic bootstrap) takes that second
     # dose out; the first makes the interval err on the side of too small a gain.
@@ -249,14 +324,14 @@ def _calibration_gain(
     return delta, (float(low), float(high)), float(p), "paired basic bootstrap, conservative"
 
 
-def _interval(difference: FloatArray, rng: np.random.Generator) -> tuple[float, float]:
+def _interval(difference: FloatArray, rng: np.random.Generator, confidence: float) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean."""
     result = stats.bootstrap(
         (difference,),
         np.mean,
         n_resamples=RESAMPLES,
         batch=max(1, 4_000_000 // len(difference)),
-        confidence_level=CONFIDENCE,
+        confidence_level=confidence,
         method="percentile",
         rng=rng,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from alphatune.data.prefetch import Batch
 from alphatune.errors import NumericError
 from alphatune.evaluation import Predictor, Progress, Scores, evaluation_mode, score_logits
-from alphatune.norms.patching import set_alpha_
+from alphatune.norms.patching import Alpha, set_alpha_
 from alphatune.tuning.shared_prefix import SharedPrefix, shared_prefix
 
 #: called with a batch and its logits (N, classes) at each α
@@ -70,13 +70,15 @@ def sweep(
     return scores
 
 
-def score_at(alpha: float, logits: Tensor, batch: Batch) -> Scores:
-    """Score one batch's logits at an α, which an error names.
+def score_at(alpha: float | Mapping[str, Alpha], logits: Tensor, batch: Batch) -> Scores:
+    """Score one batch's logits at an α, which an error names, or at the α of each layer.
 
     Raises:
         NotFiniteError: a logit that is NaN or infinite.
         ConfigurationError: as ``score_logits``.
     """
+    if isinstance(alpha, Mapping):
+        return score_logits(logits, batch, where="at the alpha of each layer")
     try:
         return score_logits(logits, batch, where=f"at alpha = {alpha:g}")
     except NumericError as error:
@@ -88,7 +90,7 @@ def score_at(alpha: float, logits: Tensor, batch: Batch) -> Scores:
 def run(
     predictor: Predictor,
     batches: Iterable[Batch],
-    alphas: Sequence[float],
+    alphas: Sequence[float | Mapping[str, Alpha]],
     consume: Consume,
     *,
     progress: Callable[[int], None] | None = None,

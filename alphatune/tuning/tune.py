@@ -9,21 +9,28 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from alphatune.data.loading import Batches
 from alphatune.data.own_loader import LoaderBatches
 from alphatune.distributed import World
 from alphatune.errors import ConfigurationError, DataError
-from alphatune.evaluation import METRICS, Metric, Metrics, Predictor, Progress, concatenate
-from alphatune.models.health import examine, require_health
+from alphatune.evaluation import METRICS, Metric, Metrics, Predictor, Progress, concatenate, summarise
+from alphatune.models.health import require_health
+from alphatune.norms.batch_statistics import batch_statistics
 from alphatune.norms.kernels import COMPILED_FROM, Kernel, build_seconds, resolve_kernel, use_kernel
-from alphatune.norms.patching import patched, unpatched_alpha
+from alphatune.norms.patching import Alpha, patched, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
 from alphatune.tuning.alphas import resolve_alphas
+from alphatune.tuning.companions import BatchStatistics, compare_batch_statistics
 from alphatune.tuning.curve import CurvePoint, interpolated_curve, measured_curve
-from alphatune.tuning.search import FEWEST_EXAMPLES, Passes, Search, search, within_finite_range
-from alphatune.tuning.selection import Accept, Decision, Gain, decide, progressive_gain, select
+from alphatune.tuning.granularity import GRANULARITIES, Granularity
+from alphatune.tuning.journal import Journal
+from alphatune.tuning.refinement import Refinement, refine
+from alphatune.tuning.remarks import remark_on_end, remark_on_layers
+from alphatune.tuning.search import FEWEST_EXAMPLES, Passes, Search, best_on, search, within_finite_range
+from alphatune.tuning.selection import Accept, Decision, Gain, best_index, decide, progressive_gain, select
 from alphatune.tuning.sweep import Sweep, counting
 
 Curve = Literal["auto", "full"]
@@ -32,6 +39,8 @@ Curve = Literal["auto", "full"]
 CURVE_TOLERANCE = 0.002
 #: probability that the race drops the α that is best on the choosing part
 RACE_DELTA = 0.05
+#: fewer examples cannot tell finer α, or a temperature, from luck
+FEWEST_TO_REFINE = 100
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class TuneResult:
     decision: Decision
     sweep: Sweep  # exact scores of all examples, at each α or at those a search measured
     search: Search | None  # None for an exact sweep
+    refinement: Refinement | None  # with a finer granularity or a temperature
     layers: tuple[NormLayer, ...]
     patched: tuple[str, ...]
     kernel: Kernel  # the code that normalised
@@ -52,10 +62,22 @@ class TuneResult:
     seconds: float  # of all passes
     passes: float  # forward passes, as multiples of the number of examples
     warnings: tuple[str, ...]
+    batch_statistics: BatchStatistics | None = None  # for comparison, where asked for
 
     @property
-    def alpha(self) -> float:
+    def alpha(self) -> float | dict[str, Alpha]:
+        """What to deploy, as ``patch_`` takes it."""
         return self.decision.alpha
+
+    @property
+    def temperature(self) -> float:
+        """What to divide the logits by."""
+        return self.refinement.temperature if self.refinement else 1.0
+
+    @property
+    def changes_model(self) -> bool:
+        """Whether there is anything to deploy."""
+        return self.alpha != self.baseline_alpha or self.temperature != 1
 
     @property
     def baseline_alpha(self) -> float:
@@ -68,16 +90,20 @@ class TuneResult:
 
     @property
     def chosen(self) -> Metrics:
-        return self.at(self.alpha)
+        """Metrics of what is deployed, measured on all examples."""
+        if self.refinement:
+            return summarise(self.refinement.scores)
+        return self.at(self.decision.alpha)
 
-    def at(self, alpha: float) -> Metrics:
+    def at(self, alpha: float | dict[str, Alpha]) -> Metrics:
         """Metrics measured at one of the α of the curve."""
         return next(p.metrics for p in self.curve if p.alpha == alpha)
 
     def __str__(self) -> str:
         before, after = self.baseline, self.chosen
+        alpha = f"{self.alpha:g}" if isinstance(self.alpha, float) else "one of each layer"
         return (
-            f"alpha = {self.alpha:g}: {self.decision.reason}; top-1 {before.top1:.4f} -> {after.top1:.4f}, "
+            f"alpha = {alpha}: {self.decision.reason}; top-1 {before.top1:.4f} -> {after.top1:.4f}, "
             f"loss {before.loss:.4f} -> {after.loss:.4f} on {before.n} examples"
         )
 
@@ -92,6 +118,9 @@ def tune(
     curve: Curve = "auto",
     curve_tolerance: float = CURVE_TOLERANCE,
     race_delta: float = RACE_DELTA,
+    granularity: Granularity = "global",
+    temperature: bool = False,
+    batch_stats: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     kernel: Kernel = "auto",
@@ -99,6 +128,7 @@ def tune(
     exclude: Collection[str] = (),
     skip_unknown: bool = False,
     world: World | None = None,
+    journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> TuneResult:
     """Sweep α over labelled data, choose one, and decide whether it pays.
@@ -119,11 +149,17 @@ def tune(
         curve: ``"full"`` interpolates between nodes measured on all examples, not on a part of them.
         curve_tolerance: error of the interpolated curve, in nats and as a fraction.
         race_delta: probability that the race drops the best α; 0: no race.
+        granularity: ``"stage"``, ``"layer"`` or ``"channel"`` try finer α than one for all, too
+            (refinement.py); what does not win out of fold is not taken.
+        temperature: tune a temperature, too, and compare what α is worth beyond it;
+            ``set_temperature_(model, result.temperature)`` makes it take effect.
+        batch_stats: compare with inference by the test batch's statistics (companions.py), in two more passes.
         dtype: float32, or float16/bfloat16 for autocast.
         kernel: ``norms.kernels``.
         predictor: how to run the model, if not as ``Predictor(model, dtype)`` does.
         exclude, skip_unknown: as for ``patch_``.
         world: the processes that share the work; every one of them gets the same result.
+        journal: where finer α keep their state, to go on from after an interruption.
         progress: called with (examples done, examples to do or None), an example counting once a pass.
 
     Raises:
@@ -132,16 +168,25 @@ def tune(
         ConfigurationError: α outside [0, 1], an unknown metric, labels that do not fit.
         DataError: an unreadable image, or no data.
     """
-    check_choices(metric, accept, curve, curve_tolerance, race_delta)
+    check_choices(metric, accept, curve, curve_tolerance, race_delta, granularity)
     resolve_alphas(alphas)  # an error in them should not wait for the model
     tensor = next(iter((*model.parameters(), *model.buffers())), torch.zeros(()))
     batches = data if isinstance(data, Batches) else LoaderBatches(data, tensor.device)
     layers = survey(model)
+    if batch_stats:
+        with batch_statistics(model, exclude=exclude, skip_unknown=skip_unknown):
+            pass  # what it refuses should not wait for the sweep
     with patched(model, exclude=exclude, skip_unknown=skip_unknown) as names:
         require_health(model)
         n = len(batches)
         if n == 0:
             raise DataError("the data holds no example")
+        refining = granularity != "global" or temperature
+        if refining and n < FEWEST_TO_REFINE:
+            raise ConfigurationError(
+                f"expected at least {FEWEST_TO_REFINE} examples for a finer granularity or a temperature, got {n}",
+                "more examples, or --granularity global without --temperature",
+            )
         used = resolve_kernel(kernel, tensor.device, worth_compiling=n >= COMPILED_FROM)
         started, forwards = time.perf_counter(), 0
         values = resolve_alphas(alphas, unpatched_alpha(model))
@@ -167,13 +212,34 @@ def tune(
                 swept, note = within_finite_range(passes, lambda limit: _swept(passes, values, limit))
             else:  # whoever names an α wants to hear of it
                 swept = _swept(passes, values, 1.0)
+            if found is None:
+                points, decision = measured_curve(swept), select(swept, metric, accept=accept, seed=seed)
+            else:
+                points = interpolated_curve(found, swept, values[0])
+                best = {m: passes.alpha(t) for m, t in zip(METRICS, found.chosen_points, strict=True)}
+                decision = decide(metric, best, values[0], gain, n, accept)
+            refinement = None
+            if refining:
+
+                def choose_global(positions: NDArray[np.int64]) -> float:
+                    if found is None:
+                        return swept.alphas[best_index(swept, metric, positions)]
+                    return passes.alpha(best_on(found, positions, metric))
+
+                refinement = refine(
+                    passes,
+                    choose_global,
+                    decision.best[metric],
+                    granularity,
+                    metric=metric,
+                    temperature=temperature,
+                    accept=accept,
+                    keep_global=decision.alpha != values[0],
+                    seed=seed,
+                    journal=journal,
+                )
+                decision = _refined(decision, refinement)
         seconds = time.perf_counter() - started
-    if found is None:
-        points, decision = measured_curve(swept), select(swept, metric, accept=accept, seed=seed)
-    else:
-        points = interpolated_curve(found, swept, values[0])
-        best = {m: passes.alpha(t) for m, t in zip(METRICS, found.chosen_points, strict=True)}
-        decision = decide(metric, best, values[0], gain, n, accept)
     result = TuneResult(
         metric=metric,
         accept=accept,
@@ -182,6 +248,7 @@ def tune(
         decision=decision,
         sweep=swept,
         search=found,
+        refinement=refinement,
         layers=layers,
         patched=names,
         kernel=used,
@@ -190,15 +257,38 @@ def tune(
         passes=sum(passes.world.gather(forwards)) / n,
         warnings=(),
     )
+    if batch_stats:
+        compared = compare_batch_statistics(
+            passes, swept.baseline, seed=seed, exclude=exclude, skip_unknown=skip_unknown, progress=report
+        )
+        result = replace(result, batch_statistics=compared)
     return replace(result, warnings=(*([note] if note else []), *_warnings(result, model)))
 
 
-def check_choices(metric: str, accept: str, curve: str, curve_tolerance: float, race_delta: float) -> None:
+def _refined(decision: Decision, refinement: Refinement) -> Decision:
+    """The decision when finer α, or a temperature, had their say."""
+    if refinement.chosen in ("plain", "global") and not refinement.joint:
+        finer = ", ".join(level.name for level in refinement.levels[2:])
+        lost = f"; finer ({finer}) does not win over it" if finer else ""
+        return replace(decision, reason=decision.reason + lost)
+    gain = refinement.level.over_plain or refinement.levels[1].over_plain
+    return replace(decision, alpha=refinement.alpha, reason=refinement.reason, gain=gain)
+
+
+def check_choices(
+    metric: str,
+    accept: str,
+    curve: str,
+    curve_tolerance: float,
+    race_delta: float,
+    granularity: str = "global",
+) -> None:
     """Raise ConfigurationError unless every choice is one of those there are."""
     for name, value, choices in (
         ("metric", metric, METRICS),
         ("accept", accept, ("significant", "best")),
         ("curve", curve, ("auto", "full")),
+        ("granularity", granularity, GRANULARITIES),
     ):
         if value not in choices:
             raise ConfigurationError(f"unknown {name} {value!r}", f"one of: {', '.join(choices)}")
@@ -275,19 +365,7 @@ def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
     if changed and result.metric == "top1" and after.loss > before.loss:
         notes.append(f"the chosen alpha raises the loss by {after.loss - before.loss:.4f} nats")
     end = result.curve[-1].alpha  # the farthest from the unpatched model
-    if result.decision.best[result.metric] == end != base and end != 1 - base:
-        extreme = "largest" if base == 0 else "smallest"
-        notes.append(
-            f"the best alpha is the {extreme} one tried ({end:g}): try --alphas {end:g}:{1 - base:g}:8 as well"
-        )
+    notes += remark_on_end(result.decision.best[result.metric], end, base)
     if result.decision.gain is None:
         notes.append(result.decision.reason)
-    remarks = [h for h in examine(model) if h.remark]
-    if remarks:
-        notes.append(f"{len(remarks)} norm layer(s) look odd, e.g. {remarks[0].layer}: {remarks[0].remark}")
-    unknown = [layer for layer in result.layers if layer.status == "unsupported"]
-    if unknown:
-        notes.append(
-            f"{len(unknown)} norm layer(s) were left alone, e.g. {unknown[0].name}: {unknown[0].reason}"
-        )
-    return notes
+    return notes + remark_on_layers(model, result.layers)

@@ -1,0 +1,302 @@
+"""Moving averages that ``tune`` measures before it sweeps: --calibrate and --recalibrate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from alphatune.data.augmentation import resolve_augmentation
+from alphatune.data.augmented import AugmentedBatches
+from alphatune.data.cache import with_cache
+from alphatune.data.datasets import is_dataset_string, open_data, opens_by_name
+from alphatune.data.examples import Examples
+from alphatune.data.folders import find_split
+from alphatune.data.loading import Batches, automatic_batch_size, automatic_workers
+from alphatune.distributed import World
+from alphatune.errors import ConfigurationError, NumericError
+from alphatune.evaluation import Predictor, Progress, Scores, concatenate, evaluate, summarise
+from alphatune.jobs.opening import OpenedModel, Prepared, whole_number
+from alphatune.jobs.settings import InspectSettings, TuneSettings
+from alphatune.models.calibration import (
+    ORDERS,
+    Calibration,
+    calibrate_,
+    layers_to_calibrate,
+    layers_to_recalibrate,
+    recalibrate_,
+)
+from alphatune.models.health import examine
+from alphatune.models.measurement import device_of
+from alphatune.norms.calibrated import Calibrated
+from alphatune.norms.surgery import become_calibrated_, become_uncalibrated_
+from alphatune.norms.survey import survey
+from alphatune.reports.averages import calibration_summary, recalibration_summary
+from alphatune.tuning.selection import FEWEST_EXAMPLES, paired_gain
+from alphatune.tuning.tune import TuneResult
+
+
+@dataclass(frozen=True)
+class Averages:
+    """The images to measure moving averages on, opened; None where nothing is to be measured."""
+
+    calibrate: Batches | None
+    recalibrate: Batches | None
+    augmentation: str
+    warnings: tuple[str, ...]
+
+    def plan(self) -> dict[str, Any]:
+        """What a dry run says of it."""
+        named = {"calibration": self.calibrate, "recalibration": self.recalibrate}
+        return {
+            name: None if batches is None else {"data": _described(batches)}
+            for name, batches in named.items()
+        }
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """What was measured; ``before`` are the scores of all examples by the averages that were stored."""
+
+    calibration: Calibration | None
+    recalibration: Calibration | None
+    before: Scores | None
+
+
+def open_averages(settings: TuneSettings, prepared: Prepared) -> Averages:
+    """Open what --calibrate and --recalibrate name, and check that the model has layers for them.
+
+    Layers to calibrate get moments that stand in for those to come, so that all
+    other checks can be made before anything is run.
+
+    Raises:
+        ConfigurationError: options that go with neither.
+        UnsupportedModelError: the model has no layer to measure averages for.
+    """
+    _check(settings)
+    opened, module = prepared.opened, prepared.opened.module
+    calibrate = recalibrate = None
+    augmentation = "none"
+    notes = []
+    if settings.recalibrate is not None:
+        layers_to_recalibrate(module)
+        augmentation = resolve_augmentation(settings.recalibrate_augment, opened.preprocessing)
+        recalibrate = _open(settings, settings.recalibrate, opened, augmentation)
+        if settings.recalibrate_order == "layer-by-layer":
+            recalibrate = with_cache(recalibrate, settings.cache)
+    if settings.calibrate is not None:
+        layers_to_calibrate(module)
+        calibrate = _open(settings, settings.calibrate, opened, "none")
+        _stand_in_(prepared)
+    for option, batches in (("--calibrate", calibrate), ("--recalibrate", recalibrate)):
+        if batches is not None and _same_source(batches, prepared.batches):
+            notes.append(
+                f"{option} measures on the images that the gain is then reported on: deployed on other images, "
+                "the averages will fit less well; give a part of the training images"
+            )
+    return Averages(calibrate, recalibrate, augmentation, tuple(notes))
+
+
+def open_images(
+    settings: TuneSettings | InspectSettings,
+    source: str,
+    opened: OpenedModel,
+    *,
+    split: str | None,
+    limit: int | None,
+    split_seed: int = 0,
+) -> Batches:
+    """The images that a source names, prepared for a model; classes need not be the model's."""
+    examples = open_data(
+        source,
+        split=split,
+        data_root=settings.data_root,
+        image_mode=opened.preprocessing.image_mode,
+        input_key=settings.input_key,
+        target_key=settings.target_key,
+        split_seed=split_seed,
+    )
+    workers = whole_number(settings.workers, "--workers", 0)
+    return Batches(
+        examples.decoded_by(settings.decoder).limit(limit, settings.seed),
+        opened.preprocessing,
+        batch_size=whole_number(settings.batch_size, "--batch-size", 1)
+        or automatic_batch_size(opened.preprocessing, opened.device),
+        device=opened.device,
+        workers=automatic_workers() if workers is None else workers,
+    )
+
+
+def replace_averages_(
+    averages: Averages,
+    settings: TuneSettings,
+    prepared: Prepared,
+    predictor: Predictor,
+    world: World,
+    progress: Progress | None,
+) -> Replaced:
+    """Measure, and give the model, the averages; that of BatchNorm first, which other layers' inputs depend on."""
+    module = prepared.opened.module
+    calibration = recalibration = before = None
+    if averages.recalibrate is not None:
+        if not any(health.problem for health in examine(module)):
+            before = _scores(prepared, predictor, world, progress)
+        recalibration = recalibrate_(
+            module,
+            averages.recalibrate,
+            order=settings.recalibrate_order,
+            predictor=predictor,
+            world=world,
+            progress=progress,
+        )
+    if averages.calibrate is not None:
+        calibration = calibrate_(
+            module, averages.calibrate, predictor=predictor, world=world, progress=progress
+        )
+        modules = dict(module.named_modules())
+        for name in calibration.unreached:  # what stood in for their moments means nothing
+            if isinstance(layer := modules[name], Calibrated):
+                become_uncalibrated_(layer)
+    return Replaced(calibration, recalibration, before)
+
+
+def describe_averages(
+    averages: Averages, replaced: Replaced, prepared: Prepared, result: TuneResult
+) -> dict[str, Any]:
+    """``calibration``, ``recalibration`` and ``warnings`` of a result."""
+    document: dict[str, Any] = {"calibration": None, "recalibration": None}
+    notes = list(averages.warnings)
+    for measured in (replaced.calibration, replaced.recalibration):
+        if measured and measured.unreached:
+            notes.append(
+                f"{len(measured.unreached)} norm layer(s) were not reached by the forward pass and are as they "
+                f"were, e.g. {measured.unreached[0]}"
+            )
+    if replaced.calibration and averages.calibrate:
+        kinds = {layer.name: layer.kind for layer in survey(prepared.opened.module)}
+        document["calibration"] = calibration_summary(
+            replaced.calibration,
+            [kinds[name] for name in replaced.calibration.layers],
+            _described(averages.calibrate),
+        )
+    if replaced.recalibration and averages.recalibrate:
+        before, after, gain = replaced.before, result.sweep.baseline, None
+        if before is not None and len(after) >= FEWEST_EXAMPLES:
+            gain = paired_gain(after, before, result.metric, seed=result.seed)
+            if gain.ci[1] < 0:
+                notes.append(
+                    f"the averages that were measured anew make {result.metric} worse than the stored ones: "
+                    "other images, or other augmentation, than those the model was trained on?"
+                )
+        document["recalibration"] = recalibration_summary(
+            replaced.recalibration,
+            _described(averages.recalibrate),
+            averages.augmentation,
+            None if before is None else summarise(before),
+            summarise(after),
+            gain,
+        )
+    return document | {"warnings": notes}
+
+
+def _check(settings: TuneSettings) -> None:
+    if settings.recalibrate is None:
+        for name, usual in (("recalibrate_augment", "none"), ("recalibrate_order", "one-pass")):
+            if getattr(settings, name) != usual:
+                raise ConfigurationError(f"--{name.replace('_', '-')} needs --recalibrate DATA")
+        if settings.calibrate is None:
+            for name in ("calibrate_limit", "calibrate_split"):
+                if getattr(settings, name) is not None:
+                    raise ConfigurationError(
+                        f"--{name.replace('_', '-')} needs --calibrate DATA or --recalibrate DATA"
+                    )
+    if settings.recalibrate_order not in ORDERS:
+        raise ConfigurationError(
+            f"unknown order {settings.recalibrate_order!r}", f"one of: {', '.join(ORDERS)}"
+        )
+    if settings.calibrate_limit is not None and settings.calibrate_limit < 1:
+        raise ConfigurationError(f"--calibrate-limit must be at least 1, got {settings.calibrate_limit}")
+
+
+def _open(settings: TuneSettings, source: str, opened: OpenedModel, augmentation: Any) -> Batches:
+    split = settings.calibrate_split or _training_split(source, settings.data_root)
+    batches = open_images(
+        settings,
+        source,
+        opened,
+        split=split,
+        limit=settings.calibrate_limit,
+        split_seed=settings.split_seed,
+    )
+    if augmentation == "none":
+        return batches
+    return AugmentedBatches(
+        batches.examples,
+        batches.preprocessing,
+        batches.batch_size,
+        batches.device,
+        batches.workers,
+        augmentation=augmentation,
+        seed=settings.seed,
+    )
+
+
+def _training_split(source: str, data_root: str | None) -> str | None:
+    """Moving averages are those of training: the split of that name, where there is one."""
+    if opens_by_name(source, data_root) or is_dataset_string(source):
+        return "train"
+    return "train" if Path(source).is_dir() and find_split(Path(source), "train") else None
+
+
+def _stand_in_(prepared: Prepared) -> None:
+    module = prepared.opened.module
+    modules = dict(module.named_modules())
+    for layer in survey(module):
+        if layer.status == "calibratable" and layer.name in prepared.probe.layers:
+            device = device_of(modules[layer.name], module)
+            zeros = torch.zeros(layer.num_features or 1, device=device)
+            become_calibrated_(modules[layer.name], zeros, torch.ones_like(zeros))
+
+
+def _same_source(batches: Batches, others: Batches) -> bool:
+    def place(examples: Examples) -> tuple[str, str]:
+        root = Path(examples.root)
+        return str(root.absolute()) if root.exists() else f"{examples.source} {root}", examples.split
+
+    return place(batches.examples) == place(others.examples)
+
+
+def _scores(
+    prepared: Prepared, predictor: Predictor, world: World, progress: Progress | None
+) -> Scores | None:
+    """Scores of all examples as the model is, in every process; None if its outputs are not finite."""
+    batches = prepared.batches
+    mine = world.batches_of(np.arange(len(batches)), batches.batch_size)
+
+    def share() -> list[Scores]:
+        if not len(mine):
+            return []
+        total = len(batches)
+        return [
+            evaluate(predictor.model, batches.take(mine), predictor=predictor, total=total, progress=progress)
+        ]
+
+    try:
+        return concatenate([scores for part in world.share(share) for scores in part])
+    except NumericError:
+        return None
+
+
+def _described(batches: Batches) -> dict[str, Any]:
+    examples = batches.examples
+    return {
+        "source": examples.source,
+        "root": examples.root,
+        "split": examples.split,
+        "n": len(examples),
+        "batch_size": batches.batch_size,
+        "decoder": examples.decoder,
+    }

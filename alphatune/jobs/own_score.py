@@ -1,0 +1,145 @@
+"""Tune by a score of the user's own: from names of things to a tuned folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from alphatune.data.preprocessing import Preprocessing
+from alphatune.errors import ConfigurationError
+from alphatune.evaluation import Progress
+from alphatune.jobs.describe import describe_model, describe_source
+from alphatune.jobs.opening import DTYPES, OpenedModel, open_model, resolved_paths
+from alphatune.jobs.own_code import find_score, open_loader
+from alphatune.jobs.settings import ModelSettings, TuneSettings, input_paths, to_toml
+from alphatune.models.bundle import write_model
+from alphatune.models.health import require_health
+from alphatune.models.output import check_output, staged
+from alphatune.models.probe import Probe
+from alphatune.models.temperature import set_temperature_
+from alphatune.norms.kernels import resolve_kernel
+from alphatune.norms.patching import patch_, patched, unpatch_, unpatched_alpha
+from alphatune.norms.survey import survey
+from alphatune.reports.folder import write_reports
+from alphatune.reports.own_score import score_document
+from alphatune.reports.result import SCHEMA, environment
+from alphatune.tuning.alphas import resolve_alphas
+from alphatune.tuning.own_score import ScoreResult, tune_score
+
+#: settings that mean something here; all others are about images in classes
+_APPLY = {f.name for f in fields(ModelSettings)} - {f.name for f in fields(Preprocessing)} | {
+    "data", "score", "alphas", "accept", "seed", "dtype", "kernel", "exclude", "skip_unknown", "output", "overwrite",
+}  # fmt: skip
+
+
+def run_score(
+    settings: TuneSettings, progress: Progress | None = None, *, dry_run: bool = False
+) -> dict[str, Any]:
+    """Tune a model by the score that the settings name and write the tuned folder.
+
+    Returns:
+        The document that result.json holds; with ``dry_run`` the plan: model, loader
+        and score are opened, and nothing is run or written.
+
+    Raises:
+        AlphatuneError: in one of its kinds; nothing is left half written.
+    """
+    check_settings(settings)
+    check_output(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings))
+    resolve_alphas(settings.alphas)  # an error in them should not wait for the model
+    opened = open_model(settings, images=False)
+    if settings.kernel != "auto":
+        resolve_kernel(settings.kernel, opened.device)
+    score, loader = find_score(settings.score or ""), open_loader(settings.data)
+    module = opened.module
+    unpatch_(module)  # a tuned folder is tuned anew, from α = 0
+    set_temperature_(module, 1.0)
+    layers = survey(module)
+    if dry_run:
+        return _plan(settings, opened)
+    with contextlib.redirect_stdout(sys.stderr):  # the user's own code may print
+        result = tune_score(
+            module,
+            loader,
+            score,
+            alphas=settings.alphas,
+            accept=settings.accept,
+            seed=settings.seed,
+            dtype=DTYPES[settings.dtype],
+            kernel=settings.kernel,
+            exclude=settings.exclude,
+            skip_unknown=settings.skip_unknown,
+            progress=progress,
+        )
+    return _write(settings, opened, result, describe_model(opened, layers, Probe(0, {}), result.patched))
+
+
+def check_settings(settings: TuneSettings) -> None:
+    """Refuse what cannot be honoured: options about images in classes, and several processes.
+
+    Raises:
+        ConfigurationError: names the option.
+    """
+    for field in fields(settings):
+        if field.name not in _APPLY and getattr(settings, field.name) != field.default:
+            raise ConfigurationError(
+                f"--{field.name.replace('_', '-')} does not go with --score",
+                "the loader prepares the data, and the score takes the place of the metric",
+            )
+    if settings.dtype not in DTYPES:
+        raise ConfigurationError(f"unknown dtype {settings.dtype!r}", f"one of: {', '.join(DTYPES)}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigurationError(
+            "--score runs in one process: a loader of your own cannot be shared out", "leave out torchrun"
+        )
+
+
+def _plan(settings: TuneSettings, opened: OpenedModel) -> dict[str, Any]:
+    module = opened.module
+    with patched(module, exclude=settings.exclude, skip_unknown=settings.skip_unknown) as names:
+        require_health(module)
+        alphas = resolve_alphas(settings.alphas, unpatched_alpha(module))
+    return {
+        "schema": SCHEMA,
+        "command": "dry-run",
+        "model": describe_source(opened) | {"norm_layers": len(survey(module)), "patched": list(names)},
+        "data": {"source": settings.data},
+        "env": environment(opened.device, DTYPES[settings.dtype]) | {"seed": settings.seed},
+        "metric": "score",
+        "score": {"source": settings.score},
+        "alphas": list(alphas),
+        "settings": asdict(settings),
+        "warnings": list(opened.warnings),
+    }
+
+
+def _write(
+    settings: TuneSettings, opened: OpenedModel, result: ScoreResult, model: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the tuned folder, whole or not at all."""
+    module, written = opened.module, _resolved(settings, opened)
+    env = environment(opened.device, DTYPES[settings.dtype]) | {
+        "batch_size": result.batch_size,
+        "kernel": result.kernel,
+        "kernel_build_seconds": result.kernel_build_seconds,
+        "processes": 1,
+        "seed": settings.seed,
+    }
+    data = {"source": written.data, "n": len(result)}
+    document = score_document(result, model=model, data=data, env=env, source=written.score or "")
+    document["warnings"] = [*opened.warnings, *document["warnings"]]
+    if result.alpha != result.baseline_alpha:
+        patch_(module, result.alpha, exclude=settings.exclude, skip_unknown=settings.skip_unknown)
+    with staged(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings)) as stage:
+        # Not what was assumed for lack of better: nothing here prepared an image.
+        write_model(module, stage, source=opened.source, preprocessing=opened.source.preprocessing)
+        (stage / "run.toml").write_text(to_toml(written), encoding="utf-8")
+        return write_reports(stage, document)
+
+
+def _resolved(settings: TuneSettings, opened: OpenedModel) -> TuneSettings:
+    return replace(resolved_paths(settings), device=str(opened.device))

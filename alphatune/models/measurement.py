@@ -1,0 +1,208 @@
+"""What the norm layers of a model see of a set of images, pooled over all of them.
+
+A forward pass is watched by hooks, and can end at the layer in question. The
+model is in eval mode at the α at which a patched one is the unpatched, and
+nothing of it is changed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from alphatune.data.loading import Batch, Batches
+from alphatune.data.own_loader import LoaderBatches
+from alphatune.distributed import World
+from alphatune.errors import ConfigurationError, DataError
+from alphatune.evaluation import Predictor, Progress, evaluation_mode
+from alphatune.norms.patching import example_weighted_layers
+from alphatune.norms.pooling import Moments, merge, moments_of
+from alphatune.norms.survey import survey
+
+#: batches of labelled images; or of any iterable, (inputs, ...) or inputs
+Data = Batches | LoaderBatches | Iterable[Any]
+
+
+def measure_moments(
+    model: nn.Module,
+    data: Data,
+    *,
+    predictor: Predictor | None = None,
+    world: World | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Moments]:
+    """Pooled moments of every known norm layer's input, in eval mode at the unpatched α; nothing is changed.
+
+    Args, raises: as for ``calibrate_``. Layers that no forward pass came to are left out.
+    """
+    names = tuple(x.name for x in survey(model) if x.status in ("patchable", "patched", "calibratable"))
+    with unweighted(model):
+        return pool_inputs(model, names, data, predictor, world, progress)[0]
+
+
+def pool_inputs(
+    model: nn.Module,
+    names: tuple[str, ...],
+    data: Data,
+    predictor: Predictor | None,
+    world: World | None,
+    progress: Progress | None,
+    *,
+    until: tuple[str, int] | None = None,
+) -> tuple[dict[str, Moments], int]:
+    """Moments of the inputs of some layers over all data and processes, and the number of examples."""
+    world = world or World()
+
+    def share() -> tuple[dict[str, Moments], int]:
+        with _watching(model, names, predictor, until) as (watch, run):
+            total = len(data) if isinstance(data, Batches) else None
+            done = 0
+            for inputs in _inputs(model, data, world):
+                run(inputs)
+                done += len(inputs)
+                if progress:
+                    progress(done, total)
+            return watch.pooled, done
+
+    parts = world.share(share)
+    pooled: dict[str, Moments] = {}
+    for part, _ in parts:
+        for name, moments in part.items():
+            _add(pooled, name, moments)
+    examples = sum(done for _, done in parts)
+    if examples == 0:
+        raise DataError("the data to measure moving averages on hold no example")
+    return pooled, examples
+
+
+def count_calls(
+    model: nn.Module, names: tuple[str, ...], data: Data, predictor: Predictor | None, world: World
+) -> Counter[str]:
+    """How often each layer is called in a pass, in the order in which they are first called."""
+
+    def share() -> Counter[str]:
+        with _watching(model, names, predictor, None) as (watch, run):
+            for inputs in itertools.islice(_inputs(model, data, world), 1):
+                run(inputs[:2])
+            return watch.calls
+
+    counted = next((calls for calls in world.share(share) if calls), None)
+    if counted is None:
+        raise DataError("the data to measure moving averages on hold no example, or no norm layer runs")
+    return counted
+
+
+@contextmanager
+def _watching(
+    model: nn.Module, names: tuple[str, ...], predictor: Predictor | None, until: tuple[str, int] | None
+) -> Iterator[tuple[_Watch, Callable[[Tensor], object]]]:
+    """Pool the inputs of some layers; what is yielded runs a batch. Eval mode and hooks are undone on any exit."""
+    modules = dict(model.named_modules())
+    how = predictor or Predictor(model)
+    watch = _Watch(model, until)
+    runner = Predictor(watch, how.dtype, how.channels_last)
+    with ExitStack() as stack:
+        for name in names:
+            layer = modules[name]
+            handle = layer.register_forward_pre_hook(watch.hook(name, layer), with_kwargs=True)
+            stack.callback(handle.remove)
+        stack.enter_context(evaluation_mode(watch))
+        # Compiled code does not look for hooks that come after it.
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield watch, lambda inputs: runner(runner.prepare(inputs))
+
+
+def _inputs(model: nn.Module, data: Data, world: World) -> Iterator[Tensor]:
+    """This process's share of the batches, on the model's device."""
+    if isinstance(data, (Batches, LoaderBatches)):
+        mine = world.batches_of(np.arange(len(data)), data.batch_size)
+        for batch in data.take(mine) if len(mine) else ():
+            yield batch.inputs
+        return
+    device = device_of(model, model)
+    for item in itertools.islice(data, world.rank, None, world.size):
+        inputs = item[0] if isinstance(item, (tuple, list)) and item else item
+        inputs = inputs.inputs if isinstance(inputs, Batch) else inputs
+        if not torch.is_tensor(inputs):
+            raise ConfigurationError(
+                f"expected the loader to yield inputs or (inputs, ...), got {type(item).__name__}"
+            )
+        yield inputs.to(device)
+
+
+@contextmanager
+def unweighted(model: nn.Module) -> Iterator[None]:
+    """The α of a patched model at which it is the unpatched one, for the time of a ``with`` block."""
+    before = {layer: layer.alpha.clone() for _, layer in example_weighted_layers(model)}
+    try:
+        for layer in before:
+            layer.set_alpha(layer.unpatched_alpha)
+        yield
+    finally:
+        for layer, alpha in before.items():
+            layer.set_alpha(alpha)
+
+
+def only_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The input of a norm layer, which has one, under whatever name."""
+    x: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return x
+
+
+def device_of(layer: nn.Module, model: nn.Module) -> torch.device:
+    """Where a layer's input will be; one without tensors of its own is where the model begins."""
+    tensors = (*layer.parameters(), *layer.buffers(), *model.parameters(), *model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+class _Reached(Exception):
+    """The forward pass has come to the last call it was made for."""
+
+
+class _Watch(nn.Module):
+    """A model whose norm layers' inputs are pooled while it runs.
+
+    A forward pass counts when it is through: one that ran out of memory, and is
+    repeated with half the batch, leaves nothing.
+    """
+
+    def __init__(self, model: nn.Module, until: tuple[str, int] | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.until = until  # a layer, and its number of calls after which the pass may end
+        self.pooled: dict[str, Moments] = {}
+        self.calls: Counter[str] = Counter()  # of the last pass, in order of the first call
+        self._pending: dict[str, Moments] = {}
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self._pending, self.calls = {}, Counter()
+        with suppress(_Reached):
+            self.model(inputs)
+        for name, moments in self._pending.items():
+            _add(self.pooled, name, moments)
+        return inputs.new_zeros((len(inputs), 1))  # logits, of which a predictor asks for a row an example
+
+    def hook(self, name: str, layer: nn.Module) -> Callable[..., None]:
+        def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = only_argument(args, kwargs)
+            if isinstance(layer, _InstanceNorm) and x.ndim == layer._get_no_batch_dim():  # type: ignore[no-untyped-call]
+                x = x[None]
+            if len(x):
+                _add(self._pending, name, moments_of(x))
+            self.calls[name] += 1
+            if self.until == (name, self.calls[name]):
+                raise _Reached
+
+        return see
+
+
+def _add(pooled: dict[str, Moments], name: str, moments: Moments) -> None:
+    pooled[name] = merge(pooled[name], moments) if name in pooled else moments

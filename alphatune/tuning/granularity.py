@@ -1,0 +1,112 @@
+"""Which α are one number: of the whole model, of a stage, of a layer, or of each channel.
+
+A *stage* is a run of layers, in the order in which they are reached, that see
+maps of one size: what the field calls the stages of a network, found without
+knowing how its modules are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from alphatune.evaluation import evaluation_mode
+from alphatune.norms.example_weighted import ExampleWeighted
+from alphatune.norms.patching import Alpha, example_weighted_layers
+
+Granularity = Literal["global", "stage", "layer", "channel"]
+#: from coarse to fine
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+
+
+@dataclass(frozen=True)
+class Units:
+    """The numbers that α consists of: unit i is the α of some layers, or of one channel."""
+
+    granularity: Granularity
+    #: each layer's name, and its units: one, or as many as channels
+    layers: tuple[tuple[str, range], ...]
+    names: tuple[str, ...]  # of each group of units: "stage 1", a layer's name
+
+    def __len__(self) -> int:
+        """The number of units."""
+        return max(units.stop for _, units in self.layers)
+
+    def spread(self, values: Tensor) -> dict[str, Tensor]:
+        """Values of the units (U,) as the α of each layer, () or (C,); differentiable."""
+        return {
+            name: values[units.start] if len(units) == 1 else values[units.start : units.stop]
+            for name, units in self.layers
+        }
+
+    def alphas(self, values: Sequence[float] | Tensor) -> dict[str, Alpha]:
+        """The same as numbers, or tensors (C,), as ``set_alpha_`` takes them."""
+        wide = torch.as_tensor(values, dtype=torch.float64)
+        return {
+            name: float(alpha) if alpha.ndim == 0 else alpha.float()
+            for name, alpha in self.spread(wide).items()
+        }
+
+    def gather(self, alphas: Mapping[str, Alpha]) -> Tensor:
+        """The value of each unit (U,) in α given layer by layer: the mean where a unit's layers differ."""
+        total, count = (
+            torch.zeros(len(self), dtype=torch.float64),
+            torch.zeros(len(self), dtype=torch.float64),
+        )
+        for name, units in self.layers:
+            alpha = torch.as_tensor(alphas[name], dtype=torch.float64).expand(max(len(units), 1))
+            total[units.start : units.stop] += alpha if len(units) > 1 else alpha.mean()
+            count[units.start : units.stop] += 1
+        return total / count
+
+
+def units_of(model: nn.Module, granularity: Granularity, inputs: Tensor) -> Units:
+    """The units of a patched model.
+
+    Args:
+        inputs: a prepared input; it is run through the model to see the order and sizes of its layers.
+    """
+    layers = _in_order(model, inputs)
+    if granularity == "channel":
+        sized, start = [], 0
+        for name, layer, _ in layers:
+            channels = layer.running_mean.shape[0]
+            sized.append((name, range(start, start + channels)))
+            start += channels
+        return Units(granularity, tuple(sized), tuple(name for name, _ in sized))
+    if granularity == "layer":
+        ranges = tuple((name, range(i, i + 1)) for i, (name, _, _) in enumerate(layers))
+        return Units(granularity, ranges, tuple(name for name, _ in ranges))
+    if granularity == "global":
+        return Units(granularity, tuple((name, range(1)) for name, _, _ in layers), ("all layers",))
+    staged: list[tuple[str, range]] = []
+    names = []
+    for i, (size, members) in enumerate(groupby(layers, key=lambda seen: seen[2])):
+        staged += [(name, range(i, i + 1)) for name, _, _ in members]
+        names.append(f"stage {i + 1} ({'×'.join(map(str, size)) or 'vectors'})")
+    return Units(granularity, tuple(staged), tuple(names))
+
+
+def _in_order(model: nn.Module, inputs: Tensor) -> list[tuple[str, ExampleWeighted, tuple[int, ...]]]:
+    """Name, layer and map size of every example-weighted layer, in the order they are first reached."""
+    names = {layer: name for name, layer in example_weighted_layers(model)}
+    seen: dict[ExampleWeighted, tuple[int, ...]] = {}
+
+    def watch(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+        seen.setdefault(layer, tuple(arguments[0].shape[2:]))  # type: ignore[arg-type]
+
+    with ExitStack() as stack:
+        for layer in names:
+            stack.callback(layer.register_forward_pre_hook(watch).remove)
+        with evaluation_mode(model):
+            model(inputs[:1])
+    order = [(names[layer], layer, size) for layer, size in seen.items()]
+    last = order[-1][2] if order else ()
+    # Layers that the forward pass does not reach have no say; they keep whatever the last ones get.
+    return order + [(name, layer, last) for layer, name in names.items() if layer not in seen]

@@ -1,0 +1,318 @@
+"""Finer α and temperature, told apart and cross-fitted.
+
+The examples are halved, class by class. On each half a candidate is fitted:
+the α of the whole model, then one α for each stage, each layer, each channel
+(granularity.py, descent.py), every level starting from the last one that was
+worth it; and at each of them the temperature (temperature.py). Each is scored,
+exactly, on the half that it has not seen. So every example is scored once,
+out of fold, by every level, with and without temperature.
+
+A finer level is accepted if its out-of-fold gain over the level before it is
+significant, with the interval widened for the number of levels looked at
+(Bonferroni); else the coarser one stands. With ``temperature`` the levels are
+compared with a temperature each: what α is worth beyond calibration.
+
+What is deployed is, unit by unit, the average of the two halves' α (in
+log-odds), and is measured on all examples.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from alphatune.data.prefetch import Batch
+from alphatune.evaluation import Metric, Metrics, Scores, concatenate, summarise
+from alphatune.norms.patching import Alpha
+from alphatune.tuning.descent import Fit, descend, rounded
+from alphatune.tuning.granularity import GRANULARITIES, Granularity, Units, units_of
+from alphatune.tuning.journal import Journal
+from alphatune.tuning.search import Passes, stratified_order
+from alphatune.tuning.selection import FEWEST_EXAMPLES, Accept, Gain, paired_gain
+from alphatune.tuning.sweep import run, score_at
+from alphatune.tuning.temperature import (
+    TemperatureScores,
+    concatenate_temperatures,
+    score_temperatures,
+)
+
+#: chooses the α of the whole model on some examples
+ChooseGlobal = Callable[[NDArray[np.int64]], float]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One granularity, out of fold."""
+
+    name: str  # plain, global, stage, layer or channel
+    units: int
+    metrics: Metrics  # out of fold
+    calibrated: Metrics  # the same with the temperature of the other half
+    temperatures: tuple[float, ...]  # of each fold
+    over_coarser: Gain | None  # None for what nothing is coarser than
+    over_plain: Gain | None
+    accepted: bool
+    steps: tuple[int, ...]  # of each fold's descent; 0: nothing beat the start
+    seconds: float
+    passes: float  # forward passes, as multiples of the examples
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What came of it."""
+
+    levels: tuple[Level, ...]
+    chosen: str  # name of the level
+    alphas: dict[str, Alpha]  # of the level that was accepted, or tried last with ``accept="best"``
+    temperature: float
+    baseline: Scores  # of all examples, unpatched
+    scores: Scores  # of all examples at what was chosen, temperature included
+    temperature_gain: Gain | None  # in loss, out of fold, at the chosen level
+    reason: str
+    joint: bool  # whether levels were compared with a temperature each
+
+    @property
+    def alpha(self) -> float | dict[str, Alpha]:
+        """One number where all layers have the same, else one, or one a channel, for each layer."""
+        values = list(self.alphas.values())
+        if all(isinstance(value, float) and value == values[0] for value in values):
+            return float(values[0])
+        return self.alphas
+
+    @property
+    def level(self) -> Level:
+        return next(level for level in self.levels if level.name == self.chosen)
+
+
+def refine(
+    passes: Passes,
+    choose_global: ChooseGlobal,
+    overall: float,
+    granularity: Granularity,
+    *,
+    metric: Metric,
+    temperature: bool,
+    accept: Accept,
+    keep_global: bool,
+    seed: int,
+    journal: Journal | None = None,
+) -> Refinement:
+    """Fit and compare the levels down to a granularity, as this module's text says.
+
+    Args:
+        passes: the patched model and its data.
+        choose_global: the best α of the whole model by the examples at some positions.
+        overall: the same by all of them, for the deployed model.
+        granularity: the finest level to try.
+        metric: what to improve.
+        temperature: compare with temperatures, and tune the one to deploy.
+        keep_global: whether ``overall`` has earned its place already (``selection``).
+        journal: where descents keep their state.
+    """
+    n = len(passes.data)
+    everything = np.arange(n)
+    order = stratified_order(passes.data.targets, seed)
+    halves = tuple(np.sort(order[k::2]) for k in (0, 1))
+    model = passes.predictor.model
+    first = next(iter(passes.data.take(everything[:1])))
+    inputs = passes.predictor.prepare(first.inputs)
+    names = GRANULARITIES[: GRANULARITIES.index(granularity) + 1]
+    units = {name: units_of(model, name, inputs) for name in names}
+    joint = temperature and metric in ("loss", "ece")  # for accuracy a temperature changes nothing
+    comparisons = len(names) if joint else max(1, len(names) - 1)
+
+    plain = _Scored.of(passes, halves, [passes.baseline] * 2)
+    levels = [plain.level("plain", 0, (), 0.0, 0.0)]
+    current = plain
+    chosen, alphas = "plain", units["global"].alphas([passes.baseline])
+    before: list[dict[str, Alpha]] = []
+    for name in names:
+        started, counted = time.perf_counter(), _Counter(passes)
+        unit = units[name]
+        fits: list[Fit | None] = [None, None]
+        if name == "global":
+            singles = [choose_global(half) for half in reversed(halves)]
+            found = [unit.alphas([alpha]) for alpha in singles]
+        else:
+            found = before
+        if name != "global" or joint:
+            fits = _fit_folds(counted.passes, halves, unit, found, singles, metric, joint, seed, journal)
+            found = [unit.alphas(fit.alphas) for fit in fits if fit]
+        scored = _Scored.of(counted.passes, halves, found)
+        over_coarser = scored.gain_over(current, metric, joint, seed, comparisons)
+        over_plain = scored.gain_over(plain, metric, joint, seed, comparisons)
+        if name == "global" and not joint:
+            accepted = keep_global
+        else:
+            wins = all(gain.significant for gain in (over_coarser, over_plain))
+            accepted = n >= FEWEST_EXAMPLES and (wins or (accept == "best" and over_coarser.delta > 0))
+        levels.append(
+            replace(
+                scored.level(name, len(unit), tuple(fit.steps for fit in fits if fit), 0.0, 0.0),
+                over_coarser=over_coarser,
+                over_plain=over_plain,
+                accepted=accepted,
+                seconds=time.perf_counter() - started,
+                passes=counted.examples / n,
+            )
+        )
+        if name == "global" or accepted:
+            before = found  # a finer level starts from it
+        if accepted:
+            chosen, current = name, scored
+            if name == "global" and not joint:
+                alphas = unit.alphas([overall])
+            else:
+                alphas = unit.alphas(_average(unit, found))
+    final = plain.everything if chosen == "plain" else _score(passes, everything, alphas)
+    t, temperature_gain = 1.0, None
+    if temperature:
+        temperature_gain = paired_gain(current.calibrated, current.raw, "loss", seed=seed)
+        if temperature_gain.significant or (accept == "best" and temperature_gain.delta > 0):
+            t = final.best()
+    return Refinement(
+        levels=tuple(levels),
+        chosen=chosen,
+        alphas=alphas,
+        temperature=t,
+        baseline=plain.everything.scores,
+        scores=final.at(t),
+        temperature_gain=temperature_gain,
+        reason=_reason(levels, chosen, metric, joint),
+        joint=joint,
+    )
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """All examples out of fold at one level."""
+
+    raw: Scores
+    calibrated: Scores
+    temperatures: tuple[float, ...]
+    everything: TemperatureScores  # of the last α, for the unpatched model
+
+    @classmethod
+    def of(
+        cls,
+        passes: Passes,
+        halves: Sequence[NDArray[np.int64]],
+        alphas: Sequence[float | Mapping[str, Alpha]],
+    ) -> _Scored:
+        """Score each half at the α, and the temperature, that the other half chose."""
+        everything = np.arange(len(passes.data))
+        raw, calibrated, temperatures = [], [], []
+        same = isinstance(alphas[0], float) and alphas[0] == alphas[1]
+        scored = None
+        for half, other, alpha in zip(halves, reversed(halves), alphas, strict=True):
+            if scored is None or not same:
+                scored = _score(passes, everything, alpha)
+            t = scored.take(other).best()
+            temperatures.append(t)
+            raw.append(scored.scores.take(half))
+            calibrated.append(scored.take(half).at(t))
+        assert scored is not None
+        return cls(concatenate(raw), concatenate(calibrated), tuple(temperatures), scored)
+
+    def gain_over(
+        self, other: _Scored, metric: Metric, calibrated: bool, seed: int, comparisons: int
+    ) -> Gain:
+        pair = (self.calibrated, other.calibrated) if calibrated else (self.raw, other.raw)
+        return paired_gain(*pair, metric, seed=seed, comparisons=comparisons, folds=2)
+
+    def level(self, name: str, units: int, steps: tuple[int, ...], seconds: float, passes: float) -> Level:
+        metrics = summarise(self.raw), summarise(self.calibrated)
+        return Level(name, units, *metrics, self.temperatures, None, None, False, steps, seconds, passes)
+
+
+class _Counter:
+    """Counts the examples of one level's passes, and passes them on."""
+
+    def __init__(self, passes: Passes) -> None:
+        self.examples = 0
+        self._count = passes.count
+        self.passes = replace(passes, count=self)
+
+    def __call__(self, more: int) -> None:
+        self.examples += more
+        self._count(more)
+
+
+def _fit_folds(
+    passes: Passes,
+    halves: Sequence[NDArray[np.int64]],
+    units: Units,
+    starts: Sequence[Mapping[str, Alpha]],
+    priors: Sequence[float],
+    metric: Metric,
+    temperature: bool,
+    seed: int,
+    journal: Journal | None,
+) -> list[Fit | None]:
+    """A descent for each half, on the other one; processes share the halves out."""
+
+    def mine() -> dict[int, Fit]:
+        return {
+            fold: descend(
+                passes.predictor,
+                passes.data,
+                halves[1 - fold],
+                units,
+                units.gather(starts[fold]),
+                prior=priors[fold],
+                metric=metric,
+                temperature=temperature,
+                seed=seed + fold,
+                journal=journal.entry(f"{units.granularity}-{fold}") if journal else None,
+                count=passes.count,
+            )
+            for fold in (0, 1)
+            if fold % passes.world.size == passes.world.rank
+        }
+
+    fits: dict[int, Fit] = {}
+    for part in passes.gather(mine):
+        fits |= part
+    return [fits[0], fits[1]]
+
+
+def _score(
+    passes: Passes, positions: NDArray[np.int64], alphas: float | Mapping[str, Alpha]
+) -> TemperatureScores:
+    """Exact scores of some examples, at every temperature as well."""
+    parts: list[TemperatureScores] = []
+
+    def keep(batch: Batch, logits: list[torch.Tensor]) -> None:
+        scores = score_at(alphas, logits[0], batch)
+        parts.append(TemperatureScores(scores, *score_temperatures(logits[0], batch.targets)))
+
+    def share() -> list[TemperatureScores]:
+        run(passes.predictor, passes.share_of(positions), [alphas], keep, progress=passes.count)
+        return parts
+
+    return concatenate_temperatures([part for parts in passes.gather(share) for part in parts])
+
+
+def _average(units: Units, alphas: Sequence[Mapping[str, Alpha]]) -> list[float]:
+    """α unit by unit between those of the halves: their mean in log-odds; 0 and 1 stay where both say so."""
+    values = torch.stack([units.gather(each) for each in alphas])
+    inner = values.clamp(1e-4, 1 - 1e-4)
+    mean = rounded(torch.logit(inner).mean(0))
+    mean = torch.where((values == 0).all(0), 0.0, mean)
+    return torch.where((values == 1).all(0), 1.0, mean).tolist()
+
+
+def _reason(levels: Sequence[Level], chosen: str, metric: Metric, joint: bool) -> str:
+    beyond = " beyond temperature" if joint else ""
+    if chosen == "plain":
+        return f"no alpha has a significant out-of-fold gain in {metric}{beyond}"
+    place = [level.name for level in levels].index(chosen)
+    text = "one alpha for all layers" if chosen == "global" else f"one alpha a {chosen}"
+    text += f" wins out of fold in {metric}{beyond}"
+    finer = ", ".join(level.name for level in levels[place + 1 :])
+    return text + (f"; finer ({finer}) does not win over it" if finer else "")

@@ -1,0 +1,34 @@
+"""What a careful colleague would point out about any tune, whatever it scores by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from alphatune.models.health import examine
+from alphatune.norms.survey import NormLayer
+
+
+def remark_on_end(best: float, end: float, baseline: float) -> list[str]:
+    """A remark if the best α is the farthest from the unpatched model's that was tried, and others are left."""
+    if not best == end != baseline or end == 1 - baseline:
+        return []
+    extreme = "largest" if baseline == 0 else "smallest"
+    return [
+        f"the best alpha is the {extreme} one tried ({end:g}): try --alphas {end:g}:{1 - baseline:g}:8 as well"
+    ]
+
+
+def remark_on_layers(model: nn.Module, layers: Sequence[NormLayer]) -> list[str]:
+    """Remarks on moving averages that look odd, and on layers that were left alone."""
+    notes = []
+    odd = [health for health in examine(model) if health.remark]
+    if odd:
+        notes.append(f"{len(odd)} norm layer(s) look odd, e.g. {odd[0].layer}: {odd[0].remark}")
+    unknown = [layer for layer in layers if layer.status == "unsupported"]
+    if unknown:
+        notes.append(
+            f"{len(unknown)} norm layer(s) were left alone, e.g. {unknown[0].name}: {unknown[0].reason}"
+        )
+    return notes
