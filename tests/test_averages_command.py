@@ -14,6 +14,10 @@ from conftest import TINY, Run, write_images
 from safetensors.torch import load_file
 from tiny import grouped, tiny
 
+from alphatune.data.datasets import open_data
+from alphatune.data.loading import Batches
+from alphatune.data.preprocessing import Preprocessing
+from alphatune.jobs.averages import mixed
 from alphatune.models.checkpoints import sha256
 
 COMMON = ("--input-size", "12", "--crop-pct", "1", "--mean", "0.5", "--std", "0.25", "--workers", "0")
@@ -155,6 +159,19 @@ def test_recalibrate_tells_both_effects_apart(
     torch.save(stock.state_dict(), tmp_path / "stock.pt")
     args = [TINY, "--checkpoint", tmp_path / "stock.pt", *job[3:], "--batch-size", 7, "--format", "json"]
     assert json.loads(run("evaluate", *args)[1])["metrics"] == found["after"]
+
+
+def test_batches_of_one_pass_are_mixed(image_folder: Path) -> None:
+    examples = open_data(image_folder)
+    batches = Batches(examples, Preprocessing((3, 12, 12), crop_pct=1.0), 12, torch.device("cpu"))
+    shuffled = list(mixed(batches, 0))
+    assert all(len(set(batch.targets.tolist())) == 1 for batch in batches)  # as class folders come
+    assert all(len(set(batch.targets.tolist())) > 1 for batch in shuffled)
+    ids = torch.cat([batch.ids for batch in shuffled])
+    assert sorted(ids.tolist()) == list(range(48))
+    assert torch.cat([batch.targets for batch in shuffled]).tolist() == examples.targets[ids].tolist()
+    inputs = torch.cat([batch.inputs for batch in batches])
+    assert torch.equal(torch.cat([batch.inputs for batch in shuffled]), inputs[ids])
 
 
 def test_layer_by_layer_with_augmentation_repeats(

@@ -29,7 +29,7 @@ from alphatune.evaluation import Predictor
 from alphatune.models.folding import fold
 from alphatune.models.measurement import measure_moments
 from alphatune.models.moments_file import MOMENTS
-from alphatune.models.staleness import STALE, distance, distances
+from alphatune.models.staleness import STALE, distance, distances, look_stale
 from alphatune.norms.conversion import Norm, convert_
 from alphatune.norms.patching import get_alpha, unpatched_alpha
 
@@ -507,6 +507,15 @@ def test_stale_averages_are_told_from_fresh_ones() -> None:
     model.bn1.running_var[0] = -1
     assert distances(model, measure_moments(model, X.split(20)))["bn1"] == float("inf")
     assert distances(tiny().eval(), measure_moments(tiny().eval(), X.split(20)))["bn1"] > STALE
+
+
+def test_a_few_layers_a_little_off_are_normal() -> None:
+    fine = {str(i): 0.02 for i in range(9)}
+    assert not look_stale({})
+    assert not look_stale(fine | {"9": 0.5})
+    assert look_stale(fine | {"9": 1.0})
+    assert look_stale(fine | {"9": 0.1, "10": 0.1, "11": 0.1})
+    assert look_stale(fine | {"9": float("inf")})
 
 
 def test_what_layers_with_groups_normalise_by_is_compared() -> None:

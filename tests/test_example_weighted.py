@@ -49,7 +49,10 @@ def stock_layers() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
             for kind in ("ghost", "batch-group", "group", "renorm")
             for stock in CLASSES[kind]
         },
-        **{f"calibrated {name}": (calibrated(layer), shape) for name, (layer, shape) in uncalibrated().items()},
+        **{
+            f"calibrated {name}": (calibrated(layer), shape)
+            for name, (layer, shape) in uncalibrated().items()
+        },
     }
 
 
@@ -139,7 +142,9 @@ def test_alpha_one_is_instance_norm(kind: str) -> None:
     become_example_weighted_(layer, 1.0)
     if isinstance(layer, nn.LayerNorm):  # each position by itself
         y = F.layer_norm(x.movedim(1, -1), (6,), layer.weight, layer.bias, layer.eps).movedim(-1, 1)
-    elif x[0, 0].numel() == 1 and layer.num_groups is None:  # nothing but β is left when an example is its own mean
+    elif (
+        x[0, 0].numel() == 1 and layer.num_groups is None
+    ):  # nothing but β is left when an example is its own mean
         y = torch.zeros_like(x) + (0 if layer.bias is None else layer.bias.view(1, -1, *[1] * (x.ndim - 2)))
     else:
         y = F.group_norm(x, layer.num_groups or x.shape[1], layer.weight, layer.bias, layer.eps)

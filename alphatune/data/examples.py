@@ -84,7 +84,7 @@ class Examples:
         return self.take(np.sort(sample(self.targets, count, np.random.default_rng(seed))))
 
     def take(self, positions: np.ndarray) -> Examples:
-        """The examples at these positions among the present ones, given in increasing order."""
+        """The examples at these positions among the present ones; those of a stream in increasing order."""
         return replace(self, targets=self.targets[positions], indices=self.indices[positions])
 
 

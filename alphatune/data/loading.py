@@ -49,7 +49,7 @@ class Batches:
         return "none"
 
     def take(self, positions: np.ndarray) -> Batches:
-        """The examples at these positions among the present ones, given in increasing order."""
+        """The examples at these positions among the present ones; those of a stream in increasing order."""
         return replace(self, examples=self.examples.take(positions))
 
     def images(self) -> Dataset[Any]:

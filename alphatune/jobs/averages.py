@@ -87,6 +87,13 @@ def open_averages(settings: TuneSettings, prepared: Prepared) -> Averages:
         recalibrate = _open(settings, settings.recalibrate, opened, augmentation)
         if settings.recalibrate_order == "layer-by-layer":
             recalibrate = with_cache(recalibrate, settings.cache)
+        elif recalibrate.examples.load is not None:
+            recalibrate = mixed(recalibrate, settings.seed)
+        else:
+            notes.append(
+                f"{settings.recalibrate} is a stream and read in its own order: if that is by class, batches are "
+                "not like those of training, and --recalibrate-order layer-by-layer fits better"
+            )
     if settings.calibrate is not None:
         layers_to_calibrate(module)
         calibrate = _open(settings, settings.calibrate, opened, "none")
@@ -128,6 +135,11 @@ def open_images(
         device=opened.device,
         workers=automatic_workers() if workers is None else workers,
     )
+
+
+def mixed(batches: Batches, seed: int) -> Batches:
+    """The same examples in random order: class folders come class by class, and batches are to be like training's."""
+    return batches.take(np.random.default_rng(seed).permutation(len(batches)))
 
 
 def replace_averages_(
@@ -262,9 +274,11 @@ def _stand_in_(prepared: Prepared) -> None:
 
 
 def _same_source(batches: Batches, others: Batches) -> bool:
-    def place(examples: Examples) -> tuple[str, str]:
+    def place(examples: Examples) -> tuple[str, ...]:
         root = Path(examples.root)
-        return str(root.absolute()) if root.exists() else f"{examples.source} {root}", examples.split
+        if examples.root and root.exists() and not opens_by_name(examples.source, examples.root):
+            return (str(root.resolve()),)  # of a split, if there are some
+        return examples.source, examples.root, examples.split
 
     return place(batches.examples) == place(others.examples)
 

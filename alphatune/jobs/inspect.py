@@ -17,7 +17,7 @@ from alphatune.models.health import examine
 from alphatune.models.measurement import measure_moments
 from alphatune.models.paths import trace_paths
 from alphatune.models.probe import probe
-from alphatune.models.staleness import STALE, distances
+from alphatune.models.staleness import STALE, distances, look_stale
 from alphatune.norms.survey import survey
 
 
@@ -87,7 +87,7 @@ def _measure(
             row["distance"] = value if math.isfinite(value) else None
             row["stale"] = not value < STALE
     stale = [row for row in document["layers"] if row["stale"]]
-    if stale:
+    if look_stale(found):
         first = stale[0]
         shown = "not finite" if first["distance"] is None else f"{first['distance']:.3g}"
         document["warnings"].append(

@@ -109,8 +109,9 @@ def recalibrate_(
 
     Args:
         model: any module; patched or not, in training mode or not.
-        data: as for ``calibrate_``; for ``layer-by-layer`` it is iterated once a
-            layer and should give the same images each time.
+        data: as for ``calibrate_``; for ``one-pass`` in batches like those of
+            training, shuffled; for ``layer-by-layer`` it is iterated once a layer
+            and should give the same images each time.
         order: ``"one-pass"`` or ``"layer-by-layer"``; see the module's text.
         predictor, world, progress: as for ``calibrate_``.
 

@@ -24,8 +24,10 @@ from alphatune.norms.calibrated import channel_groups
 from alphatune.norms.moments import average_over_groups
 from alphatune.norms.pooling import Moments
 
-#: a distance from which on averages are called stale (docs/method.md has what was measured)
+#: a distance from which on a layer's averages are called stale (docs/method.md has what was measured)
 STALE = 0.1
+#: networks whose averages are fine have a few such layers: this share of them, or one so far off, is worth a word
+STALE_SHARE, FAR_OFF = 0.25, 1.0
 
 
 def distances(model: nn.Module, measured: Mapping[str, Moments]) -> dict[str, float]:
@@ -45,6 +47,12 @@ def distances(model: nn.Module, measured: Mapping[str, Moments]) -> dict[str, fl
             value = float(distance(*stored, *seen, layer.eps))
             found[name] = value if value >= 0 else float("inf")  # a comparison with NaN is false
     return found
+
+
+def look_stale(found: Mapping[str, float]) -> bool:
+    """Whether so many layers are stale, or one is so far off, that the averages do not fit the images."""
+    stale = sum(value >= STALE for value in found.values())
+    return bool(found) and (stale >= STALE_SHARE * len(found) or max(found.values()) >= FAR_OFF)
 
 
 def distance(

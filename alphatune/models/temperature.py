@@ -74,7 +74,7 @@ def fold_temperature_(model: nn.Module, inputs: Tensor) -> str:
             for tensor in tensors:
                 tensor.div_(temperature)
             if torch.allclose(predict(model, inputs), wanted, rtol=1e-4, atol=1e-5):
-                return name
+                return str(name)
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)
             set_temperature_(model, temperature)
@@ -91,10 +91,11 @@ def _divided(output: Any, temperature: float) -> Any:
     if isinstance(output, dict):
         key = "logits" if "logits" in output else "out"
         return type(output)({**output, key: output[key] / temperature})
+    if hasattr(output, "_replace"):  # a named tuple, of torchvision's Inception, say
+        name = "logits" if hasattr(output, "logits") else output._fields[0]
+        return output._replace(**{name: getattr(output, name) / temperature})
     if hasattr(output, "logits"):
         changed = copy.copy(output)
-        if isinstance(output, tuple):  # a named one
-            return changed._replace(logits=output.logits / temperature)
         changed.logits = output.logits / temperature
         return changed
     return type(output)([output[0] / temperature, *output[1:]])
