@@ -19,7 +19,7 @@ from alphatune.norms.batch_statistics import PSEUDO_COUNT, batch_statistics, bat
 from alphatune.norms.conversion import Norm, convert_
 from alphatune.norms.patching import get_alpha
 
-BATCHNORMS = [name for name in stock_layers() if not name.startswith("group ")]
+BATCHNORMS = [name for name in stock_layers() if not name.startswith(("group ", "calibrated "))]
 COUNTS = [0.0, 1.0, 16.0, 1000.0, math.inf]
 SHAPES = [(5, 4), (5, 4, 7), (3, 4, 5, 6), (2, 4, 3, 4, 5), (3, 4, 1, 1), (1, 4, 6, 6)]
 

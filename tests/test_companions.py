@@ -97,7 +97,7 @@ def test_batches_of_one_class_do_worse(model: nn.Module) -> None:
     with torch.no_grad(), batch_statistics(net):
         in_order = torch.cat([net(part) for part, _ in data()])
     assert row is not None
-    assert row.metrics.top1 - (in_order.argmax(1) == y).float().mean().item() > 0.1
+    assert row.metrics.top1 - (in_order.argmax(1) == y).float().mean().item() > 0.05
 
 
 def test_groups_are_the_same_however_many_are_held(monkeypatch: pytest.MonkeyPatch) -> None:

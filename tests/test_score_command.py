@@ -291,7 +291,7 @@ def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.Mo
         for images, _ in namespace["loader"]():
             network(images)
     torch.save(network.state_dict(), "best.pth")
-    done = command(*shlex.split(line)[1:], "--format", "json", cwd=tmp_path)
+    done = command(*shlex.split(line.replace("\\\n", " "))[1:], "--format", "json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["data"]["n"] == 24

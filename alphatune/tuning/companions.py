@@ -83,7 +83,7 @@ def compare_batch_statistics(
                     progress(len(batch))
             return parts
 
-        return concatenate([part for parts in passes.gather(share) for part in parts])
+        return concatenate([part for parts in passes.world.share(share) for part in parts])
 
     with (
         batch_statistics(predictor.model, exclude=exclude, skip_unknown=skip_unknown),

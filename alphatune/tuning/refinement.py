@@ -207,16 +207,15 @@ class _Scored:
         """Score each half at the α, and the temperature, that the other half chose."""
         everything = np.arange(len(passes.data))
         raw, calibrated, temperatures = [], [], []
+        scored = _score(passes, everything, alphas[0])
         same = isinstance(alphas[0], float) and alphas[0] == alphas[1]
-        scored = None
-        for half, other, alpha in zip(halves, reversed(halves), alphas, strict=True):
-            if scored is None or not same:
-                scored = _score(passes, everything, alpha)
+        for place, (half, other) in enumerate(zip(halves, reversed(halves), strict=True)):
+            if place and not same:
+                scored = _score(passes, everything, alphas[place])
             t = scored.take(other).best()
             temperatures.append(t)
             raw.append(scored.scores.take(half))
             calibrated.append(scored.take(half).at(t))
-        assert scored is not None
         return cls(concatenate(raw), concatenate(calibrated), tuple(temperatures), scored)
 
     def gain_over(
@@ -276,7 +275,7 @@ def _fit_folds(
         }
 
     fits: dict[int, Fit] = {}
-    for part in passes.gather(mine):
+    for part in passes.world.share(mine):
         fits |= part
     return [fits[0], fits[1]]
 
@@ -295,7 +294,7 @@ def _score(
         run(passes.predictor, passes.share_of(positions), [alphas], keep, progress=passes.count)
         return parts
 
-    return concatenate_temperatures([part for parts in passes.gather(share) for part in parts])
+    return concatenate_temperatures([part for parts in passes.world.share(share) for part in parts])
 
 
 def _average(units: Units, alphas: Sequence[Mapping[str, Alpha]]) -> list[float]:

@@ -33,7 +33,6 @@ from torch import Tensor
 
 from alphatune.data.prefetch import Batch
 from alphatune.distributed import World
-from alphatune.errors import AlphatuneError
 from alphatune.evaluation import HIGHER_IS_BETTER, METRICS, Metric, Predictor, Scores, concatenate
 from alphatune.tuning.curve_scores import CurveScores, join, score_curve_
 from alphatune.tuning.interpolation import interpolation_weights, lobatto_nodes
@@ -94,7 +93,7 @@ class Passes:
     def measure(self, positions: NDArray[np.int64], ts: Sequence[float]) -> list[Scores]:
         """Exact scores of some examples at each t."""
         alphas = [*map(self.alpha, ts)]
-        gathered = self.gather(
+        gathered = self.world.share(
             lambda: sweep(self.predictor, self.share_of(positions), alphas, progress=self.count)
         )
         return [concatenate([s for part in gathered for s in part[i]]) for i in range(len(ts))]
@@ -108,7 +107,7 @@ class Passes:
                 score_at(self.alpha(t), at_t, batch)  # finite, and labels that fit
             parts.append((batch.ids, torch.stack(logits).float().cpu(), batch.targets.cpu()))
 
-        shares = self.gather(self._pass(positions, ts, keep, parts))
+        shares = self.world.share(self._pass(positions, ts, keep, parts))
         everything = [part for share in shares for part in share]
         order = torch.cat([ids for ids, _, _ in everything]).argsort()
         logits = torch.cat([logits for _, logits, _ in everything], dim=1)[:, order]
@@ -132,7 +131,7 @@ class Passes:
             score_curve_(scores, start, torch.stack(logits), weights, batch.targets, batch.ids)
             start += len(batch)
 
-        shares = self.gather(self._pass(positions, nodes, keep, (scores, exact)))
+        shares = self.world.share(self._pass(positions, nodes, keep, (scores, exact)))
         curve = scores if self.world.size == 1 else join([share for share, _ in shares])
         pairs = [pair for _, pairs in shares for pair in pairs]
         return curve, concatenate([pair[0] for pair in pairs]), concatenate([pair[1] for pair in pairs])
@@ -147,20 +146,6 @@ class Passes:
             return kept
 
         return share
-
-    def gather(self, share: Callable[[], T]) -> list[T]:
-        """What every process makes of its share; an error in one is the same error in all, and none waits."""
-        mine: T | AlphatuneError
-        try:
-            mine = share()
-        except AlphatuneError as error:
-            mine = error
-        shares: list[T] = []
-        for each in self.world.gather(mine):
-            if isinstance(each, AlphatuneError):
-                raise each
-            shares.append(each)
-        return shares
 
     def share_of(self, positions: NDArray[np.int64]) -> Any:
         """This process's batches of some examples."""

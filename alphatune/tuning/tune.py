@@ -364,6 +364,11 @@ def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
         )
     if changed and result.metric == "top1" and after.loss > before.loss:
         notes.append(f"the chosen alpha raises the loss by {after.loss - before.loss:.4f} nats")
+    if changed and result.metric in ("loss", "ece") and not (result.refinement and result.refinement.joint):
+        notes.append(
+            f"a gain in {result.metric} can be calibration, which dividing the logits by one number gives for free: "
+            "--temperature (temperature=True) tells what alpha is worth beyond it"
+        )
     end = result.curve[-1].alpha  # the farthest from the unpatched model
     notes += remark_on_end(result.decision.best[result.metric], end, base)
     if result.decision.gain is None:
