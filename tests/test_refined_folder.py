@@ -23,14 +23,14 @@ MEAN = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
 def job(request: pytest.FixtureRequest) -> list[str]:
     data, checkpoint = (request.getfixturevalue(name) for name in ("cifar_test", "resnet20_checkpoint"))
     words = ["tune", "alphatune.models.cifar:resnet20", "--checkpoint", checkpoint, "--data", data, *SIZES, *MEAN,
-             "--limit", 600, "--metric", "loss", "--alphas", "0,0.05,0.1", "--workers", 1]  # fmt: skip
+             "--limit", 240, "--metric", "loss", "--alphas", "0,0.05,0.1", "--workers", 1]  # fmt: skip
     return [*map(str, words)]
 
 
 @pytest.fixture(scope="module")
 def folder(job: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("refined") / "out"
-    options = ["--granularity", "layer", "--temperature", "--accept", "best", "-o", str(out), "--quiet"]
+    options = ["--granularity", "stage", "--temperature", "--accept", "best", "-o", str(out), "--quiet"]
     with pytest.raises(SystemExit) as end:
         main([*job, *options, "--format", "quiet"])
     assert end.value.code in (0, None)
@@ -40,8 +40,8 @@ def folder(job: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_folder_holds_what_was_found(folder: Path) -> None:
     result = json.loads((folder / "result.json").read_text())
     refinement = result["refinement"]
-    assert [level["level"] for level in refinement["levels"]] == ["plain", "global", "stage", "layer"]
-    assert [level["units"] for level in refinement["levels"]] == [0, 1, 3, 19]
+    assert [level["level"] for level in refinement["levels"]] == ["plain", "global", "stage"]
+    assert [level["units"] for level in refinement["levels"]] == [0, 1, 3]
     assert refinement["with_temperature"]
     plain = refinement["levels"][0]
     assert plain["metrics"]["loss"] == pytest.approx(result["baseline"]["loss"], abs=1e-6)
@@ -68,7 +68,7 @@ def test_it_is_read_back_as_it_was_measured(
             [
                 *map(
                     str,
-                    ("evaluate", folder, "--data", data, "--limit", 600, "--format", "json", "--workers", 1),
+                    ("evaluate", folder, "--data", data, "--limit", 240, "--format", "json", "--workers", 1),
                 )
             ]
         )
@@ -97,7 +97,7 @@ def test_a_tuned_folder_is_tuned_anew(folder: Path, job: list[str], tmp_path: Pa
         "--data",
         data,
         "--limit",
-        600,
+        240,
         "--alphas",
         "0",
         "-o",
@@ -113,12 +113,12 @@ def test_a_tuned_folder_is_tuned_anew(folder: Path, job: list[str], tmp_path: Pa
 
 def test_an_interrupted_run_goes_on_to_the_same_result(folder: Path, job: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    options = ["--granularity", "layer", "--temperature", "--accept", "best", "-o", str(out), "--quiet"]
+    options = ["--granularity", "stage", "--temperature", "--accept", "best", "-o", str(out), "--quiet"]
     command = [sys.executable, "-m", "alphatune", *job, *options]
     state = tmp_path / ".out.resume"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
-    while not list(state.glob("stage-*.pt")) and time.monotonic() < deadline and process.poll() is None:
+    while not list(state.glob("global-*.pt")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)

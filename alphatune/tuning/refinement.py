@@ -12,8 +12,8 @@ significant, with the interval widened for the number of levels looked at
 (Bonferroni); else the coarser one stands. With ``temperature`` the levels are
 compared with a temperature each: what α is worth beyond calibration.
 
-What is deployed is, unit by unit, the average of the two halves' α (in
-log-odds), and is measured on all examples.
+What is deployed comes of a last descent, on all examples, from the average of
+the two halves' α (in log-odds), and is measured on all of them.
 """
 
 from __future__ import annotations
@@ -169,6 +169,9 @@ def refine(
                 alphas = unit.alphas([overall])
             else:
                 alphas = unit.alphas(_average(unit, found))
+    if chosen not in ("plain", "global") or (chosen == "global" and joint):
+        unit = next(each for each in units.values() if each.granularity == chosen)
+        alphas = _fit_all(passes, unit, alphas, overall, metric, joint, seed, journal)
     final = plain.everything if chosen == "plain" else _score(passes, everything, alphas)
     t, temperature_gain = 1.0, None
     if temperature:
@@ -278,6 +281,39 @@ def _fit_folds(
     for part in passes.world.share(mine):
         fits |= part
     return [fits[0], fits[1]]
+
+
+def _fit_all(
+    passes: Passes,
+    units: Units,
+    start: Mapping[str, Alpha],
+    prior: float,
+    metric: Metric,
+    temperature: bool,
+    seed: int,
+    journal: Journal | None,
+) -> dict[str, Alpha]:
+    """A last descent on all examples, from what the halves found; one process does it."""
+
+    def mine() -> Fit | None:
+        if not passes.world.first:
+            return None
+        return descend(
+            passes.predictor,
+            passes.data,
+            np.arange(len(passes.data)),
+            units,
+            units.gather(start),
+            prior=prior,
+            metric=metric,
+            temperature=temperature,
+            seed=seed,
+            journal=journal.entry(f"{units.granularity}-all") if journal else None,
+            count=passes.count,
+        )
+
+    fit = next(fit for fit in passes.world.share(mine) if fit)
+    return units.alphas(fit.alphas)
 
 
 def _score(
