@@ -30,7 +30,7 @@ def job(request: pytest.FixtureRequest) -> list[str]:
 @pytest.fixture(scope="module")
 def folder(job: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("refined") / "out"
-    options = ["--granularity", "stage", "--temperature", "--accept", "best", "-o", str(out), "--quiet"]
+    options = ["--granularity", "layer", "--temperature", "--accept", "best", "-o", str(out), "--quiet"]
     with pytest.raises(SystemExit) as end:
         main([*job, *options, "--format", "quiet"])
     assert end.value.code in (0, None)
@@ -40,8 +40,8 @@ def folder(job: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_folder_holds_what_was_found(folder: Path) -> None:
     result = json.loads((folder / "result.json").read_text())
     refinement = result["refinement"]
-    assert [level["level"] for level in refinement["levels"]] == ["plain", "global", "stage"]
-    assert [level["units"] for level in refinement["levels"]] == [0, 1, 3]
+    assert [level["level"] for level in refinement["levels"]] == ["plain", "global", "stage", "layer"]
+    assert [level["units"] for level in refinement["levels"]] == [0, 1, 3, 19]
     assert refinement["with_temperature"]
     plain = refinement["levels"][0]
     assert plain["metrics"]["loss"] == pytest.approx(result["baseline"]["loss"], abs=1e-6)
@@ -113,7 +113,7 @@ def test_a_tuned_folder_is_tuned_anew(folder: Path, job: list[str], tmp_path: Pa
 
 def test_an_interrupted_run_goes_on_to_the_same_result(folder: Path, job: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    options = ["--granularity", "stage", "--temperature", "--accept", "best", "-o", str(out), "--quiet"]
+    options = ["--granularity", "layer", "--temperature", "--accept", "best", "-o", str(out), "--quiet"]
     command = [sys.executable, "-m", "alphatune", *job, *options]
     state = tmp_path / ".out.resume"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
