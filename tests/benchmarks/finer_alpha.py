@@ -76,24 +76,38 @@ def main() -> None:
         chosen.append(
             f"{result.refinement.chosen} (loss {result.chosen.loss:.4f}, top-1 {result.chosen.top1:.4f})"
         )
-        print(f"seed {seed}: {chosen[-1]}, {result.seconds:.0f} s, plain {plain[-1]:.1f} s", flush=True)
+        print(f"seed {seed}: {result.seconds:.0f} s, plain {plain[-1]:.1f} s", flush=True)
+        # After every seed: the next one takes as long.
+        print(
+            table(args, found, chosen, statistics.median(plain), f"{len(batches)} images", device), flush=True
+        )
+    text = table(args, found, chosen, statistics.median(plain), f"{len(batches)} images", device)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        with args.output.open("a", encoding="utf-8") as file:
+            file.write(text + "\n\n")
+
+
+def table(
+    args: argparse.Namespace,
+    found: list[Refinement],
+    chosen: list[str],
+    unit: float,
+    images: str,
+    device: torch.device,
+) -> str:
     lines = [
-        f"{args.model.rpartition(':')[2]}, {len(batches)} images, chosen by {args.metric}"
-        f"{' with temperature' if args.joint else ''}, {args.seeds} seeds; {device}, {torch.get_num_threads()} threads, "
+        f"{args.model.rpartition(':')[2]}, {images}, chosen by {args.metric}"
+        f"{' with temperature' if args.joint else ''}, {len(found)} seeds; {device}, {torch.get_num_threads()} threads, "
         f"{platform.machine()}, torch {torch.__version__}, timm {timm.__version__}:",
         "",
         "| α | numbers | loss | with T | top-1 | ECE | with T | T | accepted | plain evaluations |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        *(row(levels, unit) for levels in zip(*(each.levels for each in found), strict=True)),
+        "",
+        "Deployed: " + "; ".join(chosen) + ".",
     ]
-    unit = statistics.median(plain)
-    for levels in zip(*(each.levels for each in found), strict=True):
-        lines.append(row(levels, unit))
-    lines += ["", "Deployed: " + "; ".join(chosen) + "."]
-    print("\n".join(lines))
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with args.output.open("a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n\n")
+    return "\n".join(lines)
 
 
 def row(levels: tuple[Level, ...], unit: float) -> str:
