@@ -158,7 +158,7 @@ def refine(
                 over_plain=over_plain,
                 accepted=accepted,
                 seconds=time.perf_counter() - started,
-                passes=counted.examples / n,
+                passes=sum(passes.world.gather(counted.examples)) / n,
             )
         )
         if name == "global" or accepted:
