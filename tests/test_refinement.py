@@ -136,6 +136,14 @@ def test_temperature_takes_what_is_calibration() -> None:
     beyond = result.refinement.levels[1]  # type: ignore[union-attr]
     assert (result.alpha == 0) == (not beyond.accepted)
     assert "beyond temperature" in result.decision.reason
+    alone = alphatune.tune(network, data, metric="loss", alphas="0,0.02,0.05", accept="best")
+    assert any("can be calibration" in w for w in alone.warnings)
+    finer = alphatune.tune(
+        network, data, metric="loss", alphas="0,0.02,0.05", accept="best", granularity="stage"
+    )
+    level = finer.refinement.level  # type: ignore[union-attr]
+    only = level.calibrated.loss >= plain.calibrated.loss
+    assert any("all of the gain in loss is calibration" in w for w in finer.warnings) == only
 
 
 def test_every_example_is_scored_at_what_others_chose() -> None:

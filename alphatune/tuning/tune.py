@@ -337,6 +337,23 @@ def _searched(
     return found, swept, gain
 
 
+def _remark_on_calibration(result: TuneResult) -> list[str]:
+    """How much of a gain in loss or ECE a temperature would give, too, as far as is known."""
+    metric, refinement = result.metric, result.refinement
+    if refinement is None:
+        return [
+            f"a gain in {metric} can be calibration, which dividing the logits by one number gives for free: "
+            "--temperature (temperature=True) tells what alpha is worth beyond it"
+        ]
+    plain, chosen = (getattr(level.calibrated, metric) for level in (refinement.levels[0], refinement.level))
+    if refinement.joint or chosen < plain:
+        return []
+    return [
+        f"all of the gain in {metric} is calibration: with a temperature each the unpatched model has {plain:.4f} and "
+        f"the chosen alpha {chosen:.4f}; --temperature (temperature=True) takes that into account"
+    ]
+
+
 def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
     """What a careful colleague would point out about these numbers."""
     notes = []
@@ -364,11 +381,8 @@ def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
         )
     if changed and result.metric == "top1" and after.loss > before.loss:
         notes.append(f"the chosen alpha raises the loss by {after.loss - before.loss:.4f} nats")
-    if changed and result.metric in ("loss", "ece") and not (result.refinement and result.refinement.joint):
-        notes.append(
-            f"a gain in {result.metric} can be calibration, which dividing the logits by one number gives for free: "
-            "--temperature (temperature=True) tells what alpha is worth beyond it"
-        )
+    if changed and result.metric in ("loss", "ece"):
+        notes += _remark_on_calibration(result)
     end = result.curve[-1].alpha  # the farthest from the unpatched model
     notes += remark_on_end(result.decision.best[result.metric], end, base)
     if result.decision.gain is None:
