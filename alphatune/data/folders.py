@@ -24,10 +24,10 @@ _ALL_SPLITS = {"test", "testing", *(name for names in _SPLIT_NAMES for name in n
 def open_folder(text: str, split: str | None) -> Examples:
     path = Path(text)
     if not path.exists():
-        raise DataError(
-            f"no such folder, archive or dataset: {text}",
-            "a timm dataset string starts with torch/, hfds/, hfids/, tfds/ or wds/",
-        )
+        hint = "a timm dataset string starts with torch/, hfds/, hfids/, tfds/ or wds/"
+        if text.rpartition(":")[0].endswith(".py"):
+            hint = "a loader of your own goes with tune --score"
+        raise DataError(f"no such folder, archive or dataset: {text}", hint)
     if path.is_file() and path.suffix != ".tar" and not compression(path):
         raise DataError(
             f"expected a folder or an archive (.tar, .tar.gz, .tar.bz2, .tar.xz), got the file {text}"
