@@ -14,6 +14,7 @@ from alphatune.jobs.settings import ASKED_ANEW, EvaluateSettings, ModelSettings,
 
 MODEL, DATA, INPUT, RUN, TUNE, OUT = "Model", "Data", "Preprocessing", "Running", "Tuning", "Output"
 AVERAGES = "Moving averages"
+GATES = "Gates (exit code 1 if one fails)"
 
 MOST_SEED = 2**32 - 1
 
@@ -411,10 +412,60 @@ CalibrateLimit = Annotated[
     ),
 ]
 
+# --- gates -----------------------------------------------------------------------------------
+
+MinGain = Annotated[
+    float | None,
+    typer.Option(
+        metavar="G",
+        help="Fail unless the gain in --metric, measured on examples that did not choose, is at least G "
+        "(a fraction, or nats).",
+        rich_help_panel=GATES,
+    ),
+]
+MaxRegression = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="METRIC=V",
+        help="Fail if the tuned model is worse than the plain one by more than V in top1, top5, loss or ece; "
+        "repeatable.",
+        rich_help_panel=GATES,
+    ),
+]
+RequireSignificant = Annotated[
+    bool,
+    typer.Option("--require-significant", help="Fail unless the gain is significant.", rich_help_panel=GATES),
+]
+MaxLatencyRatio = Annotated[
+    float | None,
+    typer.Option(
+        metavar="R",
+        help="Fail if a forward pass takes more than R times that of the plain model.",
+        rich_help_panel=GATES,
+    ),
+]
+
 # --- output ----------------------------------------------------------------------------------
 
 Output = Annotated[
     str, typer.Option("--output", "-o", metavar="FOLDER", help="The tuned folder.", rich_help_panel=OUT)
+]
+Thumbnails = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=0,
+        help="Pictures in the report of examples whose prediction flipped, at most so many each way.",
+        rich_help_panel=OUT,
+    ),
+]
+NoCache = Annotated[
+    bool,
+    typer.Option(
+        "--no-cache",
+        help="Measure anew, even if the same model was tuned in the same way on the same data before.",
+        rich_help_panel=OUT,
+    ),
 ]
 TuneResume = Annotated[
     bool,

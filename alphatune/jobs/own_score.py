@@ -15,7 +15,7 @@ from alphatune.evaluation import Progress
 from alphatune.jobs.describe import describe_model, describe_source
 from alphatune.jobs.opening import DTYPES, OpenedModel, open_model, resolved_paths
 from alphatune.jobs.own_code import find_score, open_loader
-from alphatune.jobs.settings import ModelSettings, TuneSettings, input_paths, to_toml
+from alphatune.jobs.settings import ModelSettings, TuneSettings, input_paths, to_command, to_toml
 from alphatune.models.bundle import write_model
 from alphatune.models.health import require_health
 from alphatune.models.output import check_output, staged
@@ -131,6 +131,7 @@ def _write(
     }
     data = {"source": written.data, "n": len(result)}
     document = score_document(result, model=model, data=data, env=env, source=written.score or "")
+    document["command_line"] = to_command("tune", settings)
     document["warnings"] = [*opened.warnings, *document["warnings"]]
     if result.alpha != result.baseline_alpha:
         patch_(module, result.alpha, exclude=settings.exclude, skip_unknown=settings.skip_unknown)

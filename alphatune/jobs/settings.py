@@ -5,7 +5,8 @@ Fields are named like the options, and hold what a user would type.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import shlex
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -114,6 +115,12 @@ class TuneSettings(EvaluateSettings):
     exclude: tuple[str, ...] = ()
     min_positions: int = 1
     skip_unknown: bool = False
+    min_gain: float | None = None
+    max_regression: tuple[str, ...] = ()
+    require_significant: bool = False
+    max_latency_ratio: float | None = None
+    thumbnails: int = 12
+    no_cache: bool = False
     output: str = "alphatune-out"
     resume: bool = False
     overwrite: bool = False
@@ -175,7 +182,7 @@ class TrainSettings(ModelSettings):
 
 
 #: settings that a saved configuration does not repeat
-ASKED_ANEW = ("overwrite", "resume")
+ASKED_ANEW = ("overwrite", "resume", "no_cache")
 
 
 def input_paths(settings: EvaluateSettings | TrainSettings) -> list[str]:
@@ -192,6 +199,21 @@ def input_paths(settings: EvaluateSettings | TrainSettings) -> list[str]:
     if isinstance(settings, TuneSettings) and settings.score is not None:
         named += [settings.data.rpartition(":")[0], settings.score.rpartition(":")[0]]
     return [path for path in named if path and Path(path).exists()]
+
+
+def to_command(command: str, settings: ModelSettings) -> str:
+    """The command line that gives these settings: what differs from the defaults, quoted for a shell."""
+    words = ["alphatune", command, settings.model]
+    for field in fields(settings):
+        value, option = getattr(settings, field.name), "--" + field.name.replace("_", "-")
+        if value == field.default or field.name == "model":
+            continue
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+            continue
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [option, str(one)]
+    return shlex.join(words)
 
 
 def to_toml(settings: ModelSettings) -> str:

@@ -19,7 +19,8 @@ from alphatune.jobs.averages import describe_averages, open_averages, replace_av
 from alphatune.jobs.describe import describe_data, describe_env, describe_model, describe_plan
 from alphatune.jobs.opening import DTYPES, Prepared, predictor_of, prepare, resolved
 from alphatune.jobs.own_score import run_score
-from alphatune.jobs.settings import TuneSettings, input_paths, to_toml
+from alphatune.jobs.settings import TuneSettings, input_paths, to_command, to_toml
+from alphatune.jobs.thumbnails import make_thumbnails
 from alphatune.models.bundle import write_model
 from alphatune.models.health import require_health
 from alphatune.models.output import check_output, staged
@@ -30,6 +31,7 @@ from alphatune.norms.survey import NormLayer, survey
 from alphatune.reports.deployment import cost_summary
 from alphatune.reports.folder import write_reports
 from alphatune.reports.result import tune_document
+from alphatune.reports.scores import StoredScores, Thumbnail
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.journal import Journal, open_journal
 from alphatune.tuning.tune import TuneResult, check_choices, tune
@@ -151,7 +153,7 @@ def _write(
     )
     remarks = _remarks(result.patched, prepared.probe)
     warnings = [*prepared.warnings, *averages["warnings"], *document["warnings"], *remarks]
-    document |= averages | {"warnings": warnings}
+    document |= averages | {"command_line": to_command("tune", settings), "warnings": warnings}
     document["deployment"] = None
     if result.alpha != result.baseline_alpha:
         patch_(module, result.alpha, exclude=exclude, skip_unknown=settings.skip_unknown)
@@ -160,7 +162,20 @@ def _write(
     with staged(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings)) as stage:
         write_model(module, stage, source=opened.source, preprocessing=opened.preprocessing)
         (stage / "run.toml").write_text(to_toml(resolved(settings, prepared)), encoding="utf-8")
-        return write_reports(stage, document)
+        return write_reports(stage, document, _stored(settings, prepared, result))
+
+
+def _stored(settings: TuneSettings, prepared: Prepared, result: TuneResult) -> StoredScores:
+    """What a report is drawn from: scores before and after, and pictures of what flipped."""
+    swept, best = result.sweep, result.decision.best[result.metric]
+    runs = {"baseline": swept.baseline, "chosen": result.chosen_scores}
+    if best not in (result.baseline_alpha, result.alpha) and best in swept.alphas:
+        runs["best"] = swept.scores[swept.alphas.index(best)]
+    after = result.chosen_scores if result.changes_model else runs.get("best")
+    thumbnails: tuple[Thumbnail, ...] = ()
+    if after is not None and settings.thumbnails:
+        thumbnails = make_thumbnails(prepared.batches, swept.baseline, after, settings.thumbnails)
+    return StoredScores(runs, prepared.batches.examples.classes, thumbnails)
 
 
 def _deployment(settings: TuneSettings, prepared: Prepared, result: TuneResult) -> dict[str, Any] | None:

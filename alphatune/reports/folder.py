@@ -10,15 +10,23 @@ from alphatune.reports.curve import curve_frame
 from alphatune.reports.depth import FILE, draw_depth
 from alphatune.reports.markdown import render_markdown
 from alphatune.reports.result import to_json
+from alphatune.reports.scores import StoredScores, write_scores
 
 
-def write_reports(folder: Path, document: dict[str, Any]) -> dict[str, Any]:
-    """Write curve.csv, report.md, where α differ by layer their figure, and, last, result.json.
+def write_reports(
+    folder: Path, document: dict[str, Any], scores: StoredScores | None = None
+) -> dict[str, Any]:
+    """Write scores.npz, curve.csv, report.md, where α differ by layer their figure, and, last, result.json.
+
+    Args:
+        scores: of every example; a score of the user's own has none.
 
     Returns:
         The document with ``artifacts``: every other file of the folder with its
         hash. It is what result.json holds.
     """
+    if scores is not None:
+        write_scores(scores, folder)
     curve_frame(document).to_csv(folder / "curve.csv", index=False)
     (folder / "report.md").write_text(render_markdown(document), encoding="utf-8")
     if isinstance(alphas := document["chosen"]["alpha"], dict):

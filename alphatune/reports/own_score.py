@@ -23,6 +23,7 @@ def score_document(
         "schema": SCHEMA,
         "command": "tune",
         "alphatune": alphatune.__version__,
+        "command_line": "",
         "model": model,
         "data": data,
         "env": env,

@@ -40,6 +40,7 @@ def tune_document(
         "schema": SCHEMA,
         "command": "tune",
         "alphatune": alphatune.__version__,
+        "command_line": "",
         "model": model,
         "data": data,
         "env": env,

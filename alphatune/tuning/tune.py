@@ -16,7 +16,7 @@ from alphatune.data.loading import Batches
 from alphatune.data.own_loader import LoaderBatches
 from alphatune.distributed import World
 from alphatune.errors import ConfigurationError, DataError
-from alphatune.evaluation import METRICS, Metric, Metrics, Predictor, Progress, concatenate, summarise
+from alphatune.evaluation import METRICS, Metric, Metrics, Predictor, Progress, Scores, concatenate, summarise
 from alphatune.models.health import require_health
 from alphatune.norms.batch_statistics import batch_statistics
 from alphatune.norms.kernels import COMPILED_FROM, Kernel, build_seconds, resolve_kernel, use_kernel
@@ -91,9 +91,14 @@ class TuneResult:
     @property
     def chosen(self) -> Metrics:
         """Metrics of what is deployed, measured on all examples."""
+        return summarise(self.chosen_scores)
+
+    @property
+    def chosen_scores(self) -> Scores:
+        """Scores of all examples by what is deployed."""
         if self.refinement:
-            return summarise(self.refinement.scores)
-        return self.at(self.decision.alpha)
+            return self.refinement.scores
+        return self.sweep.scores[self.sweep.alphas.index(self.decision.alpha)]  # type: ignore[arg-type]
 
     def at(self, alpha: float | dict[str, Alpha]) -> Metrics:
         """Metrics measured at one of the α of the curve."""

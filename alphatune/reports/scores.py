@@ -1,0 +1,118 @@
+"""Scores of every example before and after, as a file: what a report is drawn from, again at any time.
+
+    scores.npz     ids, targets (n,); classes: names by index, where the data know them;
+                   NAME_predicted, NAME_loss, NAME_top1, NAME_top5, NAME_confidence (n,) for each
+                   NAME of ``runs``; thumbnail_rows (k,), thumbnail_names (k,), thumbnails (k, H, W, 3)
+
+NumPy reads it, nothing in it is pickled, and the same scores give the same bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alphatune.errors import InputError, one_line
+from alphatune.evaluation import Scores
+
+FILE = "scores.npz"
+#: the unpatched model, what is deployed, and, where it is neither, the best single α that was measured
+RUNS = ("baseline", "chosen", "best")
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small picture of the example in row ``row`` of the scores."""
+
+    row: int
+    name: str
+    pixels: NDArray[np.uint8]  # (H, W, 3)
+
+
+@dataclass(frozen=True)
+class StoredScores:
+    """Scores of the same n examples by each run."""
+
+    runs: dict[str, Scores]
+    classes: tuple[str, ...] = ()
+    thumbnails: tuple[Thumbnail, ...] = field(default=())
+
+    @property
+    def baseline(self) -> Scores:
+        return self.runs["baseline"]
+
+    @property
+    def chosen(self) -> Scores:
+        return self.runs["chosen"]
+
+    def class_name(self, index: int) -> str:
+        return self.classes[index] if index < len(self.classes) else f"class {index}"
+
+
+def flipped_rows(before: Scores, after: Scores, most: int) -> NDArray[np.int64]:
+    """Rows whose prediction became right, then those that became wrong: at most so many each way.
+
+    The ones whose loss changed most come first.
+    """
+    change = np.abs(after.loss.astype(np.float64) - before.loss)
+    parts = []
+    for flipped in (~before.top1 & after.top1, before.top1 & ~after.top1):
+        rows = np.flatnonzero(flipped)
+        parts.append(rows[np.argsort(-change[rows], kind="stable")][:most])
+    return np.concatenate(parts)
+
+
+def write_scores(stored: StoredScores, folder: Path) -> None:
+    """Write scores.npz into a folder."""
+    arrays: dict[str, Any] = {
+        "ids": stored.baseline.ids,
+        "targets": stored.baseline.targets,
+        "classes": np.array(stored.classes, dtype=np.str_),
+    }
+    for name, scores in stored.runs.items():
+        arrays |= {f"{name}_{key}": getattr(scores, key) for key in _own_fields()}
+    if stored.thumbnails:
+        arrays["thumbnail_rows"] = np.array([t.row for t in stored.thumbnails], dtype=np.int64)
+        arrays["thumbnail_names"] = np.array([t.name for t in stored.thumbnails], dtype=np.str_)
+        arrays["thumbnails"] = np.stack([t.pixels for t in stored.thumbnails])
+    np.savez_compressed(folder / FILE, **arrays)
+
+
+def read_scores(folder: Path) -> StoredScores | None:
+    """The scores in a folder; None where it has none.
+
+    Raises:
+        InputError: a file that ``write_scores`` did not write.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            shared = {key: arrays[key] for key in ("ids", "targets")}
+            runs = {
+                name: Scores(**shared, **{key: arrays[f"{name}_{key}"] for key in _own_fields()})
+                for name in RUNS
+                if f"{name}_loss" in arrays
+            }
+            thumbnails: tuple[Thumbnail, ...] = ()
+            if "thumbnails" in arrays:
+                rows, names = arrays["thumbnail_rows"].tolist(), arrays["thumbnail_names"].tolist()
+                pixels = arrays["thumbnails"]
+                thumbnails = tuple(map(Thumbnail, rows, names, pixels))
+            stored = StoredScores(runs, tuple(arrays["classes"].tolist()), thumbnails)
+    except Exception as error:  # whatever zipfile, zlib and NumPy have to say about a damaged file
+        raise InputError(f"damaged {path}: {type(error).__name__}: {one_line(error)}") from None
+    lengths = {len(getattr(scores, f.name)) for scores in runs.values() for f in fields(Scores)}
+    if not {"baseline", "chosen"} <= runs.keys() or len(lengths) != 1:
+        raise InputError(f"damaged {path}: it does not hold the scores of a tune")
+    return stored
+
+
+def _own_fields() -> list[str]:
+    """What differs from run to run."""
+    return [f.name for f in fields(Scores) if f.name not in ("ids", "targets")]
