@@ -14,6 +14,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+os.environ["ALPHATUNE_CACHE"] = "off"  # a test that repeats a run means to run it again
+
 SHARED = Path(os.environ.get("ALPHATUNE_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 TINY = f"{Path(__file__).parent / 'tiny.py'}:tiny"
 CLASSES = ("ant", "bee", "cat", "dog")

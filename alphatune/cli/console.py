@@ -33,6 +33,12 @@ def warn(messages: Sequence[str]) -> None:
         stderr().print(Text.assemble(("warning: ", "yellow"), message))
 
 
+def fail(messages: Sequence[str]) -> None:
+    """What ended with an exit code of its own, though there is a result."""
+    for message in messages:
+        print(f"error: {message}", file=sys.stderr)
+
+
 def remark_on(document: dict[str, Any]) -> None:
     """What a person should know beside the result: where the weights were, and the warnings."""
     if key := document["model"]["weights_key"]:

@@ -95,8 +95,10 @@ def tune(
     """
     from alphatune.cli import console
     from alphatune.cli.own_score import show_score_plan, show_score_result
+    from alphatune.jobs.gates import failures
     from alphatune.jobs.tune import run_tune
     from alphatune.reports.result import to_json
+    from alphatune.reports.step_summary import append_step_summary
 
     settings = o.settings_from(ctx, TuneSettings)
     if verbose:
@@ -105,8 +107,12 @@ def tune(
         document = run_tune(settings, progress, dry_run=dry_run)
     if not document:
         return  # another of torchrun's processes speaks
+    if not dry_run:
+        append_step_summary(document)
     if not quiet:
         console.remark_on(document)
+        if cached := document.get("cache"):
+            console.note(f"from the cache: measured {cached['measured']}; --no-cache measures anew")
     if format == "json":
         print(to_json(document, for_pipe=True))
     elif format == "quiet":
@@ -118,6 +124,9 @@ def tune(
         _show_plan(document)
     else:
         show_result(document, settings.output)
+    if failed := failures(document):
+        console.fail(failed)
+        raise typer.Exit(1)
 
 
 def _show_plan(plan: dict[str, Any]) -> None:

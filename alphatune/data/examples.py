@@ -108,10 +108,12 @@ class ArrayLoad:
         self._arrays = arrays
         self._starts = np.cumsum([0, *map(len, arrays)])
 
-    def __call__(self, index: int) -> tuple[Any, str]:
+    def pixels(self, index: int) -> np.ndarray:
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        pixels = self._arrays[part][index - self._starts[part]]
-        return Image.fromarray(np.ascontiguousarray(pixels)), f"example {index}"
+        return np.ascontiguousarray(self._arrays[part][index - self._starts[part]])
+
+    def __call__(self, index: int) -> tuple[Any, str]:
+        return Image.fromarray(self.pixels(index)), f"example {index}"
 
 
 class ReaderLoad:
@@ -125,18 +127,18 @@ class ReaderLoad:
     encoded = True
 
     def __init__(self, reader: Any, keep: Any = None) -> None:
-        self._reader = reader
+        self.reader = reader
         self._keep = keep
         self._opened: Any = None
         self._pid = -1
 
     def __call__(self, index: int) -> tuple[Any, str]:
         if self._pid != os.getpid():
-            self._opened = copy.copy(self._reader)
-            if hasattr(self._reader, "tar_state"):
-                self._opened.tar_state = copy.deepcopy(self._reader.tar_state)
+            self._opened = copy.copy(self.reader)
+            if hasattr(self.reader, "tar_state"):
+                self._opened.tar_state = copy.deepcopy(self.reader.tar_state)
             self._pid = os.getpid()
-        return self._opened[index][0], str(self._reader.filename(index))
+        return self._opened[index][0], str(self.reader.filename(index))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_reader": self._reader, "_keep": None, "_opened": None, "_pid": -1}
+        return {"reader": self.reader, "_keep": None, "_opened": None, "_pid": -1}

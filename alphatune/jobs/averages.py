@@ -48,6 +48,10 @@ class Averages:
     augmentation: str
     warnings: tuple[str, ...]
 
+    def batches(self) -> tuple[Batches, ...]:
+        """All images that averages are measured on."""
+        return tuple(batches for batches in (self.calibrate, self.recalibrate) if batches is not None)
+
     def plan(self) -> dict[str, Any]:
         """What a dry run says of it."""
         named = {"calibration": self.calibrate, "recalibration": self.recalibrate}

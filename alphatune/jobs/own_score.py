@@ -13,6 +13,7 @@ from alphatune.data.preprocessing import Preprocessing
 from alphatune.errors import ConfigurationError
 from alphatune.evaluation import Progress
 from alphatune.jobs.describe import describe_model, describe_source
+from alphatune.jobs.gates import Gate, judge, open_gates
 from alphatune.jobs.opening import DTYPES, OpenedModel, open_model, resolved_paths
 from alphatune.jobs.own_code import find_score, open_loader
 from alphatune.jobs.settings import ModelSettings, TuneSettings, input_paths, to_command, to_toml
@@ -33,6 +34,7 @@ from alphatune.tuning.own_score import ScoreResult, tune_score
 #: settings that mean something here; all others are about images in classes
 _APPLY = {f.name for f in fields(ModelSettings)} - {f.name for f in fields(Preprocessing)} | {
     "data", "score", "alphas", "accept", "seed", "dtype", "kernel", "exclude", "skip_unknown", "output", "overwrite",
+    "min_gain", "max_regression", "require_significant", "max_latency_ratio", "no_cache", "thumbnails",
 }  # fmt: skip
 
 
@@ -50,6 +52,7 @@ def run_score(
     """
     check_settings(settings)
     check_output(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings))
+    gates = open_gates(settings)
     resolve_alphas(settings.alphas)  # an error in them should not wait for the model
     opened = open_model(settings, images=False)
     if settings.kernel != "auto":
@@ -75,7 +78,9 @@ def run_score(
             skip_unknown=settings.skip_unknown,
             progress=progress,
         )
-    return _write(settings, opened, result, describe_model(opened, layers, Probe(0, {}), result.patched))
+    return _write(
+        settings, opened, result, gates, describe_model(opened, layers, Probe(0, {}), result.patched)
+    )
 
 
 def check_settings(settings: TuneSettings) -> None:
@@ -118,7 +123,11 @@ def _plan(settings: TuneSettings, opened: OpenedModel) -> dict[str, Any]:
 
 
 def _write(
-    settings: TuneSettings, opened: OpenedModel, result: ScoreResult, model: dict[str, Any]
+    settings: TuneSettings,
+    opened: OpenedModel,
+    result: ScoreResult,
+    gates: tuple[Gate, ...],
+    model: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the tuned folder, whole or not at all."""
     module, written = opened.module, _resolved(settings, opened)
@@ -133,6 +142,7 @@ def _write(
     document = score_document(result, model=model, data=data, env=env, source=written.score or "")
     document["command_line"] = to_command("tune", settings)
     document["warnings"] = [*opened.warnings, *document["warnings"]]
+    document["gates"] = judge(gates, document)
     if result.alpha != result.baseline_alpha:
         patch_(module, result.alpha, exclude=settings.exclude, skip_unknown=settings.skip_unknown)
     with staged(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings)) as stage:

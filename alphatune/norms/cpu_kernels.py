@@ -28,7 +28,6 @@ import hashlib
 import os
 import platform
 import shutil
-import stat
 import subprocess
 import tempfile
 import time
@@ -37,6 +36,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from alphatune.cache_folder import cache_folder
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 _FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
@@ -303,17 +304,9 @@ def _fingerprint(command: list[str]) -> str:
 
 
 def _cache_folder() -> Path:
-    """A folder that only this user can write to: what lies in it is loaded as code."""
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = base / "alphatune"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-        others = stat.S_IWGRP | stat.S_IWOTH
-        if status.st_uid == os.getuid() and not status.st_mode & others and os.access(folder, os.W_OK):
-            return folder
-    except (OSError, RuntimeError):  # RuntimeError: a user without a home
-        pass
+    """Where only this user can write to: what lies in it is loaded as code."""
+    if folder := cache_folder():
+        return folder
     temporary = Path(tempfile.mkdtemp(prefix="alphatune-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     return temporary

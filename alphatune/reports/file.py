@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,14 @@ from alphatune.errors import ConfigurationError, ResourceError
 from alphatune.reports.result import to_json
 
 
-def check_file(path: Path, command: str, *, overwrite: bool) -> None:
-    """Refuse a file that exists, unless it is an older result of the same command and may be replaced."""
+def check_file(
+    path: Path, command: str, *, overwrite: bool, ours: Callable[[Path], bool] | None = None
+) -> None:
+    """Refuse a file that exists, unless it is an older result of the same command and may be replaced.
+
+    Args:
+        ours: whether a file is such a result, where results are not JSON.
+    """
     parent = Path(os.path.abspath(path)).parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ConfigurationError(f"cannot write to {parent}, where the output {path} would be")
@@ -26,19 +33,32 @@ def check_file(path: Path, command: str, *, overwrite: bool) -> None:
         raise ConfigurationError(f"--output names a file, got the folder {path}")
     if not overwrite:
         raise ConfigurationError(f"the output {path} exists", "--overwrite replaces it")
+    if not (ours(path) if ours else _is_result(path, command)):
+        raise ConfigurationError(f"{path} was not written by alphatune {command}, so it is not overwritten")
+
+
+def _is_result(path: Path, command: str) -> bool:
     found: Any = None
     with contextlib.suppress(OSError, ValueError):
         found = json.loads(path.read_text(encoding="utf-8"))
-    if not (isinstance(found, dict) and found.get("command") == command):
-        raise ConfigurationError(f"{path} was not written by alphatune {command}, so it is not overwritten")
+    return isinstance(found, dict) and found.get("command") == command
 
 
 def write_file(path: Path, document: dict[str, Any]) -> None:
     """Write a result so that the file appears whole, or not at all."""
+    write_whole(path, (to_json(document) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears whole, or not at all.
+
+    Raises:
+        ResourceError: the disk refused.
+    """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(to_json(document) + "\n")
+        with partial.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

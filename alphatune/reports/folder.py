@@ -22,8 +22,7 @@ def write_reports(
         scores: of every example; a score of the user's own has none.
 
     Returns:
-        The document with ``artifacts``: every other file of the folder with its
-        hash. It is what result.json holds.
+        What ``write_result`` wrote.
     """
     if scores is not None:
         write_scores(scores, folder)
@@ -31,6 +30,16 @@ def write_reports(
     (folder / "report.md").write_text(render_markdown(document), encoding="utf-8")
     if isinstance(alphas := document["chosen"]["alpha"], dict):
         draw_depth(alphas, folder / FILE)
+    return write_result(folder, document)
+
+
+def write_result(folder: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """Write result.json beside the files it names.
+
+    Returns:
+        The document with ``artifacts``: every other file of the folder with its
+        hash. It is what result.json holds.
+    """
     files = sorted(path for path in folder.iterdir() if path.is_file())
     document = {**document, "artifacts": [{"path": f.name, "sha256": sha256(f)} for f in files]}
     (folder / "result.json").write_text(to_json(document) + "\n", encoding="utf-8")

@@ -56,6 +56,8 @@ def score_document(
             "significant": decision.gain is not None and decision.gain.significant,
             "reason": decision.reason,
         },
+        "gates": [],
+        "cache": None,
         "artifacts": [],
         "warnings": list(result.warnings),
     }

@@ -68,6 +68,8 @@ def tune_document(
         },
         "calibration": None,  # of the averages that the job measured first, if it did (averages.py)
         "recalibration": None,
+        "gates": [],
+        "cache": None,  # of an earlier run that this result was taken from, if it was
         "artifacts": [],
         "warnings": list(result.warnings),
     }

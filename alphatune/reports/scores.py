@@ -9,6 +9,7 @@ NumPy reads it, nothing in it is pickled, and the same scores give the same byte
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,15 @@ def flipped_rows(before: Scores, after: Scores, most: int) -> NDArray[np.int64]:
 
 def write_scores(stored: StoredScores, folder: Path) -> None:
     """Write scores.npz into a folder."""
+    np.savez_compressed(folder / FILE, **to_arrays(stored))
+
+
+def to_arrays(stored: StoredScores) -> dict[str, Any]:
+    """The arrays of the file, by name."""
+    first = next(iter(stored.runs.values()))
     arrays: dict[str, Any] = {
-        "ids": stored.baseline.ids,
-        "targets": stored.baseline.targets,
+        "ids": first.ids,
+        "targets": first.targets,
         "classes": np.array(stored.classes, dtype=np.str_),
     }
     for name, scores in stored.runs.items():
@@ -79,7 +86,7 @@ def write_scores(stored: StoredScores, folder: Path) -> None:
         arrays["thumbnail_rows"] = np.array([t.row for t in stored.thumbnails], dtype=np.int64)
         arrays["thumbnail_names"] = np.array([t.name for t in stored.thumbnails], dtype=np.str_)
         arrays["thumbnails"] = np.stack([t.pixels for t in stored.thumbnails])
-    np.savez_compressed(folder / FILE, **arrays)
+    return arrays
 
 
 def read_scores(folder: Path) -> StoredScores | None:
@@ -93,24 +100,32 @@ def read_scores(folder: Path) -> StoredScores | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            shared = {key: arrays[key] for key in ("ids", "targets")}
-            runs = {
-                name: Scores(**shared, **{key: arrays[f"{name}_{key}"] for key in _own_fields()})
-                for name in RUNS
-                if f"{name}_loss" in arrays
-            }
-            thumbnails: tuple[Thumbnail, ...] = ()
-            if "thumbnails" in arrays:
-                rows, names = arrays["thumbnail_rows"].tolist(), arrays["thumbnail_names"].tolist()
-                pixels = arrays["thumbnails"]
-                thumbnails = tuple(map(Thumbnail, rows, names, pixels))
-            stored = StoredScores(runs, tuple(arrays["classes"].tolist()), thumbnails)
+            stored = from_arrays(arrays, RUNS)
     except Exception as error:  # whatever zipfile, zlib and NumPy have to say about a damaged file
         raise InputError(f"damaged {path}: {type(error).__name__}: {one_line(error)}") from None
-    lengths = {len(getattr(scores, f.name)) for scores in runs.values() for f in fields(Scores)}
-    if not {"baseline", "chosen"} <= runs.keys() or len(lengths) != 1:
+    if not {"baseline", "chosen"} <= stored.runs.keys() or not is_even(stored):
         raise InputError(f"damaged {path}: it does not hold the scores of a tune")
     return stored
+
+
+def from_arrays(arrays: Mapping[str, Any], names: Sequence[str]) -> StoredScores:
+    """What ``to_arrays`` made, with those of the named runs that are there."""
+    shared = {key: arrays[key] for key in ("ids", "targets")}
+    runs = {
+        name: Scores(**shared, **{key: arrays[f"{name}_{key}"] for key in _own_fields()})
+        for name in names
+        if f"{name}_loss" in arrays
+    }
+    thumbnails: tuple[Thumbnail, ...] = ()
+    if "thumbnails" in arrays:
+        rows, labels = arrays["thumbnail_rows"].tolist(), arrays["thumbnail_names"].tolist()
+        thumbnails = tuple(map(Thumbnail, rows, labels, arrays["thumbnails"]))
+    return StoredScores(runs, tuple(arrays["classes"].tolist()), thumbnails)
+
+
+def is_even(stored: StoredScores) -> bool:
+    """Whether there is a score of every kind for every example."""
+    return len({len(getattr(s, f.name)) for s in stored.runs.values() for f in fields(Scores)}) == 1
 
 
 def _own_fields() -> list[str]:

@@ -98,7 +98,7 @@ class TuneResult:
         """Scores of all examples by what is deployed."""
         if self.refinement:
             return self.refinement.scores
-        return self.sweep.scores[self.sweep.alphas.index(self.decision.alpha)]  # type: ignore[arg-type]
+        return self.sweep.scores[self.sweep.alphas.index(self.decision.alpha)]
 
     def at(self, alpha: float | dict[str, Alpha]) -> Metrics:
         """Metrics measured at one of the α of the curve."""

@@ -1,0 +1,133 @@
+"""Gates: what a result must keep to for a pipeline to go on.
+
+A gate that fails takes nothing away: the folder and the whole result are
+written, the reason is said, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from alphatune.errors import ConfigurationError
+from alphatune.evaluation import HIGHER_IS_BETTER, METRICS
+from alphatune.jobs.settings import TuneSettings
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A limit, and what of a result is held against it."""
+
+    name: str
+    limit: float
+    #: of a result: the value, None where it is not known, and what it is in words
+    look: Callable[[dict[str, Any]], tuple[float | None, str]]
+    least: bool = True  # whether the limit is the least or the most that passes
+
+
+def open_gates(settings: TuneSettings) -> tuple[Gate, ...]:
+    """The gates that the settings ask for.
+
+    Raises:
+        ConfigurationError: a limit that is no number, or of no metric there is.
+    """
+    gates = []
+    if settings.min_gain is not None:
+        gates.append(Gate("min-gain", _number(settings.min_gain, "--min-gain"), _gain))
+    for text in settings.max_regression:
+        metric, _, value = text.partition("=")
+        known = METRICS if settings.score is None else ("score",)
+        if metric not in known:
+            raise ConfigurationError(
+                f"--max-regression takes METRIC=VALUE, got {text!r}", f"METRIC is one of: {', '.join(known)}"
+            )
+        limit = _number(value, f"--max-regression {metric}")
+        gates.append(Gate(f"max-regression {metric}", limit, _regression(metric), least=False))
+    if settings.require_significant:
+        gates.append(Gate("require-significant", 1.0, _significant))
+    if settings.max_latency_ratio is not None:
+        limit = _number(settings.max_latency_ratio, "--max-latency-ratio")
+        gates.append(Gate("max-latency-ratio", limit, _latency, least=False))
+    return tuple(gates)
+
+
+def judge(gates: tuple[Gate, ...], document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Hold the result of a tune against each gate; what is not known does not pass."""
+    judged = []
+    for gate in gates:
+        value, words = gate.look(document)
+        if value is None:
+            passed = False
+        else:
+            # The limit itself passes, also where a difference of decimals misses it by a rounding error.
+            close = math.isclose(value, gate.limit, rel_tol=1e-9, abs_tol=1e-12)
+            passed = close or (value > gate.limit if gate.least else value < gate.limit)
+        bound = (
+            "" if gate.look is _significant else f", {'at least' if gate.least else 'at most'} {gate.limit:g}"
+        )
+        judged.append(
+            {
+                "name": gate.name,
+                "limit": gate.limit,
+                "value": value,
+                "passed": passed,
+                "reason": f"{words}{bound}",
+            }
+        )
+    return judged
+
+
+def failures(document: dict[str, Any]) -> list[str]:
+    """A sentence on each gate that failed."""
+    return [f"gate {g['name']} failed: {g['reason']}" for g in document.get("gates", []) if not g["passed"]]
+
+
+def _number(value: float | str, option: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigurationError(f"{option} takes a number, got {value!r}")
+    return number
+
+
+def _unchanged(document: dict[str, Any]) -> bool:
+    return bool(document["decision"]["keep_baseline"]) and document["chosen"]["temperature"] == 1
+
+
+def _gain(document: dict[str, Any]) -> tuple[float | None, str]:
+    metric, gain = document["metric"], document["gain"]
+    if _unchanged(document):
+        return 0.0, f"the plain model is kept, a gain of 0 in {metric}"
+    if gain is None:
+        return None, f"the gain in {metric} was not estimated"
+    return gain["delta"], f"the {gain['scheme']} gain in {gain['metric']} is {gain['delta']:.6g}"
+
+
+def _regression(metric: str) -> Callable[[dict[str, Any]], tuple[float | None, str]]:
+    def look(document: dict[str, Any]) -> tuple[float | None, str]:
+        before, after = document["baseline"][metric], document["chosen"]["metrics"][metric]
+        worse = before - after if HIGHER_IS_BETTER.get(metric, True) else after - before  # type: ignore[call-overload]
+        return worse, f"{metric} went from {before:.6g} to {after:.6g}, {worse:.6g} worse"
+
+    return look
+
+
+def _significant(document: dict[str, Any]) -> tuple[float | None, str]:
+    if _unchanged(document):
+        return 0.0, "the plain model is kept: " + document["decision"]["reason"]
+    found = bool(document["decision"]["significant"])
+    return float(found), f"the gain is {'' if found else 'not '}significant"
+
+
+def _latency(document: dict[str, Any]) -> tuple[float | None, str]:
+    if document["decision"]["keep_baseline"]:  # a temperature costs next to nothing
+        return 1.0, "the norm layers are those of the plain model"
+    cost = document["deployment"]
+    if cost is None:
+        return None, "the time of a forward pass was not measured"
+    ratio = cost["ratio_to_plain"]
+    return ratio, f"a forward pass takes {ratio:.3g} times that of the plain model"
