@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from alphatune.cli import options as o
 from alphatune.jobs.settings import EvaluateSettings
+
+ScoresFile = Annotated[
+    str | None,
+    typer.Option(
+        "--scores",
+        metavar="FILE.npz",
+        help="Also keep the scores of every example there, for alphatune compare.",
+        rich_help_panel=o.OUT,
+    ),
+]
+ReplaceScores = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an older file of --scores.", rich_help_panel=o.OUT)
+]
 
 
 def evaluate(
@@ -46,6 +59,8 @@ def evaluate(
     compile: o.Compile = False,
     config: o.Config = None,
     dry_run: o.DryRun = False,
+    scores: ScoresFile = None,
+    overwrite: ReplaceScores = False,
     format: o.Format = "human",
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -57,6 +72,8 @@ def evaluate(
     alphatune evaluate tuned --data imagenet/val
 
     alphatune evaluate resnet50.a1_in1k --data imagenet/val --alpha 0.02 --format json
+
+    alphatune evaluate resnet50.a1_in1k --data imagenet/val --scores stock.npz   # for alphatune compare
     """
     from alphatune.cli import console
     from alphatune.jobs.evaluate import run_evaluate
@@ -66,7 +83,7 @@ def evaluate(
     if verbose:
         console.note(f"settings: {settings}")
     with console.progress_bar("evaluating", quiet or dry_run) as progress:
-        document = run_evaluate(settings, progress, dry_run=dry_run)
+        document = run_evaluate(settings, progress, scores=scores, overwrite=overwrite, dry_run=dry_run)
     if not quiet:
         console.remark_on(document)
     if format == "json":

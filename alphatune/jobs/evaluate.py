@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from alphatune.evaluation import Progress, evaluate, summarise
 from alphatune.jobs.describe import common_alpha, describe_data, describe_env, describe_model, describe_plan
 from alphatune.jobs.opening import predictor_of, prepare
 from alphatune.jobs.settings import EvaluateSettings
+from alphatune.models.checkpoints import sha256
 from alphatune.models.health import require_health
 from alphatune.models.temperature import get_temperature
 from alphatune.norms.kernels import COMPILED_FROM, resolve_kernel, use_kernel
 from alphatune.norms.patching import get_alpha, patch_, set_alpha_
 from alphatune.norms.survey import survey
+from alphatune.reports.evaluation_scores import check_scores_file, write_evaluation
 from alphatune.reports.result import evaluate_document
 
 
 def run_evaluate(
-    settings: EvaluateSettings, progress: Progress | None = None, *, dry_run: bool = False
+    settings: EvaluateSettings,
+    progress: Progress | None = None,
+    *,
+    scores: str | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate a model or tuned folder: same reader, scores and metrics as ``run_tune``."""
+    """Evaluate a model or tuned folder: same reader, scores and metrics as ``run_tune``.
+
+    Args:
+        scores: file for the scores of every example, which ``run_compare`` pairs.
+        overwrite: replace such a file.
+    """
+    kept = None if scores is None else Path(scores)
+    if kept is not None:
+        check_scores_file(kept, overwrite=overwrite)
     prepared = prepare(settings)
     module = prepared.opened.module
     if settings.alpha is not None:
@@ -33,7 +49,7 @@ def run_evaluate(
         return describe_plan(settings, prepared, layers, tuple(get_alpha(module)), ())
     worth = len(prepared.batches) >= COMPILED_FROM
     with use_kernel(resolve_kernel(settings.kernel, prepared.opened.device, worth_compiling=worth)):
-        scores = evaluate(
+        measured = evaluate(
             module,
             prepared.batches,
             predictor=predictor_of(settings, prepared),
@@ -44,10 +60,15 @@ def run_evaluate(
     model = describe_model(prepared.opened, layers, prepared.probe, patched)
     model["alpha"] = common_alpha(module)
     model["temperature"] = get_temperature(module)
-    return evaluate_document(
-        summarise(scores),
+    document = evaluate_document(
+        summarise(measured),
         model=model,
         data=describe_data(prepared.batches),
         env=describe_env(settings, prepared),
         warnings=list(prepared.warnings),
     )
+    if kept is not None:
+        check_scores_file(kept, overwrite=overwrite)  # it may have appeared meanwhile
+        write_evaluation(kept, measured, document, prepared.batches.examples.classes)
+        document["scores"] = {"path": str(kept), "sha256": sha256(kept)}
+    return document

@@ -15,11 +15,17 @@ from alphatune.reports.result import to_json
 
 
 def check_file(
-    path: Path, command: str, *, overwrite: bool, ours: Callable[[Path], bool] | None = None
+    path: Path,
+    command: str,
+    *,
+    overwrite: bool,
+    option: str = "--output",
+    ours: Callable[[Path], bool] | None = None,
 ) -> None:
     """Refuse a file that exists, unless it is an older result of the same command and may be replaced.
 
     Args:
+        option: what names the file.
         ours: whether a file is such a result, where results are not JSON.
     """
     parent = Path(os.path.abspath(path)).parent
@@ -30,7 +36,7 @@ def check_file(
     if not path.exists():
         return
     if path.is_dir():
-        raise ConfigurationError(f"--output names a file, got the folder {path}")
+        raise ConfigurationError(f"{option} names a file, got the folder {path}")
     if not overwrite:
         raise ConfigurationError(f"the output {path} exists", "--overwrite replaces it")
     if not (ours(path) if ours else _is_result(path, command)):

@@ -87,6 +87,7 @@ def evaluate_document(
         "data": data,
         "env": env,
         "metrics": _metrics(metrics),
+        "scores": None,  # where those of every example are kept, if they are
         "warnings": warnings,
     }
 

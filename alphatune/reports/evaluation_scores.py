@@ -1,0 +1,74 @@
+"""Scores of every example of an evaluation, as a file of its own: what ``alphatune compare`` pairs.
+
+    FILE.npz   the arrays of scores.npz (scores.py) for one run, ``evaluated``, and
+               ``document``: the result of the evaluation, as the bytes of its JSON
+
+One file is enough to compare by: it says which model and data it is about.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alphatune.errors import ConfigurationError, InputError, one_line
+from alphatune.evaluation import Scores
+from alphatune.reports.file import check_file, write_whole
+from alphatune.reports.result import to_json
+from alphatune.reports.scores import StoredScores, from_arrays, is_even, to_arrays
+
+RUN, SUFFIX = "evaluated", ".npz"
+
+
+def check_scores_file(path: Path, *, overwrite: bool) -> None:
+    """Refuse what is no place for the scores of an evaluation.
+
+    Raises:
+        ConfigurationError: another ending, or a file that may not be replaced.
+    """
+    if path.suffix != SUFFIX:
+        raise ConfigurationError(f"--scores names a file that ends in {SUFFIX}, got {path}")
+    check_file(path, "evaluate", overwrite=overwrite, option="--scores", ours=_is_ours)
+
+
+def write_evaluation(
+    path: Path, scores: Scores, document: dict[str, Any], classes: tuple[str, ...] = ()
+) -> None:
+    """Write the scores of an evaluation and its result; the same ones give the same bytes."""
+    arrays = to_arrays(StoredScores({RUN: scores}, classes))
+    arrays["document"] = np.frombuffer(to_json(document, for_pipe=True).encode(), dtype=np.uint8)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    write_whole(path, content.getvalue())
+
+
+def read_evaluation(path: Path) -> tuple[dict[str, Any], StoredScores]:
+    """The result of an evaluation, and its scores.
+
+    Raises:
+        InputError: a file that ``write_evaluation`` did not write.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            document = json.loads(bytes(arrays["document"]))
+            stored = from_arrays(arrays, (RUN,))
+    except Exception as error:  # whatever zipfile, zlib and NumPy have to say about a damaged file
+        raise InputError(
+            f"cannot read scores from {path}: {type(error).__name__}: {one_line(error)}",
+            "expected a file that alphatune evaluate --scores wrote",
+        ) from None
+    if RUN not in stored.runs or not is_even(stored) or not isinstance(document, dict):
+        raise InputError(f"damaged {path}: it does not hold the scores of an evaluation")
+    return document, stored
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        read_evaluation(path)
+    except InputError:
+        return False
+    return True
