@@ -68,6 +68,32 @@ class BenchSettings(ModelSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportSettings(ModelSettings):
+    """What to write from a tuned folder, ``model``, and what to check it on."""
+
+    format: Literal["onnx", "pt2", "safetensors", "hf"]
+    output: str | None = None
+    overwrite: bool = False
+    fixed_size: bool = False
+    opset: int | None = None
+    input_name: str | None = None
+    output_name: str | None = None
+    license: str | None = None
+    repo: str | None = None
+    data: str | None = None
+    split: str | None = None
+    split_seed: int = 0
+    data_root: str | None = None
+    input_key: str | None = None
+    target_key: str | None = None
+    decoder: str = "pil"
+    check_images: int = 12
+    tolerance: float = 1e-4
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(ModelSettings):
     """Which data, and how to run over them."""
 
