@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import ndtri
 
 #: fewer examples rule out nothing
 LEAST_EXAMPLES = 100
@@ -47,7 +47,7 @@ def rule_out(
     if delta <= 0 or m < min(LEAST_EXAMPLES, population):
         return np.ones(points, bool), np.inf
     leader = int(values.mean(axis=1, dtype=np.float64).argmax())
-    z = float(stats.norm.isf(delta / (points * looks)))
+    z = -float(ndtri(delta / (points * looks)))
     alive, bounds = np.ones(points, bool), np.zeros(points)
     for point in range(points):  # a point at a time, in double, without a copy of all
         difference = values[point].astype(np.float64) - values[leader]

@@ -10,6 +10,8 @@ test counts the examples that changed sides.
 The α that is returned is the optimum over all examples. The cross-fitted gain
 is what choosing in this way is worth on examples that it has not seen.
 
+scipy.stats takes half a second to import, and is imported where something is tested.
+
 A search (search.py) chooses on a part of the examples, in lots. Its gain is
 measured on each lot at the α that the lots before it chose, and on the examples
 that chose none at the last one: exactly, and in the same way.
@@ -23,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import ndtri
 
 from alphatune.evaluation import (
     HIGHER_IS_BETTER,
@@ -251,7 +253,7 @@ def paired_difference(scores: Scores, baseline: Scores, metric: Metric) -> tuple
 
 def paired_interval(difference: FloatArray) -> tuple[float, float]:
     """Normal interval of the mean of paired differences."""
-    half = stats.norm.ppf(0.5 + CONFIDENCE / 2) * difference.std(ddof=1) / np.sqrt(len(difference))
+    half = ndtri(0.5 + CONFIDENCE / 2) * difference.std(ddof=1) / np.sqrt(len(difference))
     return float(difference.mean() - half), float(difference.mean() + half)
 
 
@@ -283,6 +285,8 @@ def _mean_gain(
     delta = float(difference.mean())
     if np.ptp(difference) == 0:  # nothing varies: nothing to resample or to test
         return delta, (delta, delta), 1.0 if delta == 0 else 0.0, "no example differs"
+    from scipy import stats
+
     ci = _interval(difference, rng, confidence)
     # A score of one's own may be a count of right and wrong as well.
     if metric == "loss" or (metric == SCORE and not np.isin(difference, (-1, 0, 1)).all()):
@@ -326,6 +330,8 @@ def _calibration_gain(
 
 def _interval(difference: FloatArray, rng: np.random.Generator, confidence: float) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean."""
+    from scipy import stats
+
     result = stats.bootstrap(
         (difference,),
         np.mean,
