@@ -16,8 +16,10 @@ import typer
 
 import alphatune
 from alphatune.cli.bench import bench
+from alphatune.cli.compare import compare
 from alphatune.cli.demo import demo
 from alphatune.cli.evaluate import evaluate
+from alphatune.cli.export import export
 from alphatune.cli.inspect import inspect
 from alphatune.cli.memory import keep_freed_memory
 from alphatune.cli.train import train
@@ -40,6 +42,8 @@ app = typer.Typer(
 app.command()(tune)
 app.command()(train)
 app.command()(evaluate)
+app.command()(export)
+app.command()(compare)
 app.command()(inspect)
 app.command()(bench)
 app.command()(demo)
@@ -102,8 +106,10 @@ def _fail(argv: list[str], code: int, message: str, hint: str = "") -> None:
 
 
 def _wants_json(argv: list[str]) -> bool:
-    return "--format=json" in argv or any(
-        option == "--format" and value == "json" for option, value in pairwise(argv)
+    """Whether stdout is to be JSON; export, whose --format is that of the file, says so by --stdout."""
+    options = ("--format", "--stdout")
+    return any(f"{option}=json" in argv for option in options) or any(
+        option in options and value == "json" for option, value in pairwise(argv)
     )
 
 

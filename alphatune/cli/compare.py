@@ -1,0 +1,111 @@
+"""``alphatune compare``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from alphatune.cli import options as o
+
+Results = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RESULT RESULT...",
+        help="Tuned folders, results as JSON (of tune or evaluate), or files of evaluate --scores; "
+        "FOLDER:baseline, FOLDER:chosen (the default) or FOLDER:best names a run. The first is what the others are "
+        "compared with.",
+        show_default=False,
+    ),
+]
+RankBy = Annotated[
+    Literal["top1", "top5", "loss", "ece"] | None,
+    typer.Option("--metric", help="What to rank by. Default: what the first was tuned for, else top1."),
+]
+BootstrapSeed = Annotated[int, typer.Option(min=0, max=o.MOST_SEED, help="Of the bootstrap.")]
+ComparisonFile = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Also write the comparison there: .json, .md or .csv.",
+        rich_help_panel=o.OUT,
+    ),
+]
+ReplaceFile = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an older comparison.", rich_help_panel=o.OUT)
+]
+
+
+def compare(
+    results: Results,
+    metric: RankBy = None,
+    seed: BootstrapSeed = 0,
+    output: ComparisonFile = None,
+    overwrite: ReplaceFile = False,
+    format: o.Format = "human",
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Compare results side by side, and example by example where the data are the same.
+
+    [bold]Examples[/bold]
+
+    alphatune compare tuned other-tuned
+
+    alphatune compare tuned:baseline tuned tuned-finer --metric loss
+
+    alphatune compare stock.npz tuned.npz --output comparison.md   # of evaluate --scores
+    """
+    from alphatune.cli import console
+    from alphatune.jobs.compare import run_compare
+    from alphatune.reports.result import to_json
+
+    document = run_compare(results, metric=metric, seed=seed, output=output, overwrite=overwrite)
+    if not quiet:
+        console.warn(document["warnings"])
+    if format == "json":
+        print(to_json(document, for_pipe=True))
+    elif format == "quiet":
+        for comparison in document["comparisons"]:
+            print(_line(comparison))
+    else:
+        _show(document)
+
+
+def _line(comparison: dict[str, Any]) -> str:
+    """``other=B top1=+0.0035 p_top1=0.44 ...``: each difference, and its p if the examples are paired."""
+    words = [f"other={comparison['other']}"]
+    for row in comparison["differences"]:
+        words.append(f"{row['metric']}={row['difference']:+.4f}")
+        if row["p_adjusted"] is not None:
+            words.append(f"p_{row['metric']}={row['p_adjusted']:.3g}")
+    return " ".join(words)
+
+
+def _show(document: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    from alphatune.cli import console
+    from alphatune.reports import comparison_text as text
+
+    out, left, right = console.stdout(), "left", "right"
+    columns = [("", left), *((f"{e['label']}\n{e['name']}", left) for e in document["entries"])]
+    out.print(console.table("", columns, text.entry_rows(document)))
+    adjusted = document["correction"] != "none"
+    for comparison in document["comparisons"]:
+        out.print()
+        out.print(Text(text.comparison_title(comparison), style="bold"))
+        if comparison["differences"]:
+            head = text.difference_columns(document)
+            sides = [left, *(right for _ in head[1:-1]), left]
+            rows = text.difference_rows(comparison, adjusted=adjusted)
+            out.print(console.table("", list(zip(head, sides, strict=True)), rows))
+        if sentence := text.prediction_sentence(comparison):
+            out.print(Text(sentence))
+        for remark in comparison["remarks"]:
+            out.print(Text(f"note: {remark}", style="dim"))
+    out.print()
+    for sentence in text.summary_sentences(document):
+        out.print(Text(sentence, style="bold"))

@@ -1,0 +1,113 @@
+"""What differs between two results beside their figures, and whether they are about the same examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alphatune.evaluation import Scores
+from alphatune.reports.compared import Compared
+from alphatune.tuning.selection import FEWEST_EXAMPLES, SCORE
+
+
+def why_other_data(first: Compared, other: Compared) -> str:
+    """Why figures cannot be held against each other; "" where nothing speaks against it."""
+    metrics = [c.document.get("metric") == SCORE for c in (first, other)]
+    if metrics[0] != metrics[1]:
+        return "one was tuned by a score of its own, which the other does not have"
+    if all(metrics):
+        names = [str(c.document["score"]["name"]) for c in (first, other)]
+        if names[0] != names[1]:
+            return f"the scores are others: {names[0]} and {names[1]}"
+    if first.scores is not None and other.scores is not None:
+        return _other_examples(first.scores, other.scores) or _other_classes(first, other)
+    counts = [int(c.metrics["n"]) for c in (first, other)]
+    if counts[0] != counts[1]:
+        return f"the data are others: {counts[0]} and {counts[1]} examples"
+    if _place(first) != _place(other):
+        return "the data are others: {} and {}".format(*(_place_text(c) for c in (first, other)))
+    return ""
+
+
+def why_unpaired(first: Compared, other: Compared) -> str:
+    """Why the same data cannot be compared example by example; "" if they can."""
+    for one in (first, other):
+        if one.scores is None:
+            return one.missing
+    if first.metrics["n"] < FEWEST_EXAMPLES:
+        return f"only {first.metrics['n']} examples: too few to tell a difference from luck"
+    return ""
+
+
+def remarks(first: Compared, other: Compared) -> list[str]:
+    """Each thing that a difference may come from, or that makes it mean something else."""
+    notes = []
+    if other.scores is None or first.scores is None:
+        notes.append("the data are called the same; whether the examples are is not known")
+    elif _place(first) != _place(other):
+        notes.append(
+            "ids and labels are the same, but the data lie in {} and {}: the pairs are right only if both hold "
+            "the same images in the same order".format(*(_place_text(c) for c in (first, other)))
+        )
+    if first.document["model"]["source"] != other.document["model"]["source"]:
+        notes.append(_differs("architecture", first, other, lambda d: d["model"]["source"]))
+    elif _weights(first) != _weights(other):
+        notes.append("other weights: {} and {}".format(*(_weights(c) or "unknown" for c in (first, other))))
+    before, after = (c.document["data"].get("preprocessing") or {} for c in (first, other))
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            notes.append(f"preprocessing differs: {key} {_text(before.get(key))} and {_text(after.get(key))}")
+    for name, look in (
+        ("decoder", lambda d: d["data"].get("decoder")),
+        ("dtype", lambda d: d["env"].get("dtype")),
+        ("device", lambda d: d["env"].get("device")),
+    ):
+        if look(first.document) != look(other.document):
+            notes.append(_differs(name, first, other, look))
+    return notes
+
+
+def _other_examples(first: Scores, other: Scores) -> str:
+    if not np.array_equal(first.ids, other.ids):
+        shared = len(np.intersect1d(first.ids, other.ids))
+        counts = f"{len(first)} and {len(other)}"
+        return f"the examples are others: {counts}, {shared} of them with the same position in their data"
+    if different := int((first.targets != other.targets).sum()):
+        return f"the labels of {different} of {len(first)} examples differ: other data, or another class map"
+    return ""
+
+
+def _other_classes(first: Compared, other: Compared) -> str:
+    for index, (a, b) in enumerate(zip(first.classes, other.classes, strict=False)):
+        if a != b:
+            return f"the classes are others: number {index} is {a!r} and {b!r}"
+    return ""
+
+
+def _place(one: Compared) -> tuple[str, str]:
+    data = one.document["data"]
+    return str(data.get("root") or data["source"]), str(data.get("split", ""))
+
+
+def _place_text(one: Compared) -> str:
+    place, split = _place(one)
+    return f"{place} ({split})" if split else place
+
+
+def _weights(one: Compared) -> str:
+    model = one.document["model"]
+    if digest := model.get("checkpoint_sha256"):
+        return f"{Path(str(model.get('checkpoint'))).name} (sha256 {digest[:12]})"
+    return str(model.get("checkpoint") or "")
+
+
+def _differs(name: str, first: Compared, other: Compared, look: Any) -> str:
+    return f"other {name}: {_text(look(first.document))} and {_text(look(other.document))}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(_text(v) for v in value)
+    return "unknown" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
