@@ -8,9 +8,9 @@ from typing import Any
 
 from alphatune.errors import ConfigurationError
 from alphatune.reports.compared import read_compared
-from alphatune.reports.side_by_side import compare_document
 from alphatune.reports.comparison_text import comparison_frame, comparison_markdown
 from alphatune.reports.file import check_file, write_file, write_whole
+from alphatune.reports.side_by_side import compare_document
 
 #: by ending, how a file of this job begins where it is no JSON
 _MARKS = {".md": "# alphatune compare\n", ".csv": "label,name,run,temperature,n,metric,"}
