@@ -1,0 +1,188 @@
+"""Gates: what they hold against what, what they say, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, Run
+
+from alphatune.errors import ConfigurationError
+from alphatune.jobs.gates import failures, judge, open_gates
+from alphatune.jobs.settings import TuneSettings
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    metrics = {"n": 100, "top1": 0.8, "top5": 0.9, "loss": 0.7, "ece": 0.1}
+    values: dict[str, Any] = {
+        "metric": "loss",
+        "baseline": metrics,
+        "chosen": {
+            "alpha": 0.1,
+            "temperature": 1.0,
+            "metrics": metrics | {"top1": 0.79, "loss": 0.5, "ece": 0.12},
+        },
+        "gain": {"metric": "loss", "scheme": "cross-fitted", "delta": 0.15},
+        "decision": {"keep_baseline": False, "significant": True, "reason": "because"},
+        "deployment": {"ratio_to_plain": 1.3},
+    }
+    return values | changes
+
+
+def kept(temperature: float = 1.0) -> dict[str, Any]:
+    found = document()
+    return found | {
+        "chosen": {"alpha": 0.0, "temperature": temperature, "metrics": found["baseline"]},
+        "decision": {"keep_baseline": True, "significant": False, "reason": "no gain"},
+        "deployment": None,
+    }
+
+
+def passes(found: dict[str, Any], **settings: Any) -> bool:
+    (judged,) = judge(open_gates(TuneSettings(model="m", data="d", **settings)), found)
+    assert judged["passed"] == (failures({"gates": [judged]}) == [])
+    return bool(judged["passed"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "passed"),
+    [
+        ({"min_gain": 0.15}, True),  # the limit itself passes
+        ({"min_gain": 0.1501}, False),  # 0.2 on all examples would do, and does not count
+        ({"max_regression": ("top1=0.01",)}, True),  # 0.8 − 0.79 is 0.010000000000000009
+        ({"max_regression": ("top1=0.009",)}, False),
+        ({"max_regression": ("loss=0",)}, True),  # it fell
+        ({"max_regression": ("loss=-0.3",)}, False),  # and was to fall by more
+        ({"max_regression": ("ece=0.01",)}, False),  # lower is better
+        ({"max_regression": ("ece=0.02",)}, True),
+        ({"max_regression": ("top5=0",)}, True),
+        ({"require_significant": True}, True),
+        ({"max_latency_ratio": 1.3}, True),
+        ({"max_latency_ratio": 1.29}, False),
+    ],
+)
+def test_limits(settings: dict[str, Any], passed: bool) -> None:
+    assert passes(document(), **settings) == passed
+
+
+def test_the_plain_model() -> None:
+    assert not passes(kept(), min_gain=0.01)
+    assert passes(kept(), min_gain=0.0)
+    assert not passes(kept(), require_significant=True)
+    assert passes(kept(), max_regression=("top1=0",))
+    assert passes(kept(), max_latency_ratio=1.0)
+
+
+def test_a_temperature_alone_is_a_gain() -> None:
+    found = kept(temperature=1.4) | {"decision": {"keep_baseline": True, "significant": True, "reason": ""}}
+    assert passes(found, min_gain=0.1)
+    assert passes(found, require_significant=True)
+    assert passes(found, max_latency_ratio=1.0)
+
+
+def test_what_is_not_known_does_not_pass() -> None:
+    assert not passes(document(gain=None), min_gain=-1.0)
+    assert not passes(document(deployment=None), max_latency_ratio=100.0)
+
+
+def test_all_of_them_in_order() -> None:
+    gates = open_gates(
+        TuneSettings(model="m", data="d", min_gain=0.2, max_regression=("top1=0.02", "ece=0.001"))
+    )
+    judged = judge(gates, document())
+    assert [(g["name"], g["passed"]) for g in judged] == [
+        ("min-gain", False), ("max-regression top1", True), ("max-regression ece", False),
+    ]  # fmt: skip
+    assert len(failures({"gates": judged})) == 2
+    assert "0.15" in judged[0]["reason"]
+    assert "at least 0.2" in judged[0]["reason"]
+
+
+@pytest.mark.parametrize("text", ["top1", "top1=", "top1=a", "top1=nan", "recall=0.1", "=1", "top1=inf"])
+def test_a_regression_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="max-regression"):
+        open_gates(TuneSettings(model="m", data="d", max_regression=(text,)))
+
+
+def test_a_gate_does_not_wait_for_the_model(run: Run, image_folder: Path, tmp_path: Path) -> None:
+    code, _, err = run("tune", "no-such-model", "--data", image_folder, "--max-regression", "speed=1",
+                       "-o", tmp_path / "out")  # fmt: skip
+    assert code == 2
+    assert "max-regression" in err
+
+
+def tune(tiny_checkpoint: Path, images: Path) -> list[object]:
+    return ["tune", TINY, "--checkpoint", tiny_checkpoint, "--data", images, "--input-size", 12, "--crop-pct", 1,
+            "--mean", "0.5", "--std", "0.25", "--workers", 0, "--alphas", "0,0.5", "--accept", "best",
+            "--metric", "loss"]  # fmt: skip
+
+
+def test_a_failed_gate_takes_nothing_away(
+    run: Run, tiny_checkpoint: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    words = [*tune(tiny_checkpoint, image_folder), "-o", tmp_path / "out"]
+    code, out, err = run(*words, "--min-gain", 100, "--max-regression", "top5=1", "--format", "json")
+    assert code == 1
+    result = json.loads(out)  # one object: the result, not an error
+    assert [g["passed"] for g in result["gates"]] == [False, True]
+    assert err.splitlines()[-1].startswith("error: gate min-gain failed: ")
+    assert json.loads((tmp_path / "out" / "result.json").read_text()) == result
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    # run.toml keeps the gates, for the next run of the pipeline.
+    again = run(
+        "tune", TINY, "--config", tmp_path / "out" / "run.toml", "--data", image_folder, "-o", tmp_path / "b"
+    )
+    assert again[0] == 1
+
+
+def test_a_score_of_ones_own_has_gates(run: Run, tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "import torch\nfrom torch import nn\n"
+        "def net():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 2))\n"
+        "def loader():\n    g = torch.Generator().manual_seed(0)\n"
+        "    return [(torch.randn(20, 3, 6, 6, generator=g), torch.zeros(20))]\n"
+        "def score(outputs, targets):\n    return -outputs.square().mean(1)\n"
+    )
+    words = ["tune", f"{own}:net", "--data", f"{own}:loader", "--score", f"{own}:score", "--alphas", "0,0.1"]
+    code, out, err = run(*words, "--max-regression", "score=-9", "--format", "json", "-o", tmp_path / "a")
+    assert code == 1, err
+    assert json.loads(out)["gates"][0]["name"] == "max-regression score"
+    assert run(*words, "--max-regression", "top1=0", "-o", tmp_path / "b")[0] == 2
+    assert run(*words, "--max-regression", "score=9", "-o", tmp_path / "c")[0] == 0
+
+
+def test_the_exit_codes_in_a_pipeline(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path) -> None:
+    """A step passes, a step fails and a step errs, as a shell of a CI runner sees them."""
+    summary = tmp_path / "summary.md"
+    words = " ".join(f"'{word}'" for word in tune(tiny_checkpoint, image_folder))
+    script = tmp_path / "step.sh"
+    script.write_text(
+        f"set -uo pipefail\nalphatune() {{ '{sys.executable}' -m alphatune \"$@\"; }}\n"
+        f"alphatune {words} -o passed --max-regression top5=1 --format json > passed.json; echo $?\n"
+        f"alphatune {words} -o failed --min-gain 100 --format json > failed.json; echo $?\n"
+        f"alphatune {words} -o erred --max-regression speed=1 --format json > erred.json; echo $?\n"
+    )
+    env = {**os.environ, "GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary), "CI": "true"}
+    done = subprocess.run(
+        ["bash", str(script)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240
+    )
+    assert done.stdout.split() == ["0", "1", "2"], done.stderr
+    documents = [
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("passed", "failed", "erred")
+    ]
+    assert documents[0]["gates"][0]["passed"]
+    assert not documents[1]["gates"][0]["passed"]
+    assert documents[2]["error"]["code"] == 2
+    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 2
+    assert "\x1b" not in done.stdout + done.stderr  # a runner is no terminal, whatever GITHUB_ACTIONS says
+    text = summary.read_text(encoding="utf-8")
+    assert text.count("# alphatune report") == 2
+    assert "❌ **failed**" in text

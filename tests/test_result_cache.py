@@ -1,0 +1,201 @@
+"""Results by content: the same job is answered from the cache, any other is measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, Run
+
+from alphatune.jobs import result_cache
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("ALPHATUNE_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def data(image_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(image_folder, tmp_path / "images"))
+
+
+@pytest.fixture
+def words(tiny_checkpoint: Path, data: Path, tmp_path: Path) -> list[object]:
+    weights = shutil.copy(tiny_checkpoint, tmp_path / "tiny.pth")
+    code = shutil.copy(TINY.rpartition(":")[0], tmp_path / "tiny_copy.py")
+    return ["tune", f"{code}:tiny", "--checkpoint", weights, "--data", data, "--input-size", 12, "--crop-pct", 1,
+            "--mean", "0.5", "--std", "0.25", "--workers", 0, "--alphas", "0,0.5", "--accept", "best",
+            "--metric", "loss", "--format", "json", "--overwrite", "-o", tmp_path / "out"]  # fmt: skip
+
+
+def tuned(run: Run, words: list[object], *more: object) -> dict:
+    code, out, err = run(*words, *more)
+    assert code == 0, err
+    return json.loads(out)
+
+
+OF_THE_RUN = ("cache", "command_line", "artifacts", "gates")
+
+
+def test_the_same_job_again(run: Run, cache: Path, words: list[object], tmp_path: Path) -> None:
+    first = tuned(run, words)
+    before = {f.name: f.read_bytes() for f in (tmp_path / "out").iterdir() if f.is_file()}
+    assert first["cache"] is None
+    again = tuned(run, words, "-o", tmp_path / "elsewhere", "--workers", 1)
+    assert again["cache"]["key"] in {entry.name for entry in cache.iterdir()}
+    assert again["seconds"] == first["seconds"]  # nothing was run
+    assert {k: v for k, v in again.items() if k not in OF_THE_RUN} == {
+        k: v for k, v in first.items() if k not in OF_THE_RUN
+    }
+    after = {f.name: f.read_bytes() for f in (tmp_path / "elsewhere").iterdir() if f.is_file()}
+    assert after.keys() == before.keys()
+    assert {name for name in after if after[name] != before[name]} == {"run.toml", "result.json"}
+    assert "elsewhere" in after["run.toml"].decode()
+    for artifact in again["artifacts"]:
+        file = tmp_path / "elsewhere" / artifact["path"]
+        assert result_cache.sha256(file) == artifact["sha256"]
+
+
+def test_a_hit_says_so(run: Run, cache: Path, words: list[object]) -> None:
+    tuned(run, words)
+    _, _, err = run(*words)
+    assert "from the cache: measured 20" in err
+
+
+def test_gates_are_judged_anew(run: Run, cache: Path, words: list[object]) -> None:
+    assert tuned(run, words)["gates"] == []
+    code, out, _ = run(*words, "--min-gain", 100)
+    assert code == 1
+    found = json.loads(out)
+    assert found["cache"] is not None
+    assert [g["passed"] for g in found["gates"]] == [False]
+    assert tuned(run, words, "--max-regression", "top5=1")["gates"][0]["passed"]
+
+
+@pytest.mark.parametrize(
+    "more", [["--metric", "top1"], ["--alphas", "0,0.4"], ["--seed", 1], ["--limit", 40], ["--std", "0.26"],
+             ["--batch-size", 8], ["--min-positions", 2], ["--accept", "significant"], ["--thumbnails", 0]],
+    ids=lambda more: more[0],
+)  # fmt: skip
+def test_other_settings_are_another_job(
+    run: Run, cache: Path, words: list[object], more: list[object]
+) -> None:
+    tuned(run, words)
+    assert tuned(run, words, *more)["cache"] is None
+
+
+def test_an_image_that_changed(run: Run, cache: Path, words: list[object], data: Path) -> None:
+    tuned(run, words)
+    image, other = data / "ant" / "000.png", data / "ant" / "001.png"
+    content = image.read_bytes()
+    image.write_bytes(other.read_bytes())
+    assert tuned(run, words)["cache"] is None
+    image.write_bytes(content)
+    assert tuned(run, words)["cache"] is not None
+
+
+def test_weights_that_changed(run: Run, cache: Path, words: list[object], tmp_path: Path) -> None:
+    tuned(run, words)
+    path = tmp_path / "tiny.pth"
+    state = torch.load(path)
+    torch.save(state, path)  # the same weights in another file
+    assert tuned(run, words)["cache"] is not None
+    next(iter(state["state_dict"].values())).view(-1)[0] += 1e-3
+    torch.save(state, path)
+    assert tuned(run, words)["cache"] is None
+
+
+def test_code_of_ones_own_that_changed(cache: Path, words: list[object], tmp_path: Path) -> None:
+    def cached() -> bool:
+        done = subprocess.run([sys.executable, "-m", "alphatune", *map(str, words)], capture_output=True,
+                              text=True, timeout=120, env=os.environ)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["cache"] is not None
+
+    assert not cached()
+    assert cached()
+    with (tmp_path / "tiny_copy.py").open("a") as code:
+        code.write("\n# anything\n")
+    assert not cached()
+
+
+def test_no_cache(run: Run, cache: Path, words: list[object]) -> None:
+    tuned(run, words)
+    assert tuned(run, words, "--no-cache")["cache"] is None
+    assert tuned(run, words)["cache"] is not None  # and took nothing away
+    config = Path(str(words[-1])) / "run.toml"
+    assert "no_cache =" not in config.read_text()  # consent to be believed again is the default
+
+
+def test_off(run: Run, cache: Path, words: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned(run, words)
+    monkeypatch.setenv("ALPHATUNE_CACHE", "off")
+    assert tuned(run, words)["cache"] is None
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone", "result"])
+def test_a_damaged_entry_is_no_hit(run: Run, cache: Path, words: list[object], damage: str) -> None:
+    first = tuned(run, words)
+    (entry,) = (e for e in cache.iterdir() if len(e.name) == 64)
+    if damage == "changed":
+        (entry / "scores.npz").write_bytes(b"something else")
+    elif damage == "gone":
+        (entry / "model.safetensors").unlink()
+    else:
+        (entry / "result.json").write_text("{")
+    again = tuned(run, words)
+    assert again["cache"] is None
+    assert again["chosen"] == first["chosen"]
+    assert tuned(run, words)["cache"] is not None  # it was replaced
+
+
+def test_a_folder_that_others_can_write_to_is_not_believed(
+    run: Run, cache: Path, words: list[object]
+) -> None:
+    cache.mkdir()
+    cache.chmod(0o777)
+    tuned(run, words)
+    assert list(cache.iterdir()) == []
+
+
+def test_the_oldest_go_first(
+    run: Run, cache: Path, words: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned(run, words)
+    (first,) = (e for e in cache.iterdir() if len(e.name) == 64)
+    size = sum(f.stat().st_size for f in first.rglob("*") if f.is_file())
+    monkeypatch.setattr(result_cache, "MOST_BYTES", int(2.5 * size))
+    os.utime(first, (1, 1))
+    for seed in (1, 2):
+        tuned(run, words, "--seed", seed)
+        time.sleep(0.02)
+    entries = {e.name for e in cache.iterdir() if len(e.name) == 64}
+    assert len(entries) == 2
+    assert first.name not in entries
+    monkeypatch.setattr(result_cache, "MOST_BYTES", size // 2)
+    tuned(run, words, "--seed", 3)  # too large to keep: nothing else has to go for it
+    assert {e.name for e in cache.iterdir() if len(e.name) == 64} == entries
+
+
+def test_averages_measured_first(
+    run: Run, cache: Path, words: list[object], data: Path, tmp_path: Path
+) -> None:
+    more = ["--recalibrate", data]
+    first = tuned(run, words, *more)
+    again = tuned(run, words, *more)
+    assert again["cache"] is not None
+    assert again["recalibration"] == first["recalibration"]
+    code, out, _ = run("evaluate", tmp_path / "out", "--trust-code", "--data", data, "--workers", 0,
+                       "--format", "json")  # fmt: skip
+    assert code == 0
+    assert json.loads(out)["metrics"]["loss"] == pytest.approx(first["chosen"]["metrics"]["loss"], abs=1e-6)
