@@ -118,12 +118,7 @@ def write_model(
 ) -> None:
     """Write weights, configuration and manifest into an existing folder, and verify them."""
     model = _unwrapped(model)
-    # A copy of each tensor: safetensors refuses shared and strided storage, and
-    # with every key present stock code can load strictly.
-    state = {
-        key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for key, value in model.state_dict().items()
-    }
+    state = state_to_write(model)
     # Not save_file: it makes a file that only its owner can read, whatever the umask.
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
     if source is not None and source.kind == "timm":
@@ -153,6 +148,15 @@ def write_model(
         raise ConfigurationError(f"model arguments cannot be written as JSON: {error}") from None
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     _verify(folder, state)
+
+
+def state_to_write(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of each tensor of the state dict: safetensors refuses shared and strided storage, and with
+    every key present stock code can load strictly."""
+    return {
+        key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for key, value in model.state_dict().items()
+    }
 
 
 def read_bundle(folder: str | os.PathLike[str]) -> Bundle:

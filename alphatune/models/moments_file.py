@@ -35,12 +35,7 @@ def write_moments(model: nn.Module, folder: Path) -> str:
     Raises:
         ResourceError: what was written does not read back.
     """
-    tensors = {
-        _key(name, buffer): getattr(module, buffer).detach().to("cpu", copy=True).contiguous()
-        for name, module in model.named_modules()
-        if isinstance(module, Calibrated)
-        for buffer in _BUFFERS
-    }
+    tensors = moments_of(model)
     if not tensors:
         return ""
     path = folder / MOMENTS
@@ -49,6 +44,16 @@ def write_moments(model: nn.Module, folder: Path) -> str:
     if written.keys() != tensors.keys() or not all(torch.equal(written[k], tensors[k]) for k in tensors):
         raise ResourceError(f"{path} does not read back as it was written")
     return sha256(path)
+
+
+def moments_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the moments of all calibrated layers, by their keys in the file."""
+    return {
+        _key(name, buffer): getattr(module, buffer).detach().to("cpu", copy=True).contiguous()
+        for name, module in model.named_modules()
+        if isinstance(module, Calibrated)
+        for buffer in _BUFFERS
+    }
 
 
 def restore_moments_(model: nn.Module, path: Path, expected_sha256: str) -> None:

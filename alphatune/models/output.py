@@ -40,8 +40,8 @@ def staged(
     try:
         yield stage
         for file in stage.rglob("*"):
-            _sync(file)
-        _sync(stage)
+            sync(file)
+        sync(stage)
         if output.exists():
             check_output(output, overwrite=overwrite, keep=keep)
             old = _beside(output, "old")
@@ -54,7 +54,7 @@ def staged(
             shutil.rmtree(old, ignore_errors=True)
         else:
             stage.rename(output)
-        _sync(output.parent)
+        sync(output.parent)
     except OSError as error:
         raise ResourceError(f"cannot write {output}: {error}", "is the disk full or read-only?") from None
     finally:
@@ -74,10 +74,10 @@ def published(folder: Path) -> Iterator[Path]:
         yield stage
         files = sorted(stage.iterdir(), key=lambda file: file.name == MANIFEST)
         for file in files:
-            _sync(file)
+            sync(file)
         for file in files:
             file.replace(folder / file.name)
-        _sync(folder)
+        sync(folder)
     except OSError as error:
         raise ResourceError(f"cannot write {folder}: {error}", "is the disk full or read-only?") from None
     finally:
@@ -112,7 +112,8 @@ def _beside(output: Path, kind: str) -> Path:
     return output.with_name(f".{output.name}.{secrets.token_hex(4)}.{kind}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file or folder on the disk itself."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

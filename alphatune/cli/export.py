@@ -1,0 +1,118 @@
+"""``alphatune export``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from alphatune.cli import export_options as e
+from alphatune.cli import options as o
+from alphatune.jobs.settings import ExportSettings
+
+
+def export(
+    ctx: typer.Context,
+    model: e.Folder,
+    format: e.FileFormat,
+    output: e.OutputFile = None,
+    overwrite: e.Replace = False,
+    opset: e.Opset = None,
+    input_name: e.InputName = None,
+    output_name: e.OutputName = None,
+    fixed_size: e.FixedSize = False,
+    license: e.License = None,
+    repo: e.Repo = None,
+    trust_code: o.TrustCode = False,
+    data: e.CheckData = None,
+    split: o.Split = None,
+    split_seed: o.SplitSeed = 0,
+    data_root: o.DataRoot = None,
+    input_key: o.InputKey = None,
+    target_key: o.TargetKey = None,
+    decoder: o.Decoder = "pil",
+    mean: o.Mean = None,
+    std: o.Std = None,
+    input_size: o.InputSize = None,
+    crop_pct: o.CropPct = None,
+    crop_mode: o.CropMode = None,
+    interpolation: o.Interpolation = None,
+    check_images: e.CheckImages = 12,
+    tolerance: e.Tolerance = 1e-4,
+    seed: e.ImageSeed = 0,
+    stdout: e.Stdout = "human",
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Export a tuned folder, and check that what was written computes the same.
+
+    [bold]Examples[/bold]
+
+    alphatune export tuned --format onnx -o model.onnx
+
+    alphatune export tuned --format pt2 --data imagenet/val --check-images 100
+
+    alphatune export tuned --format hf --license apache-2.0 --repo me/resnet50-alpha
+    """
+    from alphatune.cli import console
+    from alphatune.jobs.export import run_export
+    from alphatune.reports.result import to_json
+
+    settings = o.settings_from(ctx, ExportSettings)
+    if verbose:
+        console.note(f"settings: {settings}")
+    document = run_export(settings)
+    if not quiet:
+        console.warn(document["warnings"])
+    if stdout == "json":
+        print(to_json(document, for_pipe=True))
+    elif stdout == "quiet":
+        print(document["export"]["path"])
+    else:
+        _show(document)
+
+
+def _show(document: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    from alphatune.cli import console
+
+    written, check, right = document["export"], document["check"], "right"
+    out = console.stdout()
+    if check:
+        columns = [
+            ("read by", "left"), ("batch", right), ("size", "left"), ("images", right),
+            ("largest difference", right), ("allowed", right), ("other prediction", right),
+        ]  # fmt: skip
+        rows = [
+            (
+                row["read_by"],
+                row["batch_size"],
+                "x".join(map(str, row["size"])),
+                row["images"],
+                f"{row['largest_difference']:.2g}",
+                f"{row['allowed']:.2g}",
+                f"{row['different']} of {row['predictions']}",
+            )
+            for row in check["results"]
+        ]
+        images = "random images" if check["images"]["source"] == "random" else check["images"]["source"]
+        out.print(console.table(f"logits compared with PyTorch's, {images}", columns, rows))
+    for file in written["files"]:
+        out.print(Text(f"{file['path']}  {file['bytes'] / 1e6:.1f} MB"))
+    for line in _remarks(document):
+        out.print(Text(line))
+
+
+def _remarks(document: dict[str, Any]) -> list[str]:
+    written, model = document["export"], document["model"]
+    lines = []
+    if "input" in written:
+        names = f", {written['input_name']} -> {written['output_name']}" if "opset" in written else ""
+        opset = f"opset {written['opset']}, " if "opset" in written else ""
+        lines.append(f"{opset}input ({', '.join(map(str, written['input']))}){names}")
+    if model["temperature"] != 1:
+        where = {"graph": "in the graph", None: "not in the weights: divide the logits by it"}
+        place = where.get(model["temperature_in"], f"in the weights of {model['temperature_in']}")
+        lines.append(f"temperature {model['temperature']:g} {place}")
+    return lines

@@ -1,0 +1,206 @@
+"""What an export needs, opened and checked: the tuned model, what it gives for some images, and what is known of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alphatune.data.preprocessing import Preprocessing
+from alphatune.errors import ConfigurationError, NumericError, UnsupportedModelError, one_line
+from alphatune.jobs.check_images import CheckImages, open_check_images, random_images
+from alphatune.jobs.opening import OpenedModel, assumed_preprocessing, open_model, override_preprocessing
+from alphatune.jobs.settings import ExportSettings
+from alphatune.models.agreement import BATCH_SIZES, Expected, expect
+from alphatune.models.bundle import WEIGHTS, Bundle, read_bundle, restore_
+from alphatune.models.checkpoints import Checkpoint
+from alphatune.models.export_record import architecture_of, export_record
+from alphatune.models.health import require_health
+from alphatune.models.onnx import DEFAULT_OPSET, check_opset, require_onnx
+from alphatune.models.output import check_output
+from alphatune.models.output_file import check_output_file
+from alphatune.models.sources import Source
+from alphatune.models.temperature import fold_temperature_, get_temperature
+
+SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors", "hf": "-hf"}
+#: options that mean something for these formats only
+_ONLY = {
+    "opset": ("onnx",),
+    "input_name": ("onnx",),
+    "output_name": ("onnx",),
+    "fixed_size": ("onnx", "pt2"),
+    "license": ("hf",),
+    "repo": ("hf",),
+    "data": ("onnx", "pt2", "hf"),
+}
+#: options that say how ``--data`` is read
+_OF_DATA = ("split", "data_root", "input_key", "target_key")
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """A tuned model, ready to be written.
+
+    ``opened.module`` has its α; the temperature is in the weights of the layer
+    ``head``, or, where that is "", still a hook.
+    """
+
+    settings: ExportSettings
+    output: Path
+    bundle: Bundle
+    opened: OpenedModel
+    result: dict[str, Any]  # result.json, {} if there is none
+    images: CheckImages
+    expected: tuple[Expected, ...]  # of the tuned model, for each batch size
+    elsewhere: Expected | None  # at another image size; None where the model does not take one
+    head: str
+    warnings: tuple[str, ...]
+
+    @property
+    def architecture(self) -> str:
+        config = getattr(self.opened.module, "pretrained_cfg", {})
+        return architecture_of(self.bundle, str(config.get("architecture", "")))
+
+    @property
+    def num_classes(self) -> int:
+        return self.expected[0].logits[0].shape[1]
+
+    def record(self, unfolded: str) -> dict[str, str]:
+        """What the file says about itself; ``unfolded``: where the temperature is if not in the head's weights."""
+        place = f"in the weights of {self.head}" if self.head else unfolded
+        return export_record(
+            self.opened.module,
+            self.bundle,
+            architecture=self.architecture,
+            preprocessing=self.opened.preprocessing,
+            num_classes=self.num_classes,
+            checkpoint_sha256=str(self.result.get("model", {}).get("checkpoint_sha256", "")),
+            temperature_place="" if self.bundle.temperature == 1 else place,
+        )
+
+
+def open_export(settings: ExportSettings, model: nn.Module | None = None) -> ExportJob:
+    """Check the settings, open the folder, run the model on the images to check with, fold its temperature.
+
+    Raises:
+        AlphatuneError: in one of its kinds.
+    """
+    _check_settings(settings)
+    folder = Path(settings.model)
+    bundle = read_bundle(folder)
+    suffix = SUFFIXES[settings.format]
+    output = Path(settings.output or folder.resolve().name + suffix)
+    if settings.format == "hf":
+        check_output(output, overwrite=settings.overwrite, keep=[folder])
+        if bundle.kind != "timm":
+            raise UnsupportedModelError(
+                f"--format hf is for timm's architectures, {folder} holds {bundle.spec or 'a model of your own'}",
+                "--format safetensors keeps the weights and what alphatune found for any model",
+            )
+    else:
+        check_output_file(output, suffix, overwrite=settings.overwrite, keep=[folder])
+    if settings.format == "onnx":
+        check_opset(settings.opset or DEFAULT_OPSET)
+        require_onnx()
+    opened = open_model(settings, images=False) if model is None else _given(settings, bundle, model)
+    require_health(opened.module)
+    images = (
+        CheckImages(random_images(settings, opened.preprocessing), "random")
+        if settings.format == "safetensors"
+        else open_check_images(settings, opened.preprocessing)
+    )
+    expected = tuple(_expect(opened.module, images.images, size) for size in BATCH_SIZES)
+    elsewhere = None if settings.fixed_size else _elsewhere(opened.module, images.images)
+    head = _fold_temperature(opened.module, images.images)
+    notes = [*opened.warnings, *([images.remark] if images.remark else [])]
+    if bundle.preprocessing is None:
+        notes += assumed_preprocessing(settings, opened.preprocessing)
+    result = read_result(folder)
+    return ExportJob(
+        settings, output, bundle, opened, result, images, expected, elsewhere, head, tuple(notes)
+    )
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The folder's result.json; empty where there is none that can be read."""
+    try:
+        document = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) and isinstance(document.get("model"), dict) else {}
+
+
+def _check_settings(settings: ExportSettings) -> None:
+    if settings.format not in SUFFIXES:
+        raise ConfigurationError(
+            f"unknown format {settings.format!r}",
+            f"one of: {', '.join(SUFFIXES)}; --stdout chooses what is printed",
+        )
+    for name, formats in _ONLY.items():
+        if getattr(settings, name) not in (None, False) and settings.format not in formats:
+            raise ConfigurationError(
+                f"--{name.replace('_', '-')} does not go with --format {settings.format}",
+                f"it is for --format {' and '.join(formats)}",
+            )
+    for name in _OF_DATA:
+        if getattr(settings, name) is not None and settings.data is None:
+            raise ConfigurationError(f"--{name.replace('_', '-')} needs --data DATA")
+    if settings.check_images < max(BATCH_SIZES):
+        raise ConfigurationError(
+            f"--check-images must be at least {max(BATCH_SIZES)}, the largest batch that is tried, "
+            f"got {settings.check_images}"
+        )
+    if not (0 <= settings.tolerance < math.inf):
+        raise ConfigurationError(f"--tolerance must not be negative, got {settings.tolerance:g}")
+    if settings.device != "cpu":
+        raise ConfigurationError(f"export runs on the CPU, got the device {settings.device!r}")
+
+
+def _given(settings: ExportSettings, bundle: Bundle, model: nn.Module) -> OpenedModel:
+    """A model of the caller's own with the folder's weights and α."""
+    restore_(model.to("cpu"), bundle)
+    preprocessing = override_preprocessing(bundle.preprocessing or Preprocessing(), settings)
+    source = Source(bundle.spec, bundle.kind, model, bundle.model_kwargs, bundle.preprocessing)
+    checkpoint = Checkpoint(str(bundle.folder / WEIGHTS), bundle.weights_sha256, "", {})
+    return OpenedModel(model, source, checkpoint, preprocessing, torch.device("cpu"), ())
+
+
+def _expect(model: nn.Module, images: Tensor, batch_size: int) -> Expected:
+    try:
+        return expect(model, images, batch_size)
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"the model does not take images of size {'x'.join(map(str, images.shape[1:]))}: {one_line(error)}",
+            "see --input-size",
+        ) from None
+
+
+def _elsewhere(model: nn.Module, images: Tensor) -> Expected | None:
+    """What the model gives for the images at another size, neither square nor a multiple of the first."""
+    height, width = (side // 32 * 32 + more for side, more in zip(images.shape[2:], (32, 64), strict=True))
+    resized = F.interpolate(images[: max(BATCH_SIZES)], (height, width), mode="bilinear", antialias=True)
+    try:
+        return expect(model, resized, len(resized))
+    except (
+        RuntimeError,
+        AssertionError,
+        ValueError,
+        NumericError,
+    ):  # a model for one size says so in many ways
+        return None
+
+
+def _fold_temperature(model: nn.Module, images: Tensor) -> str:
+    """Put the temperature into the head's weights; "" where there is none, or no linear head."""
+    if get_temperature(model) == 1:
+        return ""
+    try:
+        return fold_temperature_(model, images)
+    except UnsupportedModelError:
+        return ""

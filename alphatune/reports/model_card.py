@@ -1,0 +1,128 @@
+"""The model card of a folder for the Hugging Face hub: README.md with YAML front matter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCardData
+
+import alphatune
+from alphatune.reports.markdown import LABELS, alpha_text, escape, headline
+
+_TAGS = ["image-classification", "timm", "alphatune", "batch-normalization"]
+#: the hub's names of the metrics
+_HUB_METRICS = {
+    "top1": "accuracy",
+    "top5": "top_5_accuracy",
+    "loss": "cross_entropy",
+    "ece": "expected_calibration_error",
+}
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card says that result.json does not."""
+
+    name: str
+    architecture: str
+    repo: str
+    license: str | None
+    alpha: Mapping[str, float | list[float]]  # by layer, as in alphatune.json
+    temperature: float  # to divide the logits by; 1 where it is in the weights, or there is none
+    tuned_temperature: float
+    head: str  # the layer whose weights hold the temperature, "" for none
+    stock_is_unpatched: bool  # stock code gives the network as it was before tuning
+    patchable: bool  # the plain lines give the tuned network
+    tuned_weights_sha256: str
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Metrics before and after, on which images."""
+
+    data: str
+    n: int
+    rows: list[tuple[str, float, float]]
+    before_alpha: float
+    headline: str
+
+
+def render_card(facts: CardFacts, result: Mapping[str, Any], lines: str) -> str:
+    """README.md.
+
+    Args:
+        result: the tuned folder's result.json; the card has no metrics without one.
+        lines: the function that patches a stock model.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("alphatune", "reports/templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown, not HTML: user-supplied text goes through `escape`
+    )
+    environment.filters["escape"] = escape
+    measured = _measured(result)
+    distinct = {repr(value) for value in facts.alpha.values()}
+    alpha: Any = dict(facts.alpha) if len(distinct) > 1 else next(iter(facts.alpha.values()), 0.0)
+    if isinstance(alpha, list):
+        alpha = dict(facts.alpha)
+    return environment.get_template("model_card.md.j2").render(
+        front_matter=_front_matter(facts, measured),
+        facts=facts,
+        alpha=alpha_text(alpha),
+        weighed=sum(value != 0 for value in facts.alpha.values()),
+        measured=measured,
+        lines=lines,
+        version=alphatune.__version__,
+    )
+
+
+def _measured(result: Mapping[str, Any]) -> _Measured | None:
+    """The metrics of a tune; None where there are none in this form."""
+    try:
+        document = dict(result)
+        before, after = document["baseline"], document["chosen"]["metrics"]
+        if document["metric"] == "score":
+            rows = [(str(document["score"]["name"]), float(before["score"]), float(after["score"]))]
+        else:
+            rows = [(label, float(before[name]), float(after[name])) for name, label in LABELS.items()]
+        data = document["data"]
+        return _Measured(
+            data=Path(str(data["source"]).rpartition(":")[0] or str(data["source"])).name,
+            n=int(data["n"]),
+            rows=rows,
+            before_alpha=float(document["baseline_alpha"]),
+            headline=headline(document),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _front_matter(facts: CardFacts, measured: _Measured | None) -> str:
+    hub_names = {LABELS[name]: hub for name, hub in _HUB_METRICS.items()}
+    results = measured and [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type="image-folder",
+            dataset_name=measured.data,
+            metric_type=hub_names.get(label, "score"),
+            metric_value=round(after, 6),
+            metric_name=f"{label}, tuned",
+        )
+        for label, _, after in measured.rows
+    ]
+    data = ModelCardData(
+        library_name="timm",
+        tags=_TAGS,
+        license=facts.license,
+        pipeline_tag="image-classification",
+        model_name=facts.name,
+        eval_results=results or None,
+    )
+    return data.to_yaml().rstrip()
