@@ -18,35 +18,39 @@ import alphatune
 from alphatune.cli.bench import bench
 from alphatune.cli.compare import compare
 from alphatune.cli.demo import demo
+from alphatune.cli.doctor import doctor
 from alphatune.cli.evaluate import evaluate
 from alphatune.cli.export import export
 from alphatune.cli.inspect import inspect
 from alphatune.cli.memory import keep_freed_memory
 from alphatune.cli.train import train
 from alphatune.cli.tune import tune
+from alphatune.cli.usage import explain
 from alphatune.errors import AlphatuneError, one_line
 
 app = typer.Typer(
     name="alphatune",
     help="Make a trained BatchNorm network better without retraining it.",
     epilog=(
-        "Exit codes: 0 done, also when alpha = 0 is best; 2 usage; 3 model or data unreadable, untrusted or "
-        "corrupt; 4 model not supported; 5 out of resources; 6 numeric failure; 70 internal; "
-        "130/143 interrupted."
+        "Exit codes: 0 done, also when alpha = 0 is best; 1 a gate failed; 2 usage; 3 model or data unreadable, "
+        "untrusted or corrupt; 4 model not supported; 5 out of resources, or broken (doctor); 6 numeric failure; "
+        "70 internal; 130/143 interrupted."
     ),
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command()(tune)
-app.command()(train)
-app.command()(evaluate)
-app.command()(export)
-app.command()(compare)
-app.command()(inspect)
-app.command()(bench)
-app.command()(demo)
+
+#: commands as ``alphatune --help`` shows them
+COMMANDS = {
+    "Tune": (tune, train, evaluate),
+    "Results": (compare, export),
+    "Look and check": (inspect, bench, doctor, demo),
+}
+for _panel, _commands in COMMANDS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -78,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     except AlphatuneError as error:
         _fail(argv, error.exit_code, error.message, error.hint)
     except typer.TyperException as error:
-        _fail(argv, 2, one_line(error.format_message()).replace("Value error, ", ""), "see --help")
+        _fail(argv, 2, *explain(error))
     except (KeyboardInterrupt, typer.Abort):
         _fail(argv, 130, "interrupted")
     except _Terminated:

@@ -1,0 +1,43 @@
+"""What to say about a command line that cannot be understood."""
+
+from __future__ import annotations
+
+import re
+
+import typer
+
+from alphatune.errors import one_line
+from alphatune.suggestions import closest, did_you_mean
+
+_NO_CHOICE = re.compile(r"'([^']*)' is not one of (.+?)\.?$")
+
+
+def explain(error: typer.TyperException) -> tuple[str, str]:
+    """Message and hint for a usage error of typer's."""
+    message = one_line(error.format_message()).replace("Value error, ", "")
+    if (option := getattr(error, "option_name", None)) and hasattr(error, "possibilities"):
+        return f"no such option: {option}", _meant(error, option)
+    if choice := _NO_CHOICE.search(message):
+        return message, did_you_mean(choice[1], re.findall(r"'([^']*)'", choice[2]), "see --help")
+    return message, "see --help"
+
+
+def _meant(error: typer.TyperException, option: str) -> str:
+    """Options of this command that look like it, or the commands that have it."""
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return "see --help"
+    root = context.find_root().command
+    owners = [
+        name
+        for name, command in getattr(root, "commands", {}).items()
+        if command is not context.command and option in _options(command)
+    ]
+    if close := closest(option, _options(context.command)):
+        return did_you_mean(option, close)
+    return f"an option of {', '.join(owners)}" if owners else "see --help"
+
+
+def _options(command: object) -> list[str]:
+    params = getattr(command, "params", [])
+    return [name for p in params for name in (*p.opts, *p.secondary_opts) if name.startswith("--")]

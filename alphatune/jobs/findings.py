@@ -1,0 +1,57 @@
+"""What ``alphatune doctor`` finds: one line each, with what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from alphatune.errors import one_line
+
+Status = Literal["ok", "note", "missing", "broken"]
+STATUSES: tuple[Status, ...] = get_args(Status)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at.
+
+    ``note`` is worth knowing and stops nothing, ``missing`` is optional and
+    not there, ``broken`` is needed and does not work.
+    """
+
+    group: str
+    name: str
+    status: Status
+    detail: str
+    hint: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)  # the same for a program
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def guarded(
+    group: str, name: str, look: Callable[[], Iterable[Finding]], *, consequence: bool = False
+) -> list[Finding]:
+    """What ``look`` finds; whatever it raises is a finding as well, because a doctor must not fall ill.
+
+    Args:
+        consequence: whether something that this needs is known to be broken, and the
+            exception says no more than that.
+    """
+    findings = []
+    try:
+        for finding in look():
+            findings.append(finding)  # one by one: those before an exception are kept
+    except Exception as error:  # anything may be wrong with a machine
+        detail = f"{type(error).__name__}: {one_line(error)}"
+        if consequence:
+            detail = f"not looked at, because of what is broken above ({detail})"
+        findings.append(Finding(group, name, "note" if consequence else "broken", detail))
+    return findings
+
+
+def gibibytes(size: int) -> str:
+    """A size for a person: ``23.4 GiB``, ``64 MiB``."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

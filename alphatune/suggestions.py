@@ -1,0 +1,35 @@
+"""What somebody who mistyped a name may have meant."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def closest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known names most like one that is not known, the likeliest first; upper and lower case count alike."""
+    spelled = {other.lower(): other for other in known}
+    return [spelled[match] for match in difflib.get_close_matches(name.lower(), list(spelled), count)]
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """``did you mean resnet50 or resnet51q?``, or another hint where nothing is like it."""
+    *first, last = closest(name, known) or [""]
+    if not last:
+        return otherwise
+    return f"did you mean {' or '.join(filter(None, (', '.join(first), last)))}?"
+
+
+def did_you_mean_path(path: str | os.PathLike[str], otherwise: str = "") -> str:
+    """The same for a path that is not there: the first part of it that is missing, among its neighbours."""
+    wanted = Path(path)
+    while wanted.name and not wanted.parent.is_dir():
+        wanted = wanted.parent
+    try:
+        names = [entry.name for entry in os.scandir(wanted.parent) if not entry.name.startswith(".")]
+    except OSError:  # a folder that may not be read
+        return otherwise
+    found = [str(wanted.parent / name) for name in closest(wanted.name, names)]
+    return did_you_mean(str(wanted), found, otherwise) if found else otherwise
