@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -17,10 +16,9 @@ from torch import Tensor, nn
 
 from alphatune.data.loading import Batch
 from alphatune.errors import ConfigurationError, DataError, NumericError, ResourceError
-
-Metric = Literal["top1", "top5", "loss", "ece"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
-HIGHER_IS_BETTER: dict[Metric, bool] = {"top1": True, "top5": True, "loss": False, "ece": False}
+from alphatune.metrics import HIGHER_IS_BETTER as HIGHER_IS_BETTER
+from alphatune.metrics import METRICS as METRICS
+from alphatune.metrics import Metric as Metric
 
 #: called after every batch with (examples done, examples in all or None); a sweep counts each once an α
 Progress = Callable[[int, int | None], None]

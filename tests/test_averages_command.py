@@ -17,8 +17,8 @@ from tiny import grouped, tiny
 from alphatune.data.datasets import open_data
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
+from alphatune.hashing import sha256
 from alphatune.jobs.averages import mixed
-from alphatune.models.checkpoints import sha256
 
 COMMON = ("--input-size", "12", "--crop-pct", "1", "--mean", "0.5", "--std", "0.25", "--workers", "0")
 GROUPED, MIXED = TINY.replace(":tiny", ":grouped"), TINY.replace(":tiny", ":mixed")

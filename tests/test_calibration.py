@@ -439,7 +439,7 @@ def folder(tmp_path: Path, alpha: float | None = 0.8) -> Path:
 def test_moments_lie_beside_weights_of_stock_keys(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from alphatune.models.checkpoints import sha256
+    from alphatune.hashing import sha256
 
     for alpha in (None, 0.8):
         out = folder(tmp_path / str(alpha), alpha)
@@ -460,7 +460,7 @@ def test_moments_lie_beside_weights_of_stock_keys(tmp_path: Path) -> None:
 def test_moments_that_changed_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import save
 
-    from alphatune.models.checkpoints import sha256
+    from alphatune.hashing import sha256
 
     out = folder(tmp_path)
     manifest = json.loads((out / "alphatune.json").read_text())

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from alphatune.data.datasets import open_data
-from alphatune.data.fingerprint import files_sha256, fingerprint, tensors_sha256
+from alphatune.data.fingerprint import fingerprint, tensors_sha256
+from alphatune.hashing import files_sha256
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def bench(
 
     from alphatune.cli import console
     from alphatune.jobs.bench import run_bench
-    from alphatune.reports.result import to_json
+    from alphatune.reports.serialisation import to_json
 
     settings = o.settings_from(ctx, BenchSettings)
     if verbose:

@@ -60,7 +60,7 @@ def compare(
     """
     from alphatune.cli import console
     from alphatune.jobs.compare import run_compare
-    from alphatune.reports.result import to_json
+    from alphatune.reports.serialisation import to_json
 
     document = run_compare(results, metric=metric, seed=seed, output=output, overwrite=overwrite)
     if not quiet:

@@ -42,7 +42,7 @@ def demo(
     """
     from alphatune.cli import console
     from alphatune.jobs.demo import run_demo
-    from alphatune.reports.result import to_json
+    from alphatune.reports.serialisation import to_json
 
     document = run_demo(
         output, seed=seed, device=device, overwrite=overwrite, say=None if quiet else console.note

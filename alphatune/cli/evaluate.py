@@ -77,7 +77,7 @@ def evaluate(
     """
     from alphatune.cli import console
     from alphatune.jobs.evaluate import run_evaluate
-    from alphatune.reports.result import to_json
+    from alphatune.reports.serialisation import to_json
 
     settings = o.settings_from(ctx, EvaluateSettings)
     if verbose:

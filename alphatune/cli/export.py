@@ -56,7 +56,7 @@ def export(
     """
     from alphatune.cli import console
     from alphatune.jobs.export import run_export
-    from alphatune.reports.result import to_json
+    from alphatune.reports.serialisation import to_json
 
     settings = o.settings_from(ctx, ExportSettings)
     if verbose:

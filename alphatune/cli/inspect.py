@@ -61,7 +61,7 @@ def inspect(
     """
     from alphatune.cli import console
     from alphatune.jobs.inspect import run_inspect
-    from alphatune.reports.result import to_json
+    from alphatune.reports.serialisation import to_json
 
     settings = o.settings_from(ctx, InspectSettings)
     if verbose:

@@ -93,7 +93,7 @@ def train(
     """
     from alphatune.cli import console
     from alphatune.jobs.train import run_train
-    from alphatune.reports.result import to_json
+    from alphatune.reports.serialisation import to_json
 
     speaks = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
     quiet = quiet or not speaks

@@ -97,7 +97,7 @@ def tune(
     from alphatune.cli.own_score import show_score_plan, show_score_result
     from alphatune.jobs.gates import failures
     from alphatune.jobs.tune import run_tune
-    from alphatune.reports.result import to_json
+    from alphatune.reports.serialisation import to_json
     from alphatune.reports.step_summary import append_step_summary
 
     settings = o.settings_from(ctx, TuneSettings)

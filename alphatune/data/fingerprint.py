@@ -1,16 +1,12 @@
 """What a set of labelled images is, by content: the same bytes and labels give the same fingerprint.
 
-Files that have not changed since they were last read (size and time of change,
-as git's index judges it) are not read again: what was found is noted in
-``notes``, a folder.
+Files that have not changed since they were last read are not read again: what
+was found is noted in ``notes``, a folder (hashing.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,9 +15,7 @@ import torch
 from torch import Tensor
 
 from alphatune.data.examples import ArrayLoad, Examples, FileLoad, ReaderLoad
-
-#: a file changed more recently than this may change again without its time telling, in nanoseconds
-_UNSETTLED = 2 * 10**9
+from alphatune.hashing import files_sha256
 
 
 def fingerprint(examples: Examples, notes: Path | None = None) -> str | None:
@@ -31,7 +25,7 @@ def fingerprint(examples: Examples, notes: Path | None = None) -> str | None:
         OSError: a file that cannot be read.
     """
     content = hashlib.sha256()
-    if (files := _files(examples)) is not None:
+    if (files := files_of(examples)) is not None:
         content.update(files_sha256(files, notes).encode())
     elif isinstance(examples.load, ArrayLoad):
         for index in examples.indices:
@@ -44,7 +38,7 @@ def fingerprint(examples: Examples, notes: Path | None = None) -> str | None:
     return content.hexdigest()
 
 
-def _files(examples: Examples) -> list[str] | None:
+def files_of(examples: Examples) -> list[str] | None:
     """The files that hold the examples: one each, or an archive or table of them all."""
     load = examples.load
     if isinstance(load, FileLoad):
@@ -59,34 +53,6 @@ def _files(examples: Examples) -> list[str] | None:
     if hasattr(reader, "tar_state"):  # a folder of archives
         return sorted(str(path) for path in root.glob("*.tar"))
     return [str(reader.samples[int(index)][0]) for index in examples.indices]
-
-
-def files_sha256(paths: Iterable[str], notes: Path | None = None) -> str:
-    """SHA-256 over the names and contents of files, in their order."""
-    paths, seen, newest = list(paths), hashlib.sha256(), 0
-    for path in paths:
-        status = Path(path).stat()
-        newest = max(newest, status.st_mtime_ns, status.st_ctime_ns)
-        line = (path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-        seen.update(repr(line).encode())
-    note = notes / seen.hexdigest() if notes else None
-    if note and note.is_file():
-        with contextlib.suppress(OSError, ValueError):
-            noted = note.read_text(encoding="ascii")
-            if len(noted) == 64:
-                return noted
-    content = hashlib.sha256()
-    for path in paths:
-        with Path(path).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        content.update(repr((path, digest)).encode())
-    if note and time.time_ns() - newest > _UNSETTLED:
-        with contextlib.suppress(OSError):  # a note that cannot be made costs time, nothing else
-            note.parent.mkdir(parents=True, exist_ok=True)
-            partial = note.with_name(f".{note.name}.{os.getpid()}")
-            partial.write_text(content.hexdigest(), encoding="ascii")
-            partial.replace(note)
-    return content.hexdigest()
 
 
 def tensors_sha256(tensors: Iterable[tuple[str, Tensor]]) -> str:

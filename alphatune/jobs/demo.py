@@ -32,7 +32,8 @@ from alphatune.jobs.settings import EvaluateSettings, TrainSettings, TuneSetting
 from alphatune.jobs.train import run_train
 from alphatune.jobs.tune import run_tune
 from alphatune.models.output import check_output
-from alphatune.reports.result import SCHEMA, to_json
+from alphatune.reports.result import SCHEMA
+from alphatune.reports.serialisation import to_json
 
 RESULT = "demo.json"
 #: chosen to show an effect: over ten seeds the network loses 3 to 15 points of top-1, and α wins 2 to 9 back

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from alphatune.evaluation import Progress, evaluate, summarise
+from alphatune.hashing import sha256
 from alphatune.jobs.describe import common_alpha, describe_data, describe_env, describe_model, describe_plan
 from alphatune.jobs.opening import predictor_of, prepare
 from alphatune.jobs.settings import EvaluateSettings
-from alphatune.models.checkpoints import sha256
 from alphatune.models.health import require_health
 from alphatune.models.temperature import get_temperature
 from alphatune.norms.kernels import COMPILED_FROM, resolve_kernel, use_kernel

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from alphatune.errors import ConfigurationError
-from alphatune.evaluation import HIGHER_IS_BETTER, METRICS
 from alphatune.jobs.settings import TuneSettings
+from alphatune.metrics import HIGHER_IS_BETTER, METRICS
 
 
 @dataclass(frozen=True)

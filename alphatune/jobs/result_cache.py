@@ -28,12 +28,12 @@ from typing import Any
 
 import alphatune
 from alphatune.cache_folder import cache_folder, private_folder
-from alphatune.data.fingerprint import files_sha256, fingerprint, tensors_sha256
+from alphatune.data.fingerprint import fingerprint, tensors_sha256
 from alphatune.data.loading import Batches
 from alphatune.errors import AlphatuneError
+from alphatune.hashing import files_sha256, sha256
 from alphatune.jobs.opening import DTYPES, Prepared, resolved
 from alphatune.jobs.settings import TuneSettings
-from alphatune.models.checkpoints import sha256
 from alphatune.models.output import staged
 from alphatune.reports.result import environment
 

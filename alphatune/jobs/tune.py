@@ -30,8 +30,9 @@ from alphatune.models.probe import Probe
 from alphatune.models.temperature import set_temperature_
 from alphatune.norms.patching import patch_, patched, unpatch_, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
+from alphatune.reports.artifacts import write_result
 from alphatune.reports.deployment import cost_summary
-from alphatune.reports.folder import write_reports, write_result
+from alphatune.reports.folder import write_reports
 from alphatune.reports.result import tune_document
 from alphatune.reports.scores import StoredScores, Thumbnail
 from alphatune.tuning.alphas import resolve_alphas

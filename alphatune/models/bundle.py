@@ -43,7 +43,8 @@ from alphatune.errors import (
     UntrustedError,
     one_line,
 )
-from alphatune.models.checkpoints import load_weights_, read_checkpoint, sha256
+from alphatune.hashing import sha256
+from alphatune.models.checkpoints import load_weights_, read_checkpoint
 from alphatune.models.moments_file import MOMENTS, restore_moments_, write_moments
 from alphatune.models.output import MANIFEST, is_bundle, staged
 from alphatune.models.sources import TRUSTED_FACTORIES, Source, build, format_model_kwargs, parse_model_kwargs

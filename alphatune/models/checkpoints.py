@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import pickle
 import re
 import warnings
@@ -19,6 +18,8 @@ from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from alphatune.errors import CheckpointError, NumericError, UntrustedError, one_line
+from alphatune.hashing import sha256
+from alphatune.suggestions import did_you_mean_path
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".tar", ".ckpt")
 #: where training programs put the weights; moving averages of them come first,
@@ -62,7 +63,7 @@ def read_checkpoint(path: str | Path, *, unsafe_pickle: bool = False) -> Checkpo
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"no such checkpoint file: {path}")
+        raise CheckpointError(f"no such checkpoint file: {path}", did_you_mean_path(path))
     if path.suffix not in SUFFIXES:
         raise CheckpointError(
             f"expected a checkpoint ending in {', '.join(SUFFIXES)}, got {path.name}",
@@ -120,12 +121,6 @@ def load_body_(model: nn.Module, checkpoint: Checkpoint, num_classes: int) -> tu
     weights |= {name: expected[name] for name in head}
     load_weights_(model, replace(checkpoint, state_dict=weights))
     return tuple(head)
-
-
-def sha256(path: str | Path) -> str:
-    """Hash of a file's content."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(path: Path, unsafe_pickle: bool) -> tuple[Any, bool]:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from alphatune.errors import CheckpointError, InputError, ResourceError
+from alphatune.hashing import sha256
 from alphatune.models.calibration import uncalibrate_
-from alphatune.models.checkpoints import read_checkpoint, sha256
+from alphatune.models.checkpoints import read_checkpoint
 from alphatune.models.measurement import device_of
 from alphatune.norms.calibrated import Calibrated
 from alphatune.norms.surgery import become_calibrated_

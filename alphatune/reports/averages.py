@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alphatune.evaluation import Metrics
-from alphatune.models.calibration import Calibration
-from alphatune.tuning.selection import Gain
+if TYPE_CHECKING:  # what is shown of a result does not wait for torch
+    from alphatune.evaluation import Metrics
+    from alphatune.models.calibration import Calibration
+    from alphatune.tuning.selection import Gain
 
 _OF_GAIN = ("metric", "examples", "delta", "ci", "p", "method", "confidence", "significant")
 

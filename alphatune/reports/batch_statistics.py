@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alphatune.tuning.companions import BatchStatistics
+if TYPE_CHECKING:  # what is shown of a result does not wait for torch
+    from alphatune.tuning.companions import BatchStatistics
 
 
 def batch_statistics_summary(compared: BatchStatistics | None) -> dict[str, Any] | None:

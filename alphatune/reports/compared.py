@@ -17,7 +17,7 @@ from typing import Any
 
 from alphatune.errors import ConfigurationError, InputError, one_line
 from alphatune.evaluation import METRICS, Scores, summarise
-from alphatune.models.checkpoints import sha256
+from alphatune.hashing import sha256
 from alphatune.reports import evaluation_scores, scores
 from alphatune.reports.result import SCHEMA
 from alphatune.reports.scores import StoredScores

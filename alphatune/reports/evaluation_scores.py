@@ -18,8 +18,8 @@ import numpy as np
 from alphatune.errors import ConfigurationError, InputError, one_line
 from alphatune.evaluation import Scores
 from alphatune.reports.file import check_file, write_whole
-from alphatune.reports.result import to_json
 from alphatune.reports.scores import StoredScores, from_arrays, is_even, to_arrays
+from alphatune.reports.serialisation import to_json
 
 RUN, SUFFIX = "evaluated", ".npz"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import alphatune
+from alphatune.hashing import sha256
 from alphatune.models.agreement import Agreement
-from alphatune.models.checkpoints import sha256
 from alphatune.reports.result import SCHEMA
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alphatune.errors import ConfigurationError, ResourceError
-from alphatune.reports.result import to_json
+from alphatune.reports.serialisation import to_json
 
 
 def check_file(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from alphatune.models.checkpoints import sha256
+from alphatune.reports.artifacts import write_result
 from alphatune.reports.curve import curve_frame
 from alphatune.reports.depth import FILE, draw_depth
 from alphatune.reports.markdown import render_markdown
-from alphatune.reports.result import to_json
 from alphatune.reports.scores import StoredScores, write_scores
 
 
@@ -31,16 +30,3 @@ def write_reports(
     if isinstance(alphas := document["chosen"]["alpha"], dict):
         draw_depth(alphas, folder / FILE)
     return write_result(folder, document)
-
-
-def write_result(folder: Path, document: dict[str, Any]) -> dict[str, Any]:
-    """Write result.json beside the files it names.
-
-    Returns:
-        The document with ``artifacts``: every other file of the folder with its
-        hash. It is what result.json holds.
-    """
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    document = {**document, "artifacts": [{"path": f.name, "sha256": sha256(f)} for f in files]}
-    (folder / "result.json").write_text(to_json(document) + "\n", encoding="utf-8")
-    return document

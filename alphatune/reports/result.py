@@ -6,8 +6,6 @@ are plain: accuracies are fractions, losses nats, and NaN never appears.
 
 from __future__ import annotations
 
-import json
-import math
 import platform
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +17,6 @@ import torchvision
 from torch import Tensor
 
 import alphatune
-from alphatune.errors import NumericError
 from alphatune.evaluation import Metrics
 from alphatune.norms.patching import Alpha
 from alphatune.reports.batch_statistics import batch_statistics_summary
@@ -110,14 +107,6 @@ def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def to_json(document: dict[str, Any], *, for_pipe: bool = False) -> str:
-    """Serialise, for a pipe on one line of ASCII; NaN, which is not JSON, raises NumericError."""
-    try:
-        return json.dumps(document, indent=None if for_pipe else 2, allow_nan=False, ensure_ascii=for_pipe)
-    except ValueError:
-        raise NumericError(f"the result holds NaN or infinity at {_first_nan(document)}") from None
-
-
 def _metrics(metrics: Metrics) -> dict[str, Any]:
     return asdict(metrics)
 
@@ -192,15 +181,3 @@ def gain_summary(gain: Gain) -> dict[str, Any]:
     values["ci"] = list(gain.ci)
     values["fold_alphas"] = list(gain.fold_alphas)
     return values
-
-
-def _first_nan(value: Any, path: str = "") -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        return path or "the top"
-    items: Any = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    )
-    for key, inner in items:
-        if found := _first_nan(inner, f"{path}.{key}" if path else str(key)):
-            return found
-    return ""

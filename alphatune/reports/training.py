@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 import alphatune
-from alphatune.models.checkpoints import sha256
-from alphatune.reports.result import SCHEMA, to_json
+from alphatune.hashing import sha256
+from alphatune.reports.result import SCHEMA
+from alphatune.reports.serialisation import to_json
 
 
 def train_document(
