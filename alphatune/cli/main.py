@@ -23,6 +23,7 @@ from alphatune.cli.evaluate import evaluate
 from alphatune.cli.export import export
 from alphatune.cli.inspect import inspect
 from alphatune.cli.memory import keep_freed_memory
+from alphatune.cli.schema import schema
 from alphatune.cli.train import train
 from alphatune.cli.tune import tune
 from alphatune.cli.usage import explain
@@ -45,7 +46,7 @@ app = typer.Typer(
 #: commands as ``alphatune --help`` shows them
 COMMANDS = {
     "Tune": (tune, train, evaluate),
-    "Results": (compare, export),
+    "Results": (compare, export, schema),
     "Look and check": (inspect, bench, doctor, demo),
 }
 for _panel, _commands in COMMANDS.items():

@@ -33,6 +33,7 @@ from alphatune.jobs.training_job import (
 )
 from alphatune.models.bundle import write_model
 from alphatune.models.output import is_bundle, published
+from alphatune.reports.result import SCHEMA
 from alphatune.reports.tensorboard import open_tensorboard
 from alphatune.reports.training import log_frame, train_document, write_training_reports
 from alphatune.training.distributed import gather, shard
@@ -69,7 +70,8 @@ def run_train(
             return finished_result(output)
         job = prepare_training(settings, device, world)
         if dry_run:
-            return describe_training(job) | {"command": "dry-run", "settings": asdict(settings)}
+            plan = {"schema": SCHEMA, "command": "dry-run", "settings": asdict(settings)}
+            return describe_training(job) | plan
         with opened_run_folder(output, settings) if world.first else nullcontext():
             if settings.cache == "device":
                 job = job.cached()
