@@ -44,7 +44,7 @@ def test_every_option_is_documented_and_every_documented_option_exists() -> None
             [sys.executable, "-m", "alphatune", name, "--help"], capture_output=True, text=True, timeout=60,
             env={"COLUMNS": "200", "PATH": ""},
         ).stdout
-        for name in ("tune", "train", "evaluate", "inspect", "bench", "demo")
+        for name in ("tune", "train", "evaluate", "compare", "inspect", "bench", "demo")
     )  # fmt: skip
     existing = set(re.findall(r"--[a-z][a-z-]+", helps))
     assert documented <= existing | {"--help"}
