@@ -71,7 +71,8 @@ def test_notes_spare_reading_what_has_not_changed(tmp_path: Path, monkeypatch: p
     file.write_bytes(b"abc")
     first = files_sha256([str(file)], notes)
     assert not notes.exists()  # written to a moment ago: it may be written to again within the same tick
-    monkeypatch.setattr(time, "time_ns", lambda: file.stat().st_ctime_ns + 3 * 10**9)
+    later = time.time_ns() + 3 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: later)
     assert files_sha256([str(file)], notes) == first
     (note,) = notes.iterdir()
     note.write_text("f" * 64)

@@ -96,15 +96,19 @@ def tune(
     from alphatune.cli import console
     from alphatune.cli.own_score import show_score_plan, show_score_result
     from alphatune.jobs.gates import failures
-    from alphatune.jobs.tune import run_tune
+    from alphatune.jobs.recall import recall_tune
     from alphatune.reports.serialisation import to_json
     from alphatune.reports.step_summary import append_step_summary
 
     settings = o.settings_from(ctx, TuneSettings)
     if verbose:
         console.note(f"settings: {settings}")
-    with console.progress_bar("sweeping alpha", quiet or dry_run) as progress:
-        document = run_tune(settings, progress, dry_run=dry_run)
+    document = None if dry_run else recall_tune(settings)
+    if document is None:
+        from alphatune.jobs.tune import run_tune  # torch takes three seconds to import
+
+        with console.progress_bar("sweeping alpha", quiet or dry_run) as progress:
+            document = run_tune(settings, progress, dry_run=dry_run)
     if not document:
         return  # another of torchrun's processes speaks
     if not dry_run:

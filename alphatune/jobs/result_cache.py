@@ -1,67 +1,57 @@
 """Results of earlier runs, by the content of what they depend on.
 
     $ALPHATUNE_CACHE, or results/ in the user's cache folder of alphatune
-    ├── notes/    fingerprints of files that have not changed (data/fingerprint.py)
-    └── KEY/      a tuned folder
+    ├── notes/    fingerprints of files (hashing.py), and jobs by their inputs (recall.py)
+    └── KEY/      a tuned folder; job_key.py says what KEY stands for
 
-KEY is a SHA-256 over the weights in memory, the images and labels, the
-settings, the code (alphatune's own, and what of the user's is loaded) and the
-versions of the libraries. A folder that does not hold what its result.json
-says is no hit. ``ALPHATUNE_CACHE=off`` keeps nothing.
+A folder that does not hold what its result.json says is no hit.
+``ALPHATUNE_CACHE=off`` keeps nothing. None of this waits for torch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
-import site
-import sys
-import sysconfig
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import tomllib
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import alphatune
 from alphatune.cache_folder import cache_folder, private_folder
-from alphatune.data.fingerprint import fingerprint, tensors_sha256
-from alphatune.data.loading import Batches
 from alphatune.errors import AlphatuneError
-from alphatune.hashing import files_sha256, sha256
-from alphatune.jobs.opening import DTYPES, Prepared, resolved
-from alphatune.jobs.settings import TuneSettings
+from alphatune.hashing import sha256
+from alphatune.jobs.gates import Gate, judge
+from alphatune.jobs.settings import TuneSettings, input_paths, to_command, to_toml, values_to_toml
 from alphatune.models.output import staged
-from alphatune.reports.result import environment
+from alphatune.reports.artifacts import write_result
 
 VARIABLE, OFF = "ALPHATUNE_CACHE", "off"
 #: all results together; those that nobody asked for the longest go first
 MOST_BYTES = 2 * 2**30
 #: settings that change nothing of what is measured and kept
-_FREE = (
+FREE = (
     "output", "overwrite", "resume", "no_cache", "workers", "cache",
     "min_gain", "max_regression", "require_significant", "max_latency_ratio",
 )  # fmt: skip
-#: nor do these, but for rounding
-_OF_THE_MACHINE = ("platform", "threads")
-#: what a folder has of the run that wrote it
-OF_THE_RUN = ("run.toml", "result.json")
+_RUN, _RESULT = "run.toml", "result.json"
 
 
 @dataclass(frozen=True)
 class CachedResult:
-    """Where the result of this job is, or is to be."""
+    """Where the result of a job is, or is to be."""
 
     folder: Path
     key: str
+    #: every file and folder that the job read; None where that cannot be told
+    inputs: tuple[str, ...] | None = None
 
     def read(self) -> dict[str, Any] | None:
         """The document, if the folder is there and whole."""
         try:
-            document = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+            document = json.loads((self.folder / _RESULT).read_text(encoding="utf-8"))
             for artifact in document["artifacts"]:
                 if sha256(self.folder / artifact["path"]) != artifact["sha256"]:
                     return None
@@ -70,15 +60,6 @@ class CachedResult:
             return None
         return document if isinstance(document, dict) else None
 
-    def measured(self) -> str:
-        """When, as ISO 8601."""
-        when = (self.folder / "result.json").stat().st_mtime
-        return datetime.fromtimestamp(when, UTC).isoformat(timespec="seconds")
-
-    def copy_to(self, stage: Path) -> None:
-        """Everything but what tells of the run."""
-        shutil.copytree(self.folder, stage, ignore=shutil.ignore_patterns(*OF_THE_RUN), dirs_exist_ok=True)
-
     def keep(self, output: Path) -> None:
         """Copy a tuned folder here; a cache that cannot be written to costs time, nothing else."""
         with contextlib.suppress(OSError, AlphatuneError):
@@ -86,38 +67,6 @@ class CachedResult:
                 with staged(self.folder, overwrite=True) as stage:
                     shutil.copytree(output, stage, dirs_exist_ok=True)
                 _make_room(self.folder.parent)
-
-
-def find_result(
-    settings: TuneSettings, prepared: Prepared, others: tuple[Batches, ...]
-) -> CachedResult | None:
-    """Where the result of a job is kept; None where nothing is, or nobody could tell what the data are.
-
-    Args:
-        others: further images that the result depends on.
-    """
-    root = results_folder()
-    if root is None or settings.no_cache:
-        return None
-    try:
-        data = [fingerprint(b.examples, root / "notes") for b in (prepared.batches, *others)]
-        if None in data:
-            return None
-        module = prepared.opened.module
-        env = environment(prepared.opened.device, DTYPES[settings.dtype])
-        tensors = [*module.named_parameters(), *module.named_buffers()]
-        parts = {
-            "settings": {k: v for k, v in asdict(resolved(settings, prepared)).items() if k not in _FREE},
-            "data": data,
-            "weights": tensors_sha256(sorted(tensors, key=lambda pair: pair[0])),
-            "module": repr(module),
-            "code": files_sha256(sorted(_own_code()), root / "notes"),
-            "environment": {k: v for k, v in env.items() if k not in _OF_THE_MACHINE},
-        }
-    except (OSError, RuntimeError):  # a file that went away, a tensor that has no bytes
-        return None
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-    return CachedResult(root / key, key)
 
 
 def results_folder() -> Path | None:
@@ -129,15 +78,34 @@ def results_folder() -> Path | None:
     return private_folder(folder / "results") if folder else None
 
 
-def _own_code() -> Iterator[str]:
-    """The files of alphatune, and of every loaded module that no package manager installed."""
-    own = Path(alphatune.__file__).parent
-    yield from (str(path) for path in own.rglob("*") if path.suffix in (".py", ".cpp", ".j2"))
-    installed = [sysconfig.get_path("stdlib"), *site.getsitepackages(), site.getusersitepackages(), str(own)]
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
-        if file and Path(file).is_file() and not any(Path(file).is_relative_to(p) for p in installed):
-            yield str(file)
+def write_again(
+    settings: TuneSettings, known: CachedResult, earlier: dict[str, Any], gates: tuple[Gate, ...]
+) -> dict[str, Any]:
+    """Write the tuned folder of an earlier run whose result this one has, too.
+
+    Returns:
+        The document that result.json holds.
+    """
+    when = datetime.fromtimestamp((known.folder / _RESULT).stat().st_mtime, UTC)
+    document = earlier | {
+        "command_line": to_command("tune", settings),
+        "cache": {"key": known.key, "measured": when.isoformat(timespec="seconds")},
+    }
+    document["gates"] = judge(gates, document)
+    with staged(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings)) as stage:
+        of_the_run = shutil.ignore_patterns(_RUN, _RESULT)
+        shutil.copytree(known.folder, stage, ignore=of_the_run, dirs_exist_ok=True)
+        (stage / _RUN).write_text(_run_toml(settings, known.folder / _RUN), encoding="utf-8")
+        return write_result(stage, document)
+
+
+def _run_toml(settings: TuneSettings, earlier: Path) -> str:
+    """What the earlier run resolved, and of this run what may differ."""
+    values = tomllib.loads(earlier.read_text(encoding="utf-8"))
+    given = tomllib.loads(to_toml(settings))
+    resolved = {k: values[k] for k in ("workers",) if settings.workers == "auto" and k in values}
+    free = {k: v for k, v in given.items() if k in FREE} | resolved
+    return values_to_toml({k: v for k, v in values.items() if k not in FREE} | free)
 
 
 def _make_room(root: Path) -> None:

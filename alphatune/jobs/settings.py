@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tomli_w
 
@@ -248,6 +248,9 @@ def to_toml(settings: ModelSettings) -> str:
     Consent to replace or to go on with a folder is given anew each time.
     """
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()}
-    return tomli_w.dumps(
-        {k: v for k, v in values.items() if v is not None and v != [] and k not in ASKED_ANEW}
-    )
+    return values_to_toml({k: v for k, v in values.items() if k not in ASKED_ANEW})
+
+
+def values_to_toml(values: dict[str, Any]) -> str:
+    """TOML of what is given; it has no word for nothing."""
+    return tomli_w.dumps({k: v for k, v in values.items() if v is not None and v != []})

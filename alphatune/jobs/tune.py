@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -18,9 +19,11 @@ from alphatune.evaluation import Progress
 from alphatune.jobs.averages import describe_averages, open_averages, replace_averages_
 from alphatune.jobs.describe import describe_data, describe_env, describe_model, describe_plan
 from alphatune.jobs.gates import Gate, judge, open_gates
+from alphatune.jobs.job_key import find_result
 from alphatune.jobs.opening import DTYPES, Prepared, predictor_of, prepare, resolved
 from alphatune.jobs.own_score import run_score
-from alphatune.jobs.result_cache import CachedResult, find_result
+from alphatune.jobs.recall import remember
+from alphatune.jobs.result_cache import write_again
 from alphatune.jobs.settings import TuneSettings, input_paths, to_command, to_toml
 from alphatune.jobs.thumbnails import make_thumbnails
 from alphatune.models.bundle import write_model
@@ -30,7 +33,6 @@ from alphatune.models.probe import Probe
 from alphatune.models.temperature import set_temperature_
 from alphatune.norms.patching import patch_, patched, unpatch_, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
-from alphatune.reports.artifacts import write_result
 from alphatune.reports.deployment import cost_summary
 from alphatune.reports.folder import write_reports
 from alphatune.reports.result import tune_document
@@ -58,6 +60,7 @@ def run_tune(
     if settings.score is not None:
         return run_score(settings, progress, dry_run=dry_run)
     check_output(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings))
+    started = time.time_ns()
     gates = open_gates(settings)  # an error in them should not wait for the model
     resolve_alphas(settings.alphas)
     check_choices(
@@ -88,7 +91,10 @@ def run_tune(
     with joined(prepared.opened.device) as world:
         everywhere = not world.any(earlier is None)
         if everywhere and known and earlier:
-            return _write_again(settings, prepared, known, earlier, gates) if world.first else {}
+            if not world.first:
+                return {}
+            remember(settings, known, started)
+            return write_again(settings, known, earlier, gates)
         shown = progress if world.first else None
         replaced = replace_averages_(averages, settings, prepared, predictor, world, shown)
         journal = _journal(settings, prepared, world)
@@ -122,26 +128,8 @@ def run_tune(
         journal.close()
     if known:
         known.keep(Path(settings.output))
+        remember(settings, known, started)
     return document
-
-
-def _write_again(
-    settings: TuneSettings,
-    prepared: Prepared,
-    known: CachedResult,
-    earlier: dict[str, Any],
-    gates: tuple[Gate, ...],
-) -> dict[str, Any]:
-    """Write the tuned folder of an earlier run that had the same result."""
-    document = earlier | {
-        "command_line": to_command("tune", settings),
-        "cache": {"key": known.key, "measured": known.measured()},
-    }
-    document["gates"] = judge(gates, document)
-    with staged(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings)) as stage:
-        known.copy_to(stage)
-        (stage / "run.toml").write_text(to_toml(resolved(settings, prepared)), encoding="utf-8")
-        return write_result(stage, document)
 
 
 def _journal(settings: TuneSettings, prepared: Prepared, world: World) -> Journal | None:

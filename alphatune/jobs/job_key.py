@@ -1,0 +1,98 @@
+"""What makes two jobs the same: a hash of everything that a result depends on.
+
+The weights in memory, the images and labels, the settings, the code
+(alphatune's own, and what of the user's is loaded) and the versions of the
+libraries. Not the number of threads or of worker processes, which change
+nothing but the last bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import alphatune
+from alphatune.data.fingerprint import files_of, fingerprint, tensors_sha256
+from alphatune.data.loading import Batches
+from alphatune.hashing import files_sha256
+from alphatune.jobs.opening import DTYPES, Prepared, resolved
+from alphatune.jobs.result_cache import FREE, CachedResult, results_folder
+from alphatune.jobs.settings import TuneSettings
+from alphatune.models.output import is_bundle
+from alphatune.reports.result import environment
+
+_OF_THE_MACHINE = ("platform", "threads")
+
+
+def find_result(
+    settings: TuneSettings, prepared: Prepared, others: tuple[Batches, ...]
+) -> CachedResult | None:
+    """Where the result of a job is kept; None where nothing is, or nobody could tell what the data are.
+
+    Args:
+        others: further images that the result depends on.
+    """
+    root = results_folder()
+    if root is None or settings.no_cache:
+        return None
+    try:
+        data = [fingerprint(b.examples, root / "notes") for b in (prepared.batches, *others)]
+        if None in data:
+            return None
+        module, code = prepared.opened.module, sorted(_own_code())
+        tensors = [*module.named_parameters(), *module.named_buffers()]
+        env = environment(prepared.opened.device, DTYPES[settings.dtype])
+        parts = {
+            "settings": {k: v for k, v in asdict(resolved(settings, prepared)).items() if k not in FREE},
+            "data": data,
+            "weights": tensors_sha256(sorted(tensors, key=lambda pair: pair[0])),
+            "module": repr(module),
+            "code": files_sha256(code, root / "notes"),
+            "environment": {k: v for k, v in env.items() if k not in _OF_THE_MACHINE},
+        }
+        inputs = _inputs(settings, prepared, others)
+    except (OSError, RuntimeError):  # a file that went away, a tensor that has no bytes
+        return None
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return CachedResult(root / key, key, None if inputs is None else (*inputs, *code))
+
+
+def _inputs(settings: TuneSettings, prepared: Prepared, others: tuple[Batches, ...]) -> list[str] | None:
+    """The files and folders that model and data were read from; None unless all of them are known."""
+    model, found = Path(settings.model), []
+    if is_bundle(model):
+        found += [str(file) for file in model.iterdir() if file.is_file()]
+    elif settings.checkpoint is None:
+        return None  # weights that a hub, a library or code of one's own came up with
+    else:
+        found.append(settings.checkpoint)
+    if settings.class_map:
+        found.append(settings.class_map)
+    sources = (settings.data, settings.calibrate, settings.recalibrate)
+    for source, batches in zip([s for s in sources if s], (prepared.batches, *others), strict=True):
+        examples = batches.examples
+        files = files_of(examples) if Path(source).exists() else None
+        if files is None:
+            return None
+        found += [source, *files]
+        if Path(examples.root).is_dir():  # a file that is added changes its folder
+            found += [folder for folder, _, _ in os.walk(examples.root)]
+    return [str(Path(path).absolute()) for path in found]
+
+
+def _own_code() -> Iterator[str]:
+    """The files of alphatune, and of every loaded module that no package manager installed."""
+    own = Path(alphatune.__file__).parent
+    yield from (str(path) for path in own.rglob("*") if path.suffix in (".py", ".cpp", ".j2"))
+    installed = [sysconfig.get_path("stdlib"), *site.getsitepackages(), site.getusersitepackages(), str(own)]
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if file and Path(file).is_file() and not any(Path(file).is_relative_to(p) for p in installed):
+            yield str(Path(file).absolute())
