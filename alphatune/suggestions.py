@@ -7,11 +7,24 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+#: characters that look alike
+_ALIKE = str.maketrans("oli", "011")
+
 
 def closest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The known names most like one that is not known, the likeliest first; upper and lower case count alike."""
-    spelled = {other.lower(): other for other in known}
-    return [spelled[match] for match in difflib.get_close_matches(name.lower(), list(spelled), count)]
+    """The known names most like one that is not known, the likeliest first.
+
+    Upper and lower case count alike, and so do O and 0, l and 1: a name that
+    differs in nothing else is the only one.
+    """
+    spelled = {_folded(other): other for other in known}
+    if exact := spelled.get(_folded(name)):
+        return [exact]
+    return [spelled[match] for match in difflib.get_close_matches(_folded(name), list(spelled), count)]
+
+
+def _folded(name: str) -> str:
+    return name.lower().translate(_ALIKE)
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:

@@ -11,6 +11,7 @@ import typer
 
 from alphatune.errors import ConfigurationError
 from alphatune.jobs.settings import ASKED_ANEW, EvaluateSettings, ModelSettings, TrainSettings, TuneSettings
+from alphatune.suggestions import did_you_mean
 
 MODEL, DATA, INPUT, RUN, TUNE, OUT = "Model", "Data", "Preprocessing", "Running", "Tuning", "Output"
 AVERAGES = "Moving averages"
@@ -38,7 +39,9 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
         raise ConfigurationError(f"cannot read --config {path}: {error}") from None
     known = {f.name for kind in (TuneSettings, EvaluateSettings, TrainSettings) for f in fields(kind)}
     if unknown := sorted(values.keys() - known):
-        raise ConfigurationError(f"{path} sets {unknown[0]!r}, which is no option")
+        raise ConfigurationError(
+            f"{path} sets {unknown[0]!r}, which is no option", did_you_mean(unknown[0], known)
+        )
     values = {name: value for name, value in values.items() if name not in ASKED_ANEW}
     ctx.default_map = {**(ctx.default_map or {}), **values}
     return path

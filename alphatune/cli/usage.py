@@ -7,7 +7,7 @@ import re
 import typer
 
 from alphatune.errors import one_line
-from alphatune.suggestions import closest, did_you_mean
+from alphatune.suggestions import did_you_mean
 
 _NO_CHOICE = re.compile(r"'([^']*)' is not one of (.+?)\.?$")
 
@@ -23,7 +23,7 @@ def explain(error: typer.TyperException) -> tuple[str, str]:
 
 
 def _meant(error: typer.TyperException, option: str) -> str:
-    """Options of this command that look like it, or the commands that have it."""
+    """The commands that have it, or options of this one that look like it."""
     context = getattr(error, "ctx", None)
     if context is None:
         return "see --help"
@@ -33,9 +33,9 @@ def _meant(error: typer.TyperException, option: str) -> str:
         for name, command in getattr(root, "commands", {}).items()
         if command is not context.command and option in _options(command)
     ]
-    if close := closest(option, _options(context.command)):
-        return did_you_mean(option, close)
-    return f"an option of {', '.join(owners)}" if owners else "see --help"
+    if owners:
+        return f"an option of {', '.join(owners)}"
+    return did_you_mean(option, _options(context.command), "see --help")
 
 
 def _options(command: object) -> list[str]:

@@ -16,15 +16,25 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from alphatune.data.compressed import DecompressedTar, compression
 from alphatune.data.examples import Examples, ReaderLoad
 from alphatune.errors import ConfigurationError, DataError
+from alphatune.suggestions import did_you_mean, did_you_mean_path
 
 _SPLIT_NAMES = (("validation", "val", "valid", "eval", "evaluation"), ("train", "training"))
 _ALL_SPLITS = {"test", "testing", *(name for names in _SPLIT_NAMES for name in names)}
 
 
-def open_folder(text: str, split: str | None) -> Examples:
+def open_folder(text: str, split: str | None, names: Sequence[str] = ()) -> Examples:
+    """Open a folder or an archive of class folders.
+
+    Args:
+        text: where it is.
+        split: subfolder, by any of the names a split goes by.
+        names: of datasets, one of which may have been meant where there is no such path.
+    """
     path = Path(text)
     if not path.exists():
-        hint = "a timm dataset string starts with torch/, hfds/, hfids/, tfds/ or wds/"
+        hint = did_you_mean(text, names) or did_you_mean_path(
+            path, "a timm dataset string starts with torch/, hfds/, hfids/, tfds/ or wds/"
+        )
         if text.rpartition(":")[0].endswith(".py"):
             hint = "a loader of your own goes with tune --score"
         raise DataError(f"no such folder, archive or dataset: {text}", hint)

@@ -13,6 +13,7 @@ from alphatune.data.examples import Examples
 from alphatune.data.folders import synonyms
 from alphatune.data.stratification import hold_out, partition
 from alphatune.errors import AlphatuneError, ConfigurationError, DataError, one_line
+from alphatune.suggestions import did_you_mean
 
 Parts = tuple[Examples, Examples, Examples | None]
 
@@ -71,7 +72,9 @@ def open_named(data: str, data_root: str | None, *, seed: int = 0, download: boo
     """
     name = data.lower()
     if name not in _DATASETS:
-        raise ConfigurationError(f"unknown dataset {data!r}", f"one of: {', '.join(NAMES)}")
+        raise ConfigurationError(
+            f"unknown dataset {data!r}", did_you_mean(name, NAMES, f"one of: {', '.join(NAMES)}")
+        )
     if data_root is None:
         raise ConfigurationError(f"{name} needs to know where the data lie", "add --data-root FOLDER")
     parts = _read(name, Path(data_root).expanduser(), download)

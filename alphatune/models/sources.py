@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import importlib
 import importlib.util
 import inspect
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -32,12 +32,27 @@ from torch import nn
 
 from alphatune.data.preprocessing import Preprocessing, preprocessing_of_timm, preprocessing_of_torchvision
 from alphatune.errors import AlphatuneError, CheckpointError, ConfigurationError, one_line
+from alphatune.models.output import is_bundle
+from alphatune.suggestions import closest, did_you_mean, did_you_mean_path
 
 #: the only factories a tuned folder may name without the reader's consent, each in full:
 #: a prefix would also trust whatever those modules import
 TRUSTED_FACTORIES = frozenset(
     ["alphatune.models.digits:convnet"]
     + [f"alphatune.models.cifar:resnet{depth}" for depth in (18, 20, 32, 44, 56, 110)]
+)
+
+SCHEMES = ("torchvision", "hf-hub", "local-dir")
+FORMS = "a timm name, torchvision:NAME, hf-hub:…, local-dir:…, package.module:factory or file.py:factory"
+#: that timm's and torchvision's networks take, though the function called for them hands on whatever it gets
+USUAL_ARGUMENTS = (
+    "num_classes",
+    "in_chans",
+    "drop_rate",
+    "drop_path_rate",
+    "global_pool",
+    "act_layer",
+    "norm_layer",
 )
 
 
@@ -111,12 +126,14 @@ def _timm(spec: str, pretrained: bool, kwargs: dict[str, Any]) -> Source:
     if ":" not in spec:
         name = spec.partition(".")[0]
         if "/" in spec or not timm.is_model(name):
-            raise ConfigurationError(f"unknown model {spec!r}", _suggest(name))
+            raise ConfigurationError(f"unknown model {spec!r}", _suggest(spec, name))
         if pretrained and not timm.is_model_pretrained(spec):
-            tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{name}.*")]
+            tagged = timm.list_pretrained(f"{name}.*")
+            tags = [n.partition(".")[2] for n in tagged]
             raise ConfigurationError(
                 f"timm has no pretrained weights {spec!r}",
-                f"give --checkpoint FILE{', or one of the tags ' + ', '.join(tags[:8]) if tags else ''}",
+                did_you_mean(spec, closest(spec, tagged, 1))
+                or f"give --checkpoint FILE{', or one of the tags ' + ', '.join(tags[:8]) if tags else ''}",
             )
     model = _call(timm.create_model, spec, spec, pretrained=pretrained, **kwargs)
     config = model.pretrained_cfg
@@ -127,17 +144,17 @@ def _timm(spec: str, pretrained: bool, kwargs: dict[str, Any]) -> Source:
 def _torchvision(spec: str, rest: str, pretrained: bool, kwargs: dict[str, Any]) -> Source:
     name, _, weights_name = rest.partition(":")
     if name not in torchvision.models.list_models():
-        close = difflib.get_close_matches(name, torchvision.models.list_models(), 3)
         raise ConfigurationError(
-            f"unknown torchvision model {name!r}", f"did you mean {', '.join(close)}?" if close else ""
+            f"unknown torchvision model {name!r}", did_you_mean(name, torchvision.models.list_models())
         )
     available = torchvision.models.get_model_weights(name)
     try:
         weights = available[weights_name or "DEFAULT"]
     except KeyError:
-        names = ", ".join(w.name for w in available) or "none"
+        names = [w.name for w in available]
         raise ConfigurationError(
-            f"torchvision has no weights {weights_name!r} for {name}", f"it has: {names}"
+            f"torchvision has no weights {weights_name!r} for {name}",
+            did_you_mean(weights_name, names, f"it has: {', '.join(names) or 'none'}"),
         ) from None
     parameters = inspect.signature(torchvision.models.get_model_builder(name)).parameters
     # Of segmentation and detection models: no weights means none for the backbone either.
@@ -174,10 +191,7 @@ def find_factory(spec: str, what: str = "MODEL", *, again: bool = True) -> Any:
     for part in attribute.split("."):
         if not hasattr(factory, part):
             known = [n for n in dir(factory) if not n.startswith("_") and callable(getattr(factory, n))]
-            close = difflib.get_close_matches(part, known, 3)
-            raise ConfigurationError(
-                f"{location} has no {attribute!r}", f"did you mean {', '.join(close)}?" if close else ""
-            )
+            raise ConfigurationError(f"{location} has no {attribute!r}", did_you_mean(part, known))
         factory = getattr(factory, part)
     return factory
 
@@ -203,7 +217,7 @@ def _import(location: str, spec: str, what: str = "MODEL", again: bool = True) -
         if location.endswith(".py"):
             path = Path(location)
             if not path.is_file():
-                raise ConfigurationError(f"no such file: {location}")
+                raise ConfigurationError(f"no such file: {location}", did_you_mean_path(location))
             name = "_alphatune_model_" + re.sub(r"\W", "_", path.stem)
             stamp = (path.resolve(), path.stat().st_mtime_ns)
             if not again and getattr(sys.modules.get(name), "_alphatune_stamp", None) == stamp:
@@ -220,11 +234,10 @@ def _import(location: str, spec: str, what: str = "MODEL", again: bool = True) -
             module._alphatune_stamp = stamp  # type: ignore[attr-defined]
             return module
         if not all(part.isidentifier() for part in location.split(".")):
+            forms = "package.module:function or file.py:function"
             raise ConfigurationError(
                 f"cannot understand {what} {spec!r}",
-                "package.module:function or file.py:function"
-                if what != "MODEL"
-                else "a timm name, hf-hub:…, local-dir:…, torchvision:NAME, package.module:factory, file.py:factory",
+                forms if what != "MODEL" else _meant_scheme(spec) or FORMS,
             )
         # As `python -m` does: a module beside the command line is the user's own.
         if "" not in sys.path:
@@ -234,7 +247,8 @@ def _import(location: str, spec: str, what: str = "MODEL", again: bool = True) -
     except AlphatuneError:
         raise
     except ModuleNotFoundError as error:
-        raise ConfigurationError(f"cannot import {location}: {error}", "is its package installed?") from None
+        hint = (_meant_scheme(spec) if what == "MODEL" else "") or _meant_module(error.name or "", location)
+        raise ConfigurationError(f"cannot import {location}: {error}", hint) from None
     except Exception as error:  # the user's module may raise anything while it is imported
         raise ConfigurationError(
             f"{location} failed to import: {type(error).__name__}: {one_line(error)}"
@@ -250,7 +264,7 @@ def _call(factory: Callable[..., Any], spec: str, *args: Any, **kwargs: Any) -> 
         raise
     except TypeError as error:
         raise ConfigurationError(
-            f"{spec} does not take these arguments: {one_line(error)}", "see --model-kwargs"
+            f"{spec} does not take these arguments: {one_line(error)}", _meant_argument(error, factory)
         ) from None
     except (OSError, FileNotFoundError) as error:  # huggingface_hub's and urllib's errors are OSErrors
         raise CheckpointError(
@@ -261,8 +275,39 @@ def _call(factory: Callable[..., Any], spec: str, *args: Any, **kwargs: Any) -> 
         raise ConfigurationError(f"cannot build {spec}: {type(error).__name__}: {one_line(error)}") from None
 
 
-def _suggest(name: str) -> str:
-    close = difflib.get_close_matches(name, timm.list_models(), 3)
-    if close:
-        return f"did you mean {', '.join(close)}?"
-    return "a timm name, torchvision:NAME, hf-hub:…, local-dir:…, package.module:factory or file.py:factory"
+def _suggest(spec: str, name: str) -> str:
+    """timm's models and tuned folders of a similar name."""
+    if "/" in spec:
+        return did_you_mean_path(spec, FORMS)
+    folders = [entry.name for entry in Path().iterdir() if is_bundle(entry)]
+    return did_you_mean(name, [*timm.list_models(), *folders], FORMS)
+
+
+def _meant_scheme(spec: str) -> str:
+    """``torchvison:resnet50`` -> did you mean torchvision:resnet50?"""
+    scheme, _, rest = spec.partition(":")
+    return did_you_mean(spec, [f"{known}:{rest}" for known in closest(scheme, SCHEMES, 1)])
+
+
+def _meant_module(missing: str, location: str) -> str:
+    """Neighbours of a module that is not there, if it is the one that was named."""
+    package, _, name = missing.rpartition(".")
+    if not (location == missing or location.startswith(f"{missing}.")):
+        return "is its package installed?"
+    paths = list(sys.modules[package].__path__) if package in sys.modules else [str(Path.cwd())]
+    neighbours = [module.name for module in pkgutil.iter_modules(paths)]
+    prefix = f"{package}." if package else ""
+    meant = [prefix + neighbour for neighbour in closest(name, neighbours)]
+    return did_you_mean(missing, meant, "is its package installed?")
+
+
+def _meant_argument(error: TypeError, factory: Callable[..., Any]) -> str:
+    """The factory's argument that a name it does not take looks like; Python 3.13 says so itself."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if not unknown or "Did you mean" in str(error):
+        return "see --model-kwargs"
+    try:
+        known = list(inspect.signature(factory).parameters)
+    except (TypeError, ValueError):
+        known = []
+    return did_you_mean(unknown[1], {*known, *USUAL_ARGUMENTS}, "see --model-kwargs")

@@ -12,6 +12,7 @@ from alphatune.errors import ConfigurationError, UnsupportedModelError
 from alphatune.norms.example_weighted import ExampleWeighted
 from alphatune.norms.surgery import become_example_weighted_, become_stock_
 from alphatune.norms.survey import NormLayer, survey
+from alphatune.suggestions import did_you_mean
 
 Alpha = float | Tensor
 
@@ -59,7 +60,9 @@ def patch_(
         if not any(_matches(layer, (pattern,)) for layer in layers):
             raise ConfigurationError(
                 f"exclude pattern {pattern!r} matches no norm layer",
-                "`alphatune inspect` lists the names",
+                did_you_mean(
+                    pattern, [layer.name for layer in layers], "`alphatune inspect` lists the names"
+                ),
             )
     if not chosen:
         raise UnsupportedModelError(*_nothing_to_patch(layers))
