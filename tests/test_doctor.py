@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Run
+from jsonschema import Draft202012Validator
 
 from alphatune.jobs import machine
 from alphatune.jobs.doctor import to_document
@@ -21,6 +22,8 @@ from alphatune.jobs.findings import Finding, guarded
 from alphatune.jobs.installed_packages import Requirement, find_extras, look_at, parse_requirements, satisfies
 from alphatune.jobs.machine import shared_memory
 from alphatune.jobs.toolchain import find_cxx
+from alphatune.reports.result import SCHEMA
+from alphatune.reports.schemas import read_schema
 
 
 def findings(stdout: str) -> dict[str, dict]:
@@ -37,7 +40,9 @@ def doctor(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_this_installation_is_sound_and_every_finding_is_true(run: Run) -> None:
     code, stdout, stderr = run("doctor", "--format", "json")
     assert code == 0, stderr
-    assert json.loads(stdout)["ok"] is True
+    document = json.loads(stdout)
+    assert document["ok"] is True
+    assert list(Draft202012Validator(read_schema("doctor")).iter_errors(document)) == []
     found = findings(stdout)
     for package in ("torch", "torchvision", "timm", "typer", "numpy"):
         assert found[package]["facts"]["version"] == metadata.version(package)
@@ -174,4 +179,5 @@ def test_a_check_that_fails_is_a_finding_and_keeps_those_before_it() -> None:
     assert first.status == "ok"
     assert (second.status, second.detail) == ("broken", "ValueError: two lines")
     assert not to_document([first, second])["ok"]
+    assert to_document([first, second])["schema"] == SCHEMA
     assert guarded("g", "second", look, consequence=True)[1].status == "note"
