@@ -13,6 +13,7 @@ import numpy as np
 from timm.data import create_reader, get_img_extensions, set_img_extensions
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from alphatune.data.archive_end import check_end
 from alphatune.data.compressed import DecompressedTar, compression
 from alphatune.data.examples import Examples, ReaderLoad
 from alphatune.errors import ConfigurationError, DataError
@@ -62,11 +63,14 @@ def open_folder(text: str, split: str | None, names: Sequence[str] = ()) -> Exam
     if "" in names:
         raise DataError(f"{root} holds images outside class folders", "expected FOLDER/CLASS/image.jpg")
     classes = tuple(sorted(names, key=names.__getitem__))
+    warnings = _order_warning(classes)
     if Path(root).is_dir():
         targets = [target for _, target in reader.samples]
     else:
         targets = reader.targets
         _refuse_splits_in_archive(root, reader, split)
+        members = [inner or member for member, _, inner in reader.samples]
+        warnings += check_end(decompressed.path if decompressed else path, members, text)
         counts = Counter(member.path for member, _, _ in reader.samples)
         name, count = counts.most_common(1)[0]
         if count > 1:
@@ -79,7 +83,7 @@ def open_folder(text: str, split: str | None, names: Sequence[str] = ()) -> Exam
         targets=np.asarray(targets, dtype=np.int64),
         indices=np.arange(len(targets)),
         load=ReaderLoad(reader, keep=decompressed),
-        warnings=_order_warning(classes),
+        warnings=warnings,
     )
 
 
