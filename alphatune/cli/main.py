@@ -21,8 +21,10 @@ from alphatune.cli.demo import demo
 from alphatune.cli.doctor import doctor
 from alphatune.cli.evaluate import evaluate
 from alphatune.cli.export import export
+from alphatune.cli.help import Command, Group
 from alphatune.cli.inspect import inspect
 from alphatune.cli.memory import keep_freed_memory
+from alphatune.cli.report import report
 from alphatune.cli.schema import schema
 from alphatune.cli.train import train
 from alphatune.cli.tune import tune
@@ -31,6 +33,7 @@ from alphatune.errors import AlphatuneError, one_line
 
 app = typer.Typer(
     name="alphatune",
+    cls=Group,
     help="Make a trained BatchNorm network better without retraining it.",
     epilog=(
         "Exit codes: 0 done, also when alpha = 0 is best; 1 a gate failed; 2 usage; 3 model or data unreadable, "
@@ -46,12 +49,12 @@ app = typer.Typer(
 #: commands as ``alphatune --help`` shows them
 COMMANDS = {
     "Tune": (tune, train, evaluate),
-    "Results": (compare, export, schema),
+    "Results": (report, compare, export, schema),
     "Look and check": (inspect, bench, doctor, demo),
 }
 for _panel, _commands in COMMANDS.items():
     for _command in _commands:
-        app.command(rich_help_panel=_panel)(_command)
+        app.command(cls=Command, rich_help_panel=_panel)(_command)
 
 
 def _print_version(wanted: bool) -> None:

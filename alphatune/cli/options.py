@@ -161,7 +161,10 @@ HeldOut = Annotated[
     ),
 ]
 SplitSeed = Annotated[
-    int, typer.Option(min=0, max=MOST_SEED, help="Decides which examples are held out.", rich_help_panel=DATA)
+    int,
+    typer.Option(
+        metavar="N", min=0, max=MOST_SEED, help="Decides which examples are held out.", rich_help_panel=DATA
+    ),
 ]
 Decoder = Annotated[
     Literal["pil", "torchcodec"],
@@ -202,8 +205,17 @@ Interpolation = Annotated[
 
 # --- running ---------------------------------------------------------------------------------
 
+
+def _devices(incomplete: str) -> list[str]:
+    """What a shell may complete."""
+    return [name for name in ("auto", "cpu", "cuda", "mps") if name.startswith(incomplete)]
+
+
 Device = Annotated[
-    str, typer.Option(metavar="auto|cpu|cuda[:N]|mps", help="Where to run.", rich_help_panel=RUN)
+    str,
+    typer.Option(
+        metavar="auto|cpu|cuda[:N]|mps", help="Where to run.", rich_help_panel=RUN, autocompletion=_devices
+    ),
 ]
 Dtype = Annotated[
     Literal["float32", "float16", "bfloat16"],
@@ -224,7 +236,10 @@ Cache = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(min=0, max=MOST_SEED, help="Of --limit, folds and bootstrap.", rich_help_panel=RUN)
+    int,
+    typer.Option(
+        metavar="N", min=0, max=MOST_SEED, help="Of --limit, folds and bootstrap.", rich_help_panel=RUN
+    ),
 ]
 DryRun = Annotated[
     bool,
