@@ -98,6 +98,12 @@ class Timed:
         assert time.perf_counter() - self.started < SLOWEST
 
 
+def is_ours(error: AlphatuneError, name: str = "") -> None:
+    """One line that names the file."""
+    assert name in error.message
+    assert "\n" not in error.message
+
+
 @pytest.fixture(scope="module")
 def net() -> torch.nn.Module:
     torch.manual_seed(0)
@@ -122,8 +128,7 @@ def reads(path: Path) -> torch.nn.Module | None:
             model = tiny()
             load_weights_(model, found)
         except AlphatuneError as error:
-            assert path.name in error.message
-            assert "\n" not in error.message
+            is_ours(error, path.name)
             return None
     return model
 
@@ -175,7 +180,7 @@ def test_tuned_folders(folder: Path, tmp_path: Path, name: str, damage: Damage) 
         try:
             model = alphatune.load(copy)
         except AlphatuneError as error:
-            assert "\n" not in error.message
+            is_ours(error)
             return
     assert name != "model.safetensors" or unchanged  # the weights have a checksum
     with torch.no_grad():
@@ -235,7 +240,7 @@ def pixels(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
             )
             found = [batch.inputs.numpy() for batch in batches.host_batches()]
         except AlphatuneError as error:
-            assert "\n" not in error.message
+            is_ours(error)
             return None
     return np.concatenate(found), batches.targets
 
@@ -268,7 +273,7 @@ def test_images(tmp_path: Path, kind: str, damage: Damage) -> None:
         try:
             (batch,) = batches.host_batches()
         except DataError as error:
-            assert path.name in error.message
+            is_ours(error, path.name)
             return
     assert batch.inputs.shape == (1, 3, 8, 8)
     if kind == "PNG":
@@ -294,7 +299,7 @@ def test_stored_scores(tmp_path: Path, damage: Damage) -> None:
         try:
             stored = read_scores(tmp_path)
         except AlphatuneError as error:
-            assert path.name in error.message
+            is_ours(error, path.name)
             return
     assert stored is not None
     np.testing.assert_array_equal(stored.chosen.loss, scores.loss)

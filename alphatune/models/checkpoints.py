@@ -71,6 +71,7 @@ def read_checkpoint(path: str | Path, *, unsafe_pickle: bool = False) -> Checkpo
             f"expected a checkpoint ending in {', '.join(SUFFIXES)}, got {path.name}",
         )
     content, unsafe = _read(path, unsafe_pickle)
+    _check_sums(path)
     state_dict, key = _find_state_dict(content, path)
     return Checkpoint(str(path), sha256(path), key, state_dict, unsafe)
 
@@ -133,11 +134,7 @@ def _read(path: Path, unsafe_pickle: bool) -> tuple[Any, bool]:
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"corrupt safetensors file {path}: {error}") from None
     try:
-        content = _torch_load(path, weights_only=True)
-        _check_sums(path)
-        return content, False
-    except CheckpointError:
-        raise
+        return _torch_load(path, weights_only=True), False
     except pickle.UnpicklingError as error:
         names = _unsafe_globals(path) or re.findall(r"GLOBAL (\S+)", str(error))
         if not names and "Unsupported" not in str(error) and "WeightsUnpickler" not in str(error):
