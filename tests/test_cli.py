@@ -54,6 +54,7 @@ def test_tune_writes_the_folder_and_one_json_object(run: Run, job: list, tmp_pat
     assert result["data"]["n"] == 48
     assert {p.name for p in out.iterdir()} == {
         "model.safetensors", "alphatune.json", "run.toml", "result.json", "curve.csv", "report.md",
+        "report.html", "figures", "scores.npz",
     }  # fmt: skip
     for artifact in result["artifacts"]:
         from alphatune.hashing import sha256
@@ -133,19 +134,23 @@ def test_same_seed_same_bytes(run: Run, job: list, tmp_path: Path, monkeypatch: 
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
         run("tune", *job, "--alphas", "0,0.1", "-o", "out")
-    for file in sorted((tmp_path / "a" / "out").iterdir()):
-        other = tmp_path / "b" / "out" / file.name
+    for file in sorted(f for f in (tmp_path / "a" / "out").rglob("*") if f.is_file()):
+        other = tmp_path / "b" / file.relative_to(tmp_path / "a")
         if file.name == "result.json":
             assert timeless(file) == timeless(other)
-        elif file.name != "report.md":  # it quotes what α costs
+        elif file.name not in REPORTS:
             assert file.read_bytes() == other.read_bytes(), file.name
+
+
+#: they quote what α costs, and the time that the tune took
+REPORTS = ("report.md", "report.html")
 
 
 def timeless(result: Path) -> dict:
     """A result without what was read off a clock."""
     document = json.loads(result.read_text())
     del document["seconds"], document["deployment"], document["env"]["kernel_build_seconds"]
-    document["artifacts"] = [a for a in document["artifacts"] if a["path"] != "report.md"]
+    document["artifacts"] = [a for a in document["artifacts"] if a["path"] not in REPORTS]
     return document
 
 

@@ -122,6 +122,7 @@ def test_the_folder_and_one_json_object(run: Run, own: Path, tmp_path: Path) -> 
     assert not any("prepared" in w for w in result["warnings"])  # no image was prepared here
     assert {p.name for p in out.iterdir()} == {
         "model.safetensors", "alphatune.json", "run.toml", "result.json", "curve.csv", "report.md",
+        "report.html", "figures",
     }  # fmt: skip
     curve = pd.read_csv(out / "curve.csv")
     assert list(curve) == ["alpha", "measured", "n", "score", "score_delta_low", "score_delta_high"]

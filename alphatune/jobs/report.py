@@ -1,0 +1,99 @@
+"""Draw the report of a tuned folder again, from the result and the scores in it."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+import alphatune
+from alphatune.errors import ConfigurationError, InputError, one_line
+from alphatune.hashing import sha256
+from alphatune.reports.artifacts import RESULT
+from alphatune.reports.drawings import FOLDER, Drawn
+from alphatune.reports.file import check_file, write_file, write_whole
+from alphatune.reports.folder import PAGE, file_names
+from alphatune.reports.html import render_html
+from alphatune.reports.result import SCHEMA
+from alphatune.reports.scores import FILE
+from alphatune.reports.stored_result import read_own_scores, read_result
+
+_DAMAGE = (
+    KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, jinja2.TemplateError
+)  # fmt: skip
+#: how a page of ours begins
+_MARK = '<meta name="generator" content="alphatune '
+
+
+def run_report(folder: str, *, output: str | None = None, overwrite: bool = False) -> dict[str, Any]:
+    """Write report.html and figures/ into a tuned folder anew, or the page alone into a file.
+
+    Raises:
+        AlphatuneError: in one of its kinds; no file is left half written.
+    """
+    root = Path(folder)
+    document = read_result(root)
+    page_path = root / PAGE if output is None else Path(output)
+    if output is not None:
+        check_file(page_path, "report", overwrite=overwrite, ours=_is_ours)
+    elif not os.access(root, os.W_OK):
+        raise ConfigurationError(f"cannot write to {root}", "--output FILE writes the page somewhere else")
+    try:
+        stored = read_own_scores(root, document)
+        page, drawn = render_html(document, stored)
+    except _DAMAGE as error:  # the result lacks something, or has it in another form
+        raise InputError(
+            f"damaged {root / RESULT}: {type(error).__name__}: {one_line(error)}",
+            f"it says that alphatune {document.get('alphatune')} wrote it, this is {alphatune.__version__}",
+        ) from error
+    figures: list[str] = []
+    if output is None:
+        figures = _write_figures(drawn, root)
+    write_whole(page_path, page.encode())
+    if output is None:
+        _update_hashes(root, document, [PAGE, *figures])
+    warnings = []
+    if stored is None and document["metric"] != "score":
+        warnings.append(f"{root} holds no {FILE}: the report is without reliability, classes and images")
+    return {
+        "schema": SCHEMA,
+        "command": "report",
+        "alphatune": alphatune.__version__,
+        "folder": folder,
+        "report": str(page_path),
+        "figures": figures,
+        "scores": stored is not None,
+        "warnings": warnings,
+    }
+
+
+def _write_figures(drawn: Drawn, root: Path) -> list[str]:
+    """Replace each file as a whole; a reader never finds half a figure."""
+    try:
+        (root / FOLDER).mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"cannot write to {root / FOLDER}: {one_line(error)}") from None
+    names = file_names(drawn)
+    for name, content in zip(names, (c for d in drawn.all() for c in (d.svg.encode(), d.png)), strict=True):
+        write_whole(root / name, content)
+    return names
+
+
+def _update_hashes(root: Path, document: dict[str, Any], names: list[str]) -> None:
+    """Let result.json speak of the files as they are now; another version may draw them otherwise."""
+    listed = {a["path"]: a["sha256"] for a in document["artifacts"]}
+    found = dict(sorted((listed | {name: sha256(root / name) for name in names}).items()))
+    if found != listed:
+        artifacts = [{"path": path, "sha256": digest} for path, digest in found.items()]
+        write_file(root / RESULT, {**document, "artifacts": artifacts})
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return _MARK.encode() in file.read(io.DEFAULT_BUFFER_SIZE)
+    except OSError:
+        return False

@@ -1,0 +1,63 @@
+"""Which two runs a report compares: the unpatched model, and what is deployed or would come nearest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from alphatune.evaluation import Scores
+from alphatune.reports.markdown import alpha_text
+from alphatune.reports.scores import StoredScores
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of the same examples by two runs; ``deployed`` is whether the second is the tuned model."""
+
+    before: Scores
+    after: Scores
+    before_name: str
+    after_name: str
+    deployed: bool
+
+    @property
+    def right(self) -> int:
+        """How many predictions became right."""
+        return int((~self.before.top1 & self.after.top1).sum())
+
+    @property
+    def wrong(self) -> int:
+        """How many became wrong."""
+        return int((self.before.top1 & ~self.after.top1).sum())
+
+    @property
+    def elsewhere(self) -> int:
+        """How many were wrong and are wrong in another way."""
+        moved = self.before.predicted != self.after.predicted
+        return int((moved & ~self.before.top1 & ~self.after.top1).sum())
+
+
+def compare_runs(document: dict[str, Any], stored: StoredScores | None) -> Comparison | None:
+    """What was chosen against the unpatched model; where that is kept, the best other α that was measured.
+
+    None where neither is there.
+    """
+    if stored is None:
+        return None
+    chosen, plain = document["chosen"], plain_name(document)
+    if chosen["alpha"] != document["baseline_alpha"] or chosen["temperature"] != 1:
+        return Comparison(stored.baseline, stored.chosen, plain, chosen_name(chosen), True)
+    if "best" not in stored.runs:
+        return None
+    name = f"α = {document['best'][document['metric']]:g}"
+    return Comparison(stored.baseline, stored.runs["best"], plain, f"{name} (not chosen)", False)
+
+
+def plain_name(document: dict[str, Any]) -> str:
+    return f"α = {document['baseline_alpha']:g} (plain)"
+
+
+def chosen_name(chosen: dict[str, Any]) -> str:
+    """Short: it is the entry of a legend and the head of a column."""
+    name = f"α = {alpha_text(chosen['alpha'])}"
+    return name if chosen["temperature"] == 1 else f"{name}, T = {chosen['temperature']:g}"
