@@ -160,16 +160,16 @@ def _check_sums(path: Path) -> None:
     """
     if not zipfile.is_zipfile(path):
         return
-    with zipfile.ZipFile(path) as archive:
-        for part in archive.infolist():
-            if part.CRC == 0:  # torch.save may be told to leave them out
-                continue
-            try:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for part in archive.infolist():
+                if part.CRC == 0:  # torch.save may be told to leave them out
+                    continue
                 with archive.open(part) as file:
                     while file.read(1 << 20):
                         pass
-            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-                raise CheckpointError(f"corrupt checkpoint {path}: {one_line(error)}") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, ValueError) as error:
+        raise CheckpointError(f"corrupt checkpoint {path}: {one_line(error)}") from None
 
 
 def _torch_load(path: Path, weights_only: bool) -> Any:
