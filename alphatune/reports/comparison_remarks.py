@@ -52,20 +52,17 @@ def remarks(first: Compared, other: Compared) -> list[str]:
             "the same images in the same order".format(*(_place_text(c) for c in (first, other)))
         )
     if first.document["model"]["source"] != other.document["model"]["source"]:
-        notes.append(_differs("architecture", first, other, lambda d: d["model"]["source"]))
+        notes.append(_differs("architecture", *(c.document["model"]["source"] for c in (first, other))))
     elif _weights(first) != _weights(other):
         notes.append("other weights: {} and {}".format(*(_weights(c) or "unknown" for c in (first, other))))
     before, after = (c.document["data"].get("preprocessing") or {} for c in (first, other))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
             notes.append(f"preprocessing differs: {key} {_text(before.get(key))} and {_text(after.get(key))}")
-    for name, look in (
-        ("decoder", lambda d: d["data"].get("decoder")),
-        ("dtype", lambda d: d["env"].get("dtype")),
-        ("device", lambda d: d["env"].get("device")),
-    ):
-        if look(first.document) != look(other.document):
-            notes.append(_differs(name, first, other, look))
+    for name, part in (("decoder", "data"), ("dtype", "env"), ("device", "env")):
+        used = [c.document[part].get(name) for c in (first, other)]
+        if used[0] != used[1]:
+            notes.append(_differs(name, *used))
     return notes
 
 
@@ -103,8 +100,8 @@ def _weights(one: Compared) -> str:
     return str(model.get("checkpoint") or "")
 
 
-def _differs(name: str, first: Compared, other: Compared, look: Any) -> str:
-    return f"other {name}: {_text(look(first.document))} and {_text(look(other.document))}"
+def _differs(name: str, first: Any, other: Any) -> str:
+    return f"other {name}: {_text(first)} and {_text(other)}"
 
 
 def _text(value: Any) -> str:

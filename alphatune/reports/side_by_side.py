@@ -185,7 +185,7 @@ def _rank(entry: dict[str, Any], alike: Sequence[dict[str, Any]], metric: str) -
     """1 for the best; equal figures share a rank."""
     sign = 1 if HIGHER_IS_BETTER.get(metric, True) else -1  # type: ignore[call-overload]
     own = sign * entry["metrics"][metric]
-    return 1 + sum(sign * e["metrics"][metric] > own for e in alike)
+    return 1 + sum(bool(sign * e["metrics"][metric] > own) for e in alike)
 
 
 def _warnings(compared: Sequence[Compared], comparisons: Sequence[dict[str, Any]]) -> list[str]:
