@@ -207,8 +207,8 @@ class TrainSettings(ModelSettings):
     overwrite: bool = False
 
 
-#: settings that a saved configuration does not repeat
-ASKED_ANEW = ("overwrite", "resume", "no_cache")
+#: settings that a saved configuration neither holds nor gives: consent comes with each command
+ASKED_ANEW = ("overwrite", "resume", "no_cache", "unsafe_pickle", "trust_code")
 
 
 def input_paths(settings: EvaluateSettings | TrainSettings) -> list[str]:
@@ -245,7 +245,8 @@ def to_command(command: str, settings: ModelSettings) -> str:
 def to_toml(settings: ModelSettings) -> str:
     """The resolved settings, in the form ``--config`` reads.
 
-    Consent to replace or to go on with a folder is given anew each time.
+    Consent, to replace or to go on with a folder or to run code that comes with a
+    model, is given anew each time: the file may be a stranger's.
     """
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()}
     return values_to_toml({k: v for k, v in values.items() if k not in ASKED_ANEW})
