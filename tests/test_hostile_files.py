@@ -119,7 +119,7 @@ def test_the_command_names_what_it_refused(run: Run, tmp_path: Path, image_folde
     assert not marker.exists()
     assert not (tmp_path / "out").exists()
     code, out, err = run(*words, "--unsafe-pickle", "--format", "json")
-    assert code == 0
+    assert code == 0, err
     assert marker.exists()
     assert "without restriction" in err
     assert json.loads(out)["model"]["unsafe_pickle"] is True
@@ -276,7 +276,7 @@ def test_an_output_that_is_a_link(run: Run, tmp_path: Path, tiny_checkpoint: Pat
         assert "symbolic link" in err
         assert list(elsewhere.iterdir()) == []
     else:
-        assert code == 0
+        assert code == 0, err
         assert (elsewhere / "out" / "result.json").is_file()
 
 
