@@ -58,6 +58,13 @@ def test_round_trip(tmp_path: Path, spec: str, kwargs: dict) -> None:
     assert torch.equal(stock(X), before)
 
 
+def test_a_network_that_asks_for_the_version_of_its_weights(tmp_path: Path) -> None:
+    source = build("torchvision:mnasnet0_5", pretrained=False, model_kwargs={"num_classes": 5})
+    alphatune.patch_(source.model.eval(), 0.1)
+    alphatune.save(source.model, tmp_path / "out", source=source)
+    assert torch.equal(alphatune.load(tmp_path / "out")(X), source.model(X))
+
+
 def test_stock_timm_loads_the_folder(tmp_path: Path) -> None:
     source = build("mobilenetv3_small_050", pretrained=False, model_kwargs={"num_classes": 5})
     before = source.model.eval()(X)

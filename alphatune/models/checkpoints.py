@@ -8,6 +8,7 @@ import re
 import warnings
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,10 +93,12 @@ def load_weights_(model: nn.Module, checkpoint: Checkpoint) -> None:
             raise NumericError(f"{name} in {checkpoint.path} holds NaN or infinity")
     # A counter that inference never reads, and that old checkpoints lack.
     counters = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}
-    weights = {k: v for k, v in {**counters, **weights}.items() if k in expected}
+    complete = OrderedDict((k, v) for k, v in {**counters, **weights}.items() if k in expected)
+    # The layers' format versions, which files of tensors do not keep and torchvision's MNASNet insists on.
+    complete._metadata = expected._metadata  # type: ignore[attr-defined]
     try:
-        model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
+        model.load_state_dict(complete, strict=True)
+    except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"cannot load {checkpoint.path}: {one_line(error)}") from None
 
 
