@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 from PIL import Image
 
 import alphatune
 from alphatune.cli.main import main
 from alphatune.data.digits import Scanner, read_digits, rescan, write_class_folders
+from alphatune.reports.schemas import read_schema
 
 pytest.importorskip("sklearn")
 Run = Callable[..., tuple[int, str, str]]
@@ -57,6 +59,7 @@ def test_the_demo_from_end_to_end(run: Run, tmp_path: Path) -> None:
     assert code == 0, stderr
     document, folder = json.loads(stdout), tmp_path / "alphatune-demo"
     assert document == json.loads((folder / "demo.json").read_text())
+    assert list(Draft202012Validator(read_schema("demo")).iter_errors(document)) == []
     assert [p.name for p in tmp_path.iterdir()] == ["alphatune-demo"]
 
     # The images: every one once, shifted those of validation only.
