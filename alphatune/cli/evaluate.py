@@ -41,6 +41,7 @@ def evaluate(
     class_map: o.ClassMap = None,
     limit: o.Limit = None,
     decoder: o.Decoder = "pil",
+    on_bad_image: o.OnBadImage = "fail",
     mean: o.Mean = None,
     std: o.Std = None,
     input_size: o.InputSize = None,

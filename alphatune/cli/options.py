@@ -172,6 +172,14 @@ Decoder = Annotated[
         help="What reads the images; torchcodec turns photos upright, PIL does not.", rich_help_panel=DATA
     ),
 ]
+OnBadImage = Annotated[
+    Literal["fail", "skip"],
+    typer.Option(
+        help="What an image that cannot be read does: end the run, or be left out of all of it. skip decodes "
+        "every image once more.",
+        rich_help_panel=DATA,
+    ),
+]
 Download = Annotated[
     bool,
     typer.Option("--download", help="Fetch data by name that are not there yet.", rich_help_panel=DATA),

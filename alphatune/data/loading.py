@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,11 +112,21 @@ def leave_signals_to_the_main_process(_worker: int) -> None:
 
 def decoded(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
     """What ``collate`` made of each batch; an unreadable image and a dead worker are errors of ours."""
-    try:
+    with worker_died():
         for images, ids in loader:
             if isinstance(images, Unreadable):
-                raise DataError(f"unreadable image {images.name}: {images.reason}")
+                raise DataError(
+                    f"unreadable image {images.name}: {images.reason}",
+                    "--on-bad-image skip leaves such images out",
+                )
             yield images, ids
+
+
+@contextmanager
+def worker_died() -> Iterator[None]:
+    """Turn what torch says of a dead worker into an error of ours."""
+    try:
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

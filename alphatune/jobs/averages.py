@@ -16,6 +16,7 @@ from alphatune.data.datasets import is_dataset_string, open_data, opens_by_name
 from alphatune.data.examples import Examples
 from alphatune.data.folders import find_split
 from alphatune.data.loading import Batches, automatic_batch_size, automatic_workers
+from alphatune.data.readable import skipped_warning, without_unreadable
 from alphatune.distributed import World
 from alphatune.errors import ConfigurationError, NumericError
 from alphatune.evaluation import Predictor, Progress, Scores, concatenate, evaluate, summarise
@@ -84,11 +85,11 @@ def open_averages(settings: TuneSettings, prepared: Prepared) -> Averages:
     opened, module = prepared.opened, prepared.opened.module
     calibrate = recalibrate = None
     augmentation = "none"
-    notes = []
+    notes: list[str] = []
     if settings.recalibrate is not None:
         layers_to_recalibrate(module)
         augmentation = resolve_augmentation(settings.recalibrate_augment, opened.preprocessing)
-        recalibrate = _open(settings, settings.recalibrate, opened, augmentation)
+        recalibrate = _open(settings, settings.recalibrate, opened, augmentation, notes)
         if settings.recalibrate_order == "layer-by-layer":
             recalibrate = with_cache(recalibrate, settings.cache)
         elif recalibrate.examples.load is not None:
@@ -100,7 +101,7 @@ def open_averages(settings: TuneSettings, prepared: Prepared) -> Averages:
             )
     if settings.calibrate is not None:
         layers_to_calibrate(module)
-        calibrate = _open(settings, settings.calibrate, opened, "none")
+        calibrate = _open(settings, settings.calibrate, opened, "none", notes)
         _stand_in_(prepared)
     for option, batches in (("--calibrate", calibrate), ("--recalibrate", recalibrate)):
         if batches is not None and _same_source(batches, prepared.batches):
@@ -237,7 +238,9 @@ def _check(settings: TuneSettings) -> None:
         raise ConfigurationError(f"--calibrate-limit must be at least 1, got {settings.calibrate_limit}")
 
 
-def _open(settings: TuneSettings, source: str, opened: OpenedModel, augmentation: Any) -> Batches:
+def _open(
+    settings: TuneSettings, source: str, opened: OpenedModel, augmentation: Any, notes: list[str]
+) -> Batches:
     split = settings.calibrate_split or _training_split(source, settings.data_root)
     batches = open_images(
         settings,
@@ -247,6 +250,9 @@ def _open(settings: TuneSettings, source: str, opened: OpenedModel, augmentation
         limit=settings.calibrate_limit,
         split_seed=settings.split_seed,
     )
+    total = len(batches)
+    batches, skipped = without_unreadable(batches, settings.on_bad_image)
+    notes += skipped_warning(source, skipped, total)
     if augmentation == "none":
         return batches
     return AugmentedBatches(

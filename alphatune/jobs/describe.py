@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 
+from alphatune.data.examples import Unreadable
 from alphatune.data.loading import Batches
 from alphatune.jobs.opening import DTYPES, OpenedModel, Prepared
 from alphatune.jobs.settings import EvaluateSettings
@@ -64,8 +65,8 @@ def describe_model(
     }
 
 
-def describe_data(batches: Batches) -> dict[str, Any]:
-    """Which examples, and how they were prepared."""
+def describe_data(batches: Batches, skipped: Sequence[Unreadable] = ()) -> dict[str, Any]:
+    """Which examples, how they were prepared, and which could not be read."""
     examples = batches.examples
     return {
         "source": examples.source,
@@ -76,6 +77,7 @@ def describe_data(batches: Batches) -> dict[str, Any]:
         "class_map": examples.class_map,
         "preprocessing": batches.preprocessing.to_dict(),
         "decoder": examples.decoder,
+        "skipped": [{"name": image.name, "reason": image.reason} for image in skipped],
     }
 
 
@@ -107,7 +109,7 @@ def describe_plan(
         "schema": 1,
         "command": "dry-run",
         "model": describe_source(prepared.opened) | {"norm_layers": len(layers), "patched": list(patched)},
-        "data": describe_data(prepared.batches),
+        "data": describe_data(prepared.batches, prepared.skipped),
         "env": describe_env(settings, prepared),
         "alphas": list(alphas),
         "settings": asdict(settings),

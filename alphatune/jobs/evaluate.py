@@ -63,7 +63,7 @@ def run_evaluate(
     document = evaluate_document(
         summarise(measured),
         model=model,
-        data=describe_data(prepared.batches),
+        data=describe_data(prepared.batches, prepared.skipped),
         env=describe_env(settings, prepared),
         warnings=list(prepared.warnings),
     )

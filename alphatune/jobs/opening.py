@@ -11,9 +11,10 @@ from torch import nn
 
 from alphatune.data.cache import with_cache
 from alphatune.data.datasets import open_data, opens_by_name
-from alphatune.data.examples import Examples
+from alphatune.data.examples import Examples, Unreadable
 from alphatune.data.loading import Batches, automatic_batch_size, automatic_workers
 from alphatune.data.preprocessing import Preprocessing, parse_numbers
+from alphatune.data.readable import skipped_warning, without_unreadable
 from alphatune.data.splits import open_splits
 from alphatune.distributed import local_device
 from alphatune.errors import ConfigurationError
@@ -52,6 +53,7 @@ class Prepared:
     batches: Batches
     probe: Probe
     warnings: tuple[str, ...]
+    skipped: tuple[Unreadable, ...] = ()  # images that cannot be read, left out
 
 
 def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
@@ -154,9 +156,12 @@ def prepare(settings: EvaluateSettings) -> Prepared:
         device=opened.device,
         workers=automatic_workers() if workers is None else workers,
     )
+    total = len(batches)
+    batches, skipped = without_unreadable(batches, settings.on_bad_image)
+    notes = [*opened.warnings, *examples.warnings, *skipped_warning(settings.data, skipped, total)]
     # An evaluation is one pass, and keeps nothing unless told to.
     where = "none" if settings.cache == "auto" and not isinstance(settings, TuneSettings) else settings.cache
-    return Prepared(opened, with_cache(batches, where), seen, (*opened.warnings, *examples.warnings))
+    return Prepared(opened, with_cache(batches, where), seen, tuple(notes), skipped)
 
 
 def predictor_of(settings: EvaluateSettings, prepared: Prepared) -> Predictor:

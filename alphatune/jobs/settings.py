@@ -111,6 +111,7 @@ class EvaluateSettings(ModelSettings):
     workers: str = "auto"
     cache: str = "auto"
     decoder: str = "pil"
+    on_bad_image: Literal["fail", "skip"] = "fail"
     seed: int = 0
     kernel: Literal["auto", "eager", "compiled", "triton"] = "auto"
     channels_last: bool = False

@@ -167,7 +167,7 @@ def _write(
     document = tune_document(
         result,
         model=model,
-        data=describe_data(prepared.batches),
+        data=describe_data(prepared.batches, prepared.skipped),
         env=describe_env(settings, prepared) | kernel | {"processes": processes},
     )
     remarks = _remarks(result.patched, prepared.probe)
