@@ -11,7 +11,7 @@ from alphatune.cli import options as o
 Results = Annotated[
     list[str],
     typer.Argument(
-        metavar="RESULT RESULT...",
+        metavar="RESULT",
         help="Tuned folders, results as JSON (of tune or evaluate), or files of evaluate --scores; "
         "FOLDER:baseline, FOLDER:chosen (the default) or FOLDER:best names a run. The first is what the others are "
         "compared with.",
