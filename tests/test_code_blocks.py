@@ -86,6 +86,8 @@ NOT_RUN = {
     ("docs/contributing.md", "ruff"): "is the job of CI beside these tests",
     ("docs/contributing.md", "mypy"): "is the job of CI beside these tests",
     ("docs/contributing.md", "pytest"): "would run itself",
+    ("docs/contributing.md", "python docs/cli_reference.py"): "writes into the project; test_site.py runs it",
+    ("docs/contributing.md", "mkdocs"): "test_site.py builds the site",
     ("docs/quickstart.md", "pip install"): "needs the package registry",
     ("docs/ci.md", "pip install"): "needs the package registry",
     ("docs/exporting.md", "pip install"): "needs the package registry",

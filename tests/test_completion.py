@@ -151,6 +151,15 @@ def test_installing_writes_where_bash_looks(environment: dict[str, str], tmp_pat
     assert str(script) in (tmp_path / ".bashrc").read_text()
 
 
+def test_showing_finds_the_shell_that_asks(environment: dict[str, str], scripts: dict[str, Path]) -> None:
+    shell = shutil.which("bash")
+    if shell is None:
+        pytest.skip("no bash here")
+    command = [shell, "--norc", "-c", "alphatune --show-completion; exit $?"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == scripts["bash"].read_text().split()
+
+
 def test_help_and_completion_are_quick(environment: dict[str, str]) -> None:
     """In seconds of the processor, which a busy machine does not change much; importing torch alone takes more."""
 
