@@ -23,17 +23,17 @@ _SPLIT_NAMES = (("validation", "val", "valid", "eval", "evaluation"), ("train", 
 _ALL_SPLITS = {"test", "testing", *(name for names in _SPLIT_NAMES for name in names)}
 
 
-def open_folder(text: str, split: str | None, names: Sequence[str] = ()) -> Examples:
+def open_folder(text: str, split: str | None, datasets: Sequence[str] = ()) -> Examples:
     """Open a folder or an archive of class folders.
 
     Args:
         text: where it is.
         split: subfolder, by any of the names a split goes by.
-        names: of datasets, one of which may have been meant where there is no such path.
+        datasets: names, one of which may have been meant where there is no such path.
     """
     path = Path(text)
     if not path.exists():
-        hint = did_you_mean(text, names) or did_you_mean_path(
+        hint = did_you_mean(text, datasets) or did_you_mean_path(
             path, "a timm dataset string starts with torch/, hfds/, hfids/, tfds/ or wds/"
         )
         if text.rpartition(":")[0].endswith(".py"):

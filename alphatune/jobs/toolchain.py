@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import subprocess
 import sysconfig
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alphatune.errors import AlphatuneError, one_line
-from alphatune.jobs.findings import Finding
+from alphatune.jobs.findings import Finding, Status
 
 TOOLS, DECODERS = "Operators and compilers", "Image decoders"
 
@@ -64,7 +65,7 @@ def find_decoders() -> Iterator[Finding]:
             continue
         works = image.size == (16, 16) and abs(int(np.asarray(image).mean()) - 128) <= 2
         detail = version if works else f"{version}: a grey JPEG came out as something else"
-        status = "ok" if works else "broken" if decoder == "pil" else "note"
+        status: Status = "ok" if works else "broken" if decoder == "pil" else "note"
         hint = "" if works else "install it anew"
         yield Finding(DECODERS, decoder, status, detail, hint, {"version": version})
 
@@ -126,7 +127,7 @@ def _has_python_headers() -> bool:
 
 def _triton() -> Finding:
     try:
-        import triton
+        triton = importlib.import_module("triton")
     except ImportError:
         return Finding(TOOLS, "triton", "missing", "not installed; the fast kernels on CUDA need it")
     except Exception as error:  # a build that does not fit may raise anything
