@@ -22,6 +22,7 @@ from alphatune.reports.markdown import LABELS, alpha_text, headline, level_name
 from alphatune.reports.page_tables import artifact_rows, layer_rows, provenance_rows, repeatable_command
 from alphatune.reports.palette import DARK, LIGHT
 from alphatune.reports.per_class import ENDS, ClassChange, Selection, most_changed
+from alphatune.reports.printable import printable
 from alphatune.reports.scores import StoredScores
 from alphatune.tuning.selection import CONFIDENCE
 
@@ -158,11 +159,6 @@ def interval(values: list[float] | tuple[float, float] | None) -> str:
     return "" if not values else f"{signed(values[0])} … {signed(values[1])}"
 
 
-def clean(text: object) -> str:
-    """Text that can be written: a file may have a name that is no Unicode."""
-    return str(text).encode("utf-8", "backslashreplace").decode()
-
-
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -172,7 +168,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=True,
-        finalize=lambda value: value if isinstance(value, Markup) else clean(value),
+        finalize=lambda value: value if isinstance(value, Markup) else printable(value),
     )
     environment.filters |= {"number": number, "signed": signed, "interval": interval, "inline": _inline}
     environment.globals.update(

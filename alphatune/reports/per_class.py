@@ -67,9 +67,11 @@ class Selection:
 def top1_changes(before: Scores, after: Scores, names: Sequence[str]) -> tuple[ClassChange, ...]:
     """Of each class that has examples, by label."""
     labels, index, n = _classes(before)
-    lost = np.bincount(index, before.top1 & ~after.top1, len(labels))
-    won = np.bincount(index, ~before.top1 & after.top1, len(labels))
-    was = np.bincount(index, before.top1, len(labels)) / n
+    lost, won, right = (
+        np.bincount(index, some, len(labels)).astype(np.float64)
+        for some in (before.top1 & ~after.top1, ~before.top1 & after.top1, before.top1)
+    )
+    was = right / n
     alone, together = (bonett_price(won, lost, n, confidence) for confidence in _confidences(len(labels)))
     gain = (won - lost) / n
     return tuple(

@@ -31,7 +31,7 @@ def reliability(scores: Scores, bins: int = ECE_BINS) -> tuple[Bin, ...]:
     counts = np.bincount(index, minlength=bins)
     right = np.bincount(index, weights=scores.top1, minlength=bins)
     summed = np.bincount(index, weights=sure, minlength=bins)
-    low, high = wilson(right, counts)
+    low, high = wilson(right.astype(np.float64), counts)
     return tuple(
         Bin(i / bins, (i + 1) / bins, int(n), summed[i] / n, right[i] / n, (float(low[i]), float(high[i])))
         if n

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from alphatune.reports.palette import LIGHT
+from alphatune.reports.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +31,7 @@ WIDTH = 5.0
 PNG_DPI = 160
 FONT = "DejaVu Sans"  # comes with matplotlib, so that a figure does not depend on the machine
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "alphatune",
     "svg.fonttype": "none",
     "font.family": FONT,
@@ -62,6 +63,7 @@ _STYLE = {
 _VARIABLES = {value: f"var(--{name})" for name, value in LIGHT.items()}
 _COLOUR = re.compile("|".join(LIGHT.values()))
 _FONT_FAMILY = re.compile(r"font-family:[^;]*;?\s*")
+_FAMILY = f"font-family: '{FONT}'"
 _LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _HREF = "{http://www.w3.org/1999/xlink}href"
@@ -99,7 +101,9 @@ def draw(
         paint(figure)
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
         figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
-    return Drawing(name, text, svg.getvalue(), png.getvalue())
+    # matplotlib names no font to fall back on; Verdana has about the same widths.
+    file = svg.getvalue().replace(_FAMILY, f"{_FAMILY}, Verdana, sans-serif")
+    return Drawing(name, printable(text), file, png.getvalue())
 
 
 def margins(figure: Figure, *, left: float, right: float, bottom: float, top: float) -> None:
@@ -123,8 +127,8 @@ def text_width(text: str, size: float) -> float:
 
 
 def shown(text: str, most: int = 24) -> str:
-    """A name as a figure shows it: one line, not too long, without letters that turn others around."""
-    line = " ".join("".join(c if unicodedata.category(c)[0] != "C" else " " for c in text).split())
+    """A name as a figure shows it: one line, and not too long."""
+    line = " ".join(printable(text).split())
     return line if len(line) <= most else line[: most - 1] + "…"
 
 

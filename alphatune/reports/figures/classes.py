@@ -62,7 +62,13 @@ def _paint(figure: Figure, title: str, selection: Selection, better: str) -> Non
     axes.set_xlim(*_span([row for row in rows if row]))
     axes.locator_params(axis="x", nbins=6)
     room = max(text_width(name, 8.5) for name in names)
-    margins(figure, left=min(room, 170) + 8, right=12, bottom=76, top=28)
+    margins(
+        figure,
+        left=min(room, 170) + 8,
+        right=12,
+        bottom=76 + 14 * any(row.gain == 0 for row in rows if row),
+        top=28,
+    )
     figure.legend(loc="lower center", ncols=2, handlelength=1.6, labelcolor=style(c="muted")["c"])
 
 

@@ -1,0 +1,351 @@
+"""report.html: complete, well formed, self-contained, and safe whatever things are called."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import cache
+from html.parser import HTMLParser
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from made_up_results import HOSTILE, kept_runs, made_result, made_scores, refined, scored, single_run
+
+from alphatune.reports.html import render_html
+from alphatune.reports.palette import DARK, LIGHT, READABLE, contrast
+from alphatune.reports.scores import StoredScores
+
+VOID = {"meta", "br", "img", "hr", "input", "link"}
+
+
+class Page(HTMLParser):
+    """A page taken apart, and whether every tag is closed where it should be."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.within: list[tuple[str, str]] = []  # (innermost tag, text)
+        self.source = text
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs), tag
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.within.append((self.open[-1], data))
+            self.text.append(data)
+
+    def all(self, *names: str) -> list[dict[str, str | None]]:
+        return [attrs for tag, attrs in self.tags if tag in names]
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+    def headings(self) -> list[str]:
+        return [" ".join(text.split()) for tag, text in self.within if re.fullmatch(r"h[1-6]", tag)]
+
+
+@cache
+def variant(name: str) -> tuple[dict[str, Any], StoredScores | None]:
+    stored = made_scores()
+    document = made_result(stored)
+    if name == "tuned":
+        return document, stored
+    if name == "hostile":
+        stored = made_scores(classes=len(HOSTILE), names=HOSTILE, pictures=12)
+        thumbnails = tuple(
+            replace(t, name=HOSTILE[i % len(HOSTILE)]) for i, t in enumerate(stored.thumbnails)
+        )
+        document = refined(made_result(stored))
+        document["model"] |= {"source": HOSTILE[0], "checkpoint": "\udcff.pth", "weights_key": HOSTILE[2]}
+        document["chosen"]["alpha"] = {HOSTILE[0]: 0.1, HOSTILE[1]: 0.2, "\udcff": 0.3}
+        return document | {"warnings": list(HOSTILE)}, replace(stored, thumbnails=thumbnails)
+    if name == "kept":
+        return made_result(stored, kept=True, metric="top1"), kept_runs(stored)
+    if name == "kept, nothing better":
+        document = made_result(stored, kept=True)
+        return document | {"best": dict.fromkeys(document["best"], 0.0)}, single_run(stored)
+    if name == "only a temperature":
+        found = refined(made_result(stored))
+        found["chosen"]["alpha"] = 0.0
+        runs = stored.runs | {
+            "chosen": replace(stored.chosen, predicted=stored.baseline.predicted, top1=stored.baseline.top1)
+        }
+        return found, replace(stored, runs=runs, thumbnails=())
+    if name == "finer":
+        return refined(document), stored
+    if name == "by channel":
+        return refined(document, by_channel=True, temperature=1.0), stored
+    if name == "group norm":
+        curve = [p | {"alpha": 1 - p["alpha"]} for p in document["curve"]]
+        best = {metric: 1 - alpha for metric, alpha in document["best"].items()}
+        chosen = document["chosen"] | {"alpha": 1 - 0.12}
+        return document | {
+            "baseline_alpha": 1.0,
+            "curve": curve,
+            "best": best,
+            "chosen": chosen,
+            "search": None,
+        }, stored
+    if name == "without scores":
+        return document, None
+    if name == "by a score":
+        return scored(document, HOSTILE[0]), None
+    if name == "one example":
+        stored = made_scores(1, 1)
+        return made_result(stored) | {"gain": None}, stored
+    if name == "many classes":
+        stored = made_scores(5000, 1000)
+        return made_result(stored), stored
+    raise AssertionError(name)
+
+
+VARIANTS = (
+    "tuned", "hostile", "kept", "kept, nothing better", "only a temperature", "finer", "by channel", "group norm",
+    "without scores", "by a score", "one example", "many classes",
+)  # fmt: skip
+
+
+@cache
+def page(name: str) -> Page:
+    return Page(render_html(*variant(name))[0])
+
+
+each = pytest.mark.parametrize("name", VARIANTS)
+
+
+# --- the form --------------------------------------------------------------------------------
+
+
+@each
+def test_nothing_is_loaded_and_nothing_runs(name: str) -> None:
+    found = page(name)
+    assert not found.all("script", "link", "iframe", "object", "embed", "base", "form", "use-credentials")
+    for _tag, attrs in found.tags:
+        assert not [key for key in attrs if key.startswith("on")]
+        if source := attrs.get("src"):
+            assert source.startswith("data:image/")
+        if target := attrs.get("href"):
+            assert target.startswith("#") or target == "https://arxiv.org/abs/1906.03548"
+        assert "url(" not in (attrs.get("style") or "") or "url(#" in (attrs.get("style") or "")
+    style = found.source.partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+    (policy,) = (a["content"] for a in found.all("meta") if a.get("http-equiv"))
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+@each
+def test_it_can_be_read_by_anyone(name: str) -> None:
+    found = page(name)
+    assert found.source.lstrip().startswith("<!doctype html>")
+    assert found.all("html")[0]["lang"] == "en"
+    assert "width=device-width" in str(next(a for a in found.all("meta") if a.get("name") == "viewport"))
+    levels = [int(tag[1]) for tag, _ in found.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    for image in found.all("img"):
+        assert image["alt"]
+    for figure in found.all("svg"):
+        assert figure["role"] == "img"
+        assert len(figure["aria-label"] or "") > 20
+    assert all(a.get("scope") in ("row", "col") for a in found.all("th"))
+    for box in found.tags:
+        if "scroll" in (box[1].get("class") or "").split():
+            assert box[1]["tabindex"] == "0"
+            assert box[1]["aria-label"]
+    ids = [a["id"] for _, a in found.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    targets = {a["href"] for a in found.all("a", "use")} | {
+        f"#{i}" for _, a in found.tags for v in a.values() for i in re.findall(r"url\(#([^)]+)\)", v or "")
+    }
+    assert {t.removeprefix("#") for t in targets if t and t.startswith("#")} <= set(ids)
+    labels = {a["aria-labelledby"] for a in found.all("section")}
+    assert labels <= set(ids)
+
+
+@pytest.mark.parametrize("name", ["hostile", "kept", "by channel"])
+def test_the_same_result_gives_the_same_page(name: str) -> None:
+    document, stored = variant(name)
+    assert render_html(document, stored)[0] == page(name).source
+
+
+@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
+def test_text_stands_out_from_its_ground(palette: dict[str, str]) -> None:
+    for text, grounds in READABLE.items():
+        for ground in grounds:
+            assert contrast(palette[text], palette[ground]) >= 4.5, (text, ground)
+    for mark in ("before", "tuned", "worse", "optimum"):  # marks of a figure
+        assert contrast(palette[mark], palette["card"]) >= 3
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+
+
+def test_every_colour_of_the_page_is_of_the_palette() -> None:
+    assert LIGHT.keys() == DARK.keys()
+    assert len(set(LIGHT.values())) == len(LIGHT)  # figures are told apart by value
+    source = page("finer").source
+    root = source.partition("*, *::before")[0]
+    assert f"--ink: {LIGHT['ink']};" in root
+    assert f"--ink: {DARK['ink']};" in root
+    rest = source.partition("*, *::before")[2]
+    assert not re.findall(r"(?<!&)#[0-9a-f]{3,8}\b(?=[;\"])", rest)
+    assert set(re.findall(r"var\(--([a-z-]+)\)", rest)) <= LIGHT.keys()
+
+
+# --- what is called strangely ----------------------------------------------------------------
+
+
+def test_hostile_names_are_text() -> None:
+    found = page("hostile")
+    assert "<script>alert(1)</script>" not in found.source
+    assert "<script>alert(1)</script>" in found.words
+    assert "{{ 7 * 7 }}" in found.words
+    assert "\u202e" not in found.source
+    assert "\x07" not in found.source
+    found.source.encode()  # no half of a surrogate pair is left
+    labels = [text for tag, text in found.within if tag == "text"]
+    assert any(label.startswith("<script>alert(1)") for label in labels)
+    assert any("$x^2$" in label for label in labels)  # not as mathematics
+    assert not [attrs for tag, attrs in found.tags if tag == "bold"]
+
+
+def test_a_score_of_ones_own_may_be_called_anything() -> None:
+    found = page("by a score")
+    assert "<script>alert(1)</script> 0.62" not in found.source
+    assert "<script>alert(1)</script>" in found.words
+
+
+# --- what it says ----------------------------------------------------------------------------
+
+
+def test_numbers_are_those_of_the_result() -> None:
+    document, stored = variant("tuned")
+    words = page("tuned").words
+    for metric in ("top1", "top5", "loss", "ece"):
+        before, after = document["baseline"][metric], document["chosen"]["metrics"][metric]
+        change = "the same" if after == before else f"{after - before:+.4f}"
+        assert f"{after:.4f} from {before:.4f} {change}" in words
+    for point in document["curve"]:
+        assert f"{point['alpha']:g} {point['top1']:.4f}" in words
+    low, high = document["curve"][2]["ci"]["loss"]
+    assert f"{low:+.4f} … {high:+.4f}" in words
+    assert "improvement in loss (nats) 0.0123 (95 % interval 0.0045 to 0.0201, p = 0.0021" in words
+    assert "1.10 times that of the plain model, 1.25 times" in words
+    assert stored is not None
+    right = (~stored.baseline.top1 & stored.chosen.top1).sum()
+    assert f"{right} became right" in words
+    for text in (
+        "ab" * 32,
+        "cd" * 32,
+        "net.pth",
+        "a warning with <tags> & ampersands",
+        "head.bn",
+        "one position",
+    ):
+        assert text in words
+
+
+def test_the_headline_is_whole() -> None:
+    from alphatune.reports.markdown import headline
+
+    for name in VARIANTS:
+        document, _ = variant(name)
+        what, _, why = headline(document).partition(": ")
+        found = page(name)
+        assert found.headings()[0] == what
+        assert why[:1].upper() + why[1:] in found.words
+
+
+def test_it_says_nothing_of_the_run_that_wrote_it() -> None:
+    """A page is taken from the cache for a run that writes elsewhere."""
+    words = page("tuned").source
+    assert "/tmp/secret" not in words
+    assert "--overwrite" not in words
+    assert "--workers" not in words
+    assert "ef" * 32 not in words  # the hash of run.toml
+    assert "alphatune tune my.py:net" in words
+    document, stored = variant("tuned")
+    other = document | {
+        "command_line": document["command_line"].replace("/tmp/secret", "/elsewhere") + " --min-gain 0.1 --no-cache",
+        "gates": [{"name": "min-gain", "passed": False, "reason": "too small"}],
+        "cache": {"key": "00" * 32, "measured": "2026-01-01T00:00:00+00:00"},
+        "artifacts": [*document["artifacts"], {"path": "report.html", "sha256": "11" * 32}],
+    }  # fmt: skip
+    assert render_html(other, stored)[0] == words
+
+
+def test_sections_are_those_that_there_is_something_for() -> None:
+    sections = {name: {a["id"] for a in page(name).all("section")} for name in VARIANTS}
+    always = {"decision", "curves", "cost", "layers", "provenance"}
+    assert all(always <= found for found in sections.values())
+    assert sections["tuned"] == always | {"reliability", "classes", "images"}
+    assert sections["kept, nothing better"] == always | {"reliability"}
+    assert sections["finer"] == sections["tuned"] | {"finer", "companions"}
+    assert sections["without scores"] == sections["by a score"] == always | {"missing"}
+    assert "scores.npz" in page("without scores").words
+    for name in VARIANTS:
+        linked = {a["href"] for a in page(name).all("a")}
+        assert {f"#{s}" for s in sections[name] - {"missing"}} <= linked
+
+
+def test_alpha_0_that_is_kept_is_compared_with_the_best_other() -> None:
+    words = page("kept").words
+    assert "α = 0.06 (not chosen)" in words
+    assert "with α = 0.06" in words
+    assert "None: the norm layers are those of the plain model" in words
+    assert "no other α is better by loss (nats)" in page("kept, nothing better").words
+
+
+def test_a_temperature_alone_moves_no_prediction() -> None:
+    words = page("only a temperature").words
+    assert "No prediction of any class became right or wrong" in words
+    assert "0 became right and 0 wrong" in words
+    assert "T = 1.25 is part of the tuned model" in words
+
+
+def test_all_classes_are_there_and_those_not_drawn_are_counted() -> None:
+    found = page("many classes")
+    assert "All 1000 classes as a table" in found.words
+    (counted,) = re.findall(
+        r"Not drawn in top-1: (\d+) worse, (\d+) better, (\d+) the same; in loss", found.words
+    )
+    assert sum(map(int, counted)) == 970
+    assert "With 1000 classes, 1000 intervals are looked at" in found.words
+    assert "Bonferroni" in found.words
+    assert len(found.source.encode()) < 3_000_000
+
+
+def test_pictures_show_what_was_predicted() -> None:
+    _, stored = variant("tuned")
+    assert stored is not None
+    images = page("tuned").all("img")
+    assert len(images) == len(stored.thumbnails)
+    assert all(image["class"] == "tiny" for image in images)
+    assert all(str(image["src"]).startswith("data:image/png;base64,") for image in images)
+    thumbnail = stored.thumbnails[0]
+    before, after = (
+        stored.class_name(int(run.predicted[thumbnail.row])) for run in (stored.baseline, stored.chosen)
+    )
+    (own,) = (image for image in images if str(image["alt"]).startswith(f"{thumbnail.name}:"))
+    assert str(own["alt"]).endswith(f"predicted {before} before and {after} after")
+    large = made_scores(side=96)
+    photos = Page(render_html(made_result(large), large)[0]).all("img")
+    assert all("class" not in photo for photo in photos)
+    assert all(str(photo["src"]).startswith("data:image/jpeg;base64,") for photo in photos)
