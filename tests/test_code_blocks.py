@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -430,6 +431,36 @@ def test_blocks(page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.Mon
             json.loads(block.code)
         else:
             assert block.language in TEXT, f"{block}: nothing runs blocks of {block.language!r}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_within_sentences(page: Path) -> None:
+    """What stands between single backticks is a command that exists, with options that it has."""
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for code in re.findall(r"`(alphatune [a-z-][^`]*)`", text):
+        for statement in statements(code.replace("\\|", "|").partition("|")[0]):  # of --option a|b the first
+            words = [word for word in arguments(statement) or [] if word not in ("--help", "...", "…")]
+            assert what_is_wrong(words) in ("", "MissingParameter", "BadOptionUsage"), f"{page.name}: {code}"
+
+
+def what_is_wrong(argv: list[str]) -> str:
+    """The kind of error that the parser finds: what a sentence leaves out is another one than what it misspells."""
+    import typer
+
+    try:
+        parse(argv)
+    except (typer.TyperException, KeyError) as error:
+        return type(error).__name__
+    return ""
+
+
+def test_what_is_left_out_is_told_from_what_is_wrong() -> None:
+    assert what_is_wrong(["tune", "--calibrate"]) == "BadOptionUsage"
+    assert what_is_wrong(["tune", "MODEL"]) == "MissingParameter"
+    assert what_is_wrong(["tune", "MODEL", "--data", "DIR"]) == ""
+    assert what_is_wrong(["tune", "MODEL", "--dta", "DIR"]) == "NoSuchOption"
+    assert what_is_wrong(["tune", "MODEL", "--data", "DIR", "--metric", "x"]) == "BadParameter"
+    assert what_is_wrong(["tnue"]) == "KeyError"
 
 
 def test_no_block_is_missed() -> None:
