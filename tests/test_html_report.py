@@ -258,6 +258,8 @@ def test_numbers_are_those_of_the_result() -> None:
         "a warning with <tags> & ampersands",
         "head.bn",
         "one position",
+        "1 image left out",
+        "bad.jpg cut off",
     ):
         assert text in words
 
@@ -349,3 +351,17 @@ def test_pictures_show_what_was_predicted() -> None:
     photos = Page(render_html(made_result(large), large)[0]).all("img")
     assert all("class" not in photo for photo in photos)
     assert all(str(photo["src"]).startswith("data:image/jpeg;base64,") for photo in photos)
+
+
+def test_what_these_tests_draw_is_what_a_tune_writes() -> None:
+    """Made-up results fit the schema of real ones."""
+    from jsonschema import Draft202012Validator
+
+    from alphatune.reports.schemas import read_schema
+
+    validator = Draft202012Validator(read_schema("tune"))
+    for name in ("tuned", "kept", "finer", "by channel", "group norm", "by a score"):
+        errors = [
+            f"{list(e.absolute_path)}: {e.message[:200]}" for e in validator.iter_errors(variant(name)[0])
+        ]
+        assert errors == [], name

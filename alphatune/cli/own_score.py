@@ -35,7 +35,8 @@ def show_score_result(document: dict[str, Any], output: str) -> None:
         out.print(Text(console.gain_text(gain)))
     out.print(
         Text(
-            f"Written to {output}: model.safetensors, alphatune.json, result.json, report.md, curve.csv, run.toml"
+            f"Written to {output}: model.safetensors, report.html, figures, alphatune.json, "
+            "result.json, report.md, curve.csv, run.toml"
         )
     )
 

@@ -217,7 +217,7 @@ def show_result(document: dict[str, Any], output: str) -> None:
     out.print(
         Text(
             f"Written to {output}: model.safetensors, {'moments.safetensors, ' if document['calibration'] else ''}"
-            "alphatune.json, result.json, report.md, curve.csv, run.toml"
+            "report.html, figures, alphatune.json, result.json, scores.npz, report.md, curve.csv, run.toml"
         )
     )
 

@@ -59,6 +59,7 @@ def render_html(document: dict[str, Any], stored: StoredScores | None) -> tuple[
             command=repeatable_command(document["command_line"]),
             layers=layer_rows(document),
             provenance=provenance_rows(document),
+            left_out_images=document["data"].get("skipped", []),
             artifacts=artifact_rows(document),
         )
     )
