@@ -18,7 +18,7 @@ def shown(run: Run, monkeypatch: pytest.MonkeyPatch, *argv: str) -> str:
     monkeypatch.setenv("COLUMNS", "80")
     code, stdout, stderr = run(*argv, "--help")
     assert (code, stderr) == (0, "")
-    return stdout
+    return re.sub(r"\x1b\[[0-9;]*m", "", stdout)  # typer colours it under GITHUB_ACTIONS, pipe or not
 
 
 def examples(page: str) -> list[str]:
