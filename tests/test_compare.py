@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from alphatune.errors import InputError
-from alphatune.evaluation import METRICS, Scores, summarise
+from alphatune.evaluation import METRICS, Scores, expected_calibration_error, summarise
 from alphatune.jobs.settings import TuneSettings
 from alphatune.jobs.tune import run_tune
-from alphatune.reports.compared import read_compared
+from alphatune.reports.compared import Compared, read_compared
 from alphatune.reports.evaluation_scores import read_evaluation, write_evaluation
 from alphatune.reports.side_by_side import compare_document
+from alphatune.tuning.exchange import exchange_p
 from alphatune.tuning.holm import holm
 from alphatune.tuning.selection import paired_gain
 
@@ -141,9 +142,33 @@ def test_figures_are_those_of_a_tunes_own_statistics(tmp_path: Path) -> None:
         sign = 1 if metric in ("top1", "top5") else -1
         assert row["difference"] == sign * gain.delta
         assert row["ci"] == sorted(sign * x for x in gain.ci)
-        assert (row["p"], row["method"]) == (gain.p, gain.method)
+        if metric == "ece":
+            assert row["p"] == exchange_p(one, other, seed=5)
+        else:
+            assert (row["p"], row["method"]) == (gain.p, gain.method)
         means = [getattr(summarise(s), metric) for s in (one, other)]
         assert row["difference"] == pytest.approx(means[1] - means[0], abs=1e-6)
+
+
+def test_exchanging_by_hand() -> None:
+    """All 256 ways to exchange eight examples, by the ECE itself."""
+    first, other = (made_up(8, seed) for seed in (0, 3))
+    observed = summarise(other).ece - summarise(first).ece
+    as_large = 0
+    for pattern in range(2**8):
+        moved = np.array([pattern >> i & 1 for i in range(8)], dtype=bool)
+        parts = [
+            expected_calibration_error(
+                np.where(moved, b.confidence, a.confidence), np.where(moved, b.top1, a.top1)
+            )
+            for a, b in ((first, other), (other, first))
+        ]
+        as_large += abs(parts[1] - parts[0]) >= abs(observed) - 1e-12
+    exact = as_large / 2**8
+    assert 0.05 < exact < 0.95
+    assert exchange_p(first, other, resamples=20_000) == pytest.approx(exact, abs=0.015)
+    assert exchange_p(other, first, seed=2) == exchange_p(first, other, seed=2)
+    assert exchange_p(first, first) == 1
 
 
 def test_same_seed_same_output(tmp_path: Path) -> None:
@@ -466,3 +491,50 @@ def test_scores_that_do_not_fit_their_result_are_refused(tmp_path: Path) -> None
     path = evaluation(tmp_path / "a.npz", made_up(), metrics__n=7)
     with pytest.raises(InputError, match="200 scores of 7 examples"):
         read_compared(str(path))
+
+
+# --- how often luck is taken for a difference ------------------------------------------------
+
+
+def equals(n: int, rng: np.random.Generator, sharpness: float) -> tuple[Scores, Scores]:
+    """Two networks of which neither is better: logits that share most of their noise, two classes.
+
+    Args:
+        sharpness: what logits are multiplied by; 1 is calibrated.
+    """
+    targets = rng.integers(0, 2, n).astype(np.int32)
+    shared, made = rng.standard_normal(n), []
+    for _ in range(2):
+        # Of unit variance about ±1, so that the log odds are twice the evidence.
+        evidence = (2 * targets - 1) + 0.9 * shared + np.sqrt(1 - 0.9**2) * rng.standard_normal(n)
+        odds = 2 * evidence * sharpness
+        right = (odds > 0) == (targets == 1)
+        made.append(
+            Scores(
+                ids=np.arange(n), targets=targets, predicted=(odds > 0).astype(np.int32), top1=right,
+                loss=np.logaddexp(0, -odds * (2 * targets - 1)).astype(np.float32), top5=np.ones(n, bool),
+                confidence=(1 / (1 + np.exp(-np.abs(odds)))).astype(np.float32),
+            )
+        )  # fmt: skip
+    return made[0], made[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharpness", [1.0, 2.0])
+@pytest.mark.parametrize("n", [200, 1000])
+def test_equal_networks_are_rarely_told_apart(n: int, sharpness: float) -> None:
+    runs, told = 300, dict.fromkeys(("top1", "loss", "ece"), 0)
+    document = {
+        "command": "evaluate", "model": {"source": "net", "alpha": 0.0}, "data": {"source": "val"}, "env": {},
+    }  # fmt: skip
+    for seed in range(runs):
+        pair = [
+            Compared(name, "evaluated", document, vars(summarise(scores)), scores, (), "")
+            for name, scores in zip("ab", equals(n, np.random.default_rng(seed), sharpness), strict=True)
+        ]
+        rows = by_metric(compare_document(pair, seed=seed))
+        for metric in told:
+            told[metric] += rows[metric]["verdict"] != "undecided"
+    print(f"n = {n}, sharpness {sharpness:g}: {told} of {runs}")
+    # 5 % of 300 runs exceed 23 once in a hundred times.
+    assert max(told.values()) <= 23

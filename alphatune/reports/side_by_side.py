@@ -2,8 +2,9 @@
 
 The first one is what all others are held against. A difference is that of the
 metric, other − first, so that it has the sign one sees in the figures; its
-interval and p are those of ``selection.paired_gain``. With several others p is
-adjusted by Holm's method, for each metric by itself.
+interval and p are those of ``selection.paired_gain``, but for the p of an ECE
+(exchange.py). With several others p is adjusted by Holm's method, for each
+metric by itself.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from alphatune.evaluation import HIGHER_IS_BETTER, METRICS, Metric, Scores
 from alphatune.reports.compared import Compared
 from alphatune.reports.comparison_remarks import remarks, why_other_data, why_unpaired
 from alphatune.reports.result import SCHEMA
+from alphatune.tuning.exchange import exchange_p
 from alphatune.tuning.holm import holm
 from alphatune.tuning.selection import CONFIDENCE, SCORE, paired_gain
 
@@ -146,13 +148,16 @@ def _paired(first: Scores, other: Scores, metric: Metric, seed: int) -> dict[str
     gain = paired_gain(other, first, metric, seed=seed)
     low, high = gain.ci
     up = HIGHER_IS_BETTER[metric]
+    p, method = gain.p, gain.method
+    if metric == "ece":
+        p, method = exchange_p(first, other, seed=seed), "paired basic bootstrap interval, exchange test"
     return {
         "metric": metric,
         "difference": gain.delta if up else 0.0 - gain.delta,  # not -0.0
         "ci": [low, high] if up else [0.0 - high, 0.0 - low],
-        "p": gain.p,
-        "p_adjusted": gain.p,
-        "method": gain.method,
+        "p": p,
+        "p_adjusted": p,
+        "method": method,
         "verdict": None,
     }
 
