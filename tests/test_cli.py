@@ -353,15 +353,10 @@ def test_inspect_says_why_not(run: Run) -> None:
     assert "subclass of BatchNorm" in stdout
 
 
-def test_help_is_fast_and_complete() -> None:
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        done = command("--help")
-        times.append(time.perf_counter() - start)
+def test_help_is_complete() -> None:
+    done = command("--help")
     assert done.returncode == 0
     assert all(name in done.stdout for name in ("tune", "evaluate", "inspect"))
-    assert min(times) < 0.5
     for name in ("tune", "evaluate", "inspect"):
         assert command(name, "--help").returncode == 0
 

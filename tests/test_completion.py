@@ -169,7 +169,7 @@ def test_help_and_completion_are_quick(environment: dict[str, str]) -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds("--help") for _ in range(3)) < 0.6
+    assert min(seconds("--help") for _ in range(3)) < 0.4
     assert min(seconds("tune", "--help") for _ in range(3)) < 0.8
     asked = {"_ALPHATUNE_COMPLETE": "complete_bash", "COMP_WORDS": "alphatune tu", "COMP_CWORD": "1"}
-    assert min(seconds(**asked) for _ in range(3)) < 0.6
+    assert min(seconds(**asked) for _ in range(3)) < 0.4
