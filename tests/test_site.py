@@ -93,7 +93,7 @@ def test_a_broken_link_would_not_be_built(tmp_path: Path) -> None:
     """The strictness that the first test relies on."""
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text("# Home\n\n[gone](docs/gone.md)\n")
-    (tmp_path / "docs" / "site.py").write_text((DOCS / "site.py").read_text())
+    (tmp_path / "docs" / "site_hooks.py").write_text((DOCS / "site_hooks.py").read_text())
     configuration = (ROOT / ".mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[0]
     (tmp_path / ".mkdocs.yml").write_text(configuration + "\n")
     done = subprocess.run(
