@@ -49,5 +49,4 @@ def _gaps(scores: Scores) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 
 
 def _sums(bins: NDArray[np.int64], gaps: NDArray[np.float64]) -> NDArray[np.float64]:
-    sums: NDArray[np.float64] = np.bincount(bins, weights=gaps, minlength=ECE_BINS)
-    return sums
+    return np.bincount(bins, weights=gaps, minlength=ECE_BINS).astype(np.float64)
