@@ -62,7 +62,7 @@ def provenance_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
             "unpickled",
             "yes: reading the checkpoint may have run code in it" if model["unsafe_pickle"] else "",
         ),
-        ("norm layers", f"{model['norm_layers']}, of which {len(model['patched'])} example-weighted"),
+        ("norm layers", f"{model['norm_layers']}, of which {len(model['patched'])} take an α"),
         ("data", f"{data['source']}, {data['n']} examples"),
         ("split", data.get("split", "")),
         ("classes", str(data.get("classes", ""))),
