@@ -39,7 +39,7 @@ def test_every_option_is_documented_and_every_documented_option_exists() -> None
     }
     foreign = {
         "--quiet", "--check", "--upgrade", "--rounds", "--limit", "--allocator", "--output", "--full", "--joint",
-        "--nproc-per-node", "--shm-size",
+        "--nproc-per-node", "--shm-size", "--strict",
     }  # fmt: skip
     assert everywhere - existing - foreign - {"--help"} == set()
 
