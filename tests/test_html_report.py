@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from made_up_results import HOSTILE, kept_runs, made_result, made_scores, refined, scored, single_run
 
@@ -332,6 +334,25 @@ def test_all_classes_are_there_and_those_not_drawn_are_counted() -> None:
     assert "With 1000 classes, 1000 intervals are looked at" in found.words
     assert "Bonferroni" in found.words
     assert len(found.source.encode()) < 3_000_000
+
+
+def test_frequent_moves_are_counted() -> None:
+    _, stored = variant("tuned")
+    assert stored is not None
+    before, after = stored.baseline, stored.chosen
+    rows = np.flatnonzero(before.predicted != after.predicted)
+    moves = Counter(
+        zip(
+            before.targets[rows].tolist(),
+            before.predicted[rows].tolist(),
+            after.predicted[rows].tolist(),
+            strict=True,
+        )
+    )
+    (truth, was, now), count = moves.most_common(1)[0]
+    assert count > 1
+    assert f"class {truth} class {was} class {now} {count} " in page("tuned").words
+    assert "Most frequent moves" not in page("only a temperature").words
 
 
 def test_pictures_show_what_was_predicted() -> None:

@@ -13,8 +13,21 @@ from alphatune.errors import InputError
 from alphatune.reports.before_after import Comparison
 from alphatune.reports.scores import StoredScores
 
+#: moves that a page lists
+MOST_MOVES = 10
 #: images of fewer pixels a side are enlarged as squares, and stored without loss
 TINY = 64
+
+
+@dataclass(frozen=True)
+class Move:
+    """How many examples of a class were predicted as this before and as that after."""
+
+    truth: str
+    before: str
+    after: str
+    count: int
+    effect: str
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,22 @@ class Picture:
     def text(self) -> str:
         """In place of the image."""
         return f"{self.name}: {self.truth}, predicted {self.before} before and {self.after} after"
+
+
+def frequent_moves(stored: StoredScores, compared: Comparison) -> tuple[Move, ...]:
+    """The moves that most examples made, of those that more than one made."""
+    before, after = compared.before, compared.after
+    rows = np.flatnonzero(before.predicted != after.predicted)
+    moves = np.stack([before.targets[rows], before.predicted[rows], after.predicted[rows]], axis=1)
+    kinds, counts = np.unique(moves, axis=0, return_counts=True)
+    found = []
+    for index in np.argsort(-counts, kind="stable")[:MOST_MOVES]:
+        truth, was, now = (int(label) for label in kinds[index])
+        effect = "became right" if now == truth else "became wrong" if was == truth else "still wrong"
+        if counts[index] > 1:
+            name = stored.class_name
+            found.append(Move(name(truth), name(was), name(now), int(counts[index]), effect))
+    return tuple(found)
 
 
 def pictures(stored: StoredScores, compared: Comparison) -> tuple[Picture, ...]:

@@ -17,7 +17,7 @@ from alphatune.reports.averages import averages_sentences
 from alphatune.reports.batch_statistics import companions_sentence
 from alphatune.reports.before_after import compare_runs
 from alphatune.reports.drawings import Drawn, draw_all
-from alphatune.reports.flips import pictures
+from alphatune.reports.flips import frequent_moves, pictures
 from alphatune.reports.markdown import LABELS, alpha_text, headline, level_name
 from alphatune.reports.page_tables import artifact_rows, layer_rows, provenance_rows, repeatable_command
 from alphatune.reports.palette import DARK, LIGHT
@@ -56,6 +56,7 @@ def render_html(document: dict[str, Any], stored: StoredScores | None) -> tuple[
             shown_classes=[most_changed(changes) for changes in (drawn.top1, drawn.loss) if changes],
             classes=list(zip(drawn.top1, drawn.loss, strict=True)),
             pictures=pictures(stored, compared) if stored and compared else (),
+            moves=frequent_moves(stored, compared) if stored and compared else (),
             command=repeatable_command(document["command_line"]),
             layers=layer_rows(document),
             provenance=provenance_rows(document),

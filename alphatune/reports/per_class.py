@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 from alphatune.evaluation import Scores
 from alphatune.tuning.selection import CONFIDENCE
@@ -91,7 +91,7 @@ def loss_changes(before: Scores, after: Scores, names: Sequence[str]) -> tuple[C
     mean = np.bincount(index, change, len(labels)) / n
     spread = np.sqrt(np.bincount(index, (change - mean[index]) ** 2, len(labels)) / np.maximum(n - 1, 1))
     alone, together = (
-        stats.t.ppf(0.5 + confidence / 2, np.maximum(n - 1, 1)) * spread / np.sqrt(n)
+        stdtrit(np.maximum(n - 1, 1), 0.5 + confidence / 2) * spread / np.sqrt(n)
         for confidence in _confidences(len(labels))
     )
 
@@ -134,7 +134,7 @@ def bonett_price(
     Source: Bonett and Price 2012: Wald's interval after half an example was added to each cell.
     """
     p, q = (won + 1) / (n + 2), (lost + 1) / (n + 2)
-    half = stats.norm.ppf(0.5 + confidence / 2) * np.sqrt((p + q - (p - q) ** 2) / (n + 2))
+    half = ndtri(0.5 + confidence / 2) * np.sqrt((p + q - (p - q) ** 2) / (n + 2))
     low, high = np.maximum(p - q - half, -1), np.minimum(p - q + half, 1)
     return list(zip(low.tolist(), high.tolist(), strict=True))
 

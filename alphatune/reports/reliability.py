@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import ndtri
 
 from alphatune.evaluation import ECE_BINS, Scores
 from alphatune.tuning.selection import CONFIDENCE
@@ -44,7 +44,7 @@ def wilson(
     right: NDArray[np.float64], counts: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Wilson's interval of proportions, which stays within 0 and 1."""
-    z, n = stats.norm.ppf(0.5 + CONFIDENCE / 2), np.maximum(counts, 1)
+    z, n = ndtri(0.5 + CONFIDENCE / 2), np.maximum(counts, 1)
     p = right / n
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
