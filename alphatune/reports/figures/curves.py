@@ -95,6 +95,9 @@ def _paint(figure: Figure, document: dict[str, Any], metric: str) -> None:
     )
     axes.set_title(better, loc="right", fontsize=9, pad=9, **style(color="muted"))
     axes.margins(x=0.03, y=0.08)
+    if metric in ("top1", "top5"):  # a normal interval does not know that there is no more than all
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0), min(high, 1 + 0.02 * (high - low)))
     axes.locator_params(axis="x", nbins=6)
     margins(figure, left=tick_width(axes) + 18, right=10, bottom=72, top=28)
     figure.legend(
