@@ -45,7 +45,9 @@ def check_end(path: Path, members: Iterable[tarfile.TarInfo], shown: str) -> tup
             except tarfile.HeaderError as error:
                 raise DataError(f"{shown} is damaged behind {last.name} (byte {end}): {error}") from None
             last.offset_data = end + _BLOCK
-            holds_data = last.isreg() or last.type not in tarfile.SUPPORTED_TYPES or last.type in _DESCRIPTIONS
+            holds_data = (
+                last.isreg() or last.type not in tarfile.SUPPORTED_TYPES or last.type in _DESCRIPTIONS
+            )
             last.size = last.size if holds_data else 0
             end = _end(last.offset_data, last.size)
 
