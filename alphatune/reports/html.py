@@ -24,6 +24,7 @@ from alphatune.reports.palette import DARK, LIGHT
 from alphatune.reports.per_class import ENDS, ClassChange, Selection, most_changed
 from alphatune.reports.printable import printable
 from alphatune.reports.scores import StoredScores
+from alphatune.reports.templating import open_templates
 from alphatune.tuning.selection import CONFIDENCE
 
 #: whether more is better of each figure
@@ -163,15 +164,8 @@ def interval(values: list[float] | tuple[float, float] | None) -> str:
 
 @cache
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("alphatune", "reports/templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=True,
-        finalize=lambda value: value if isinstance(value, Markup) else printable(value),
-    )
+    environment = open_templates(html=True)
+    environment.finalize = lambda value: value if isinstance(value, Markup) else printable(value)
     environment.filters |= {"number": number, "signed": signed, "interval": interval, "inline": _inline}
     environment.globals.update(
         light=LIGHT, dark=DARK, labels=LABELS, level_name=level_name, alpha_text=alpha_text,

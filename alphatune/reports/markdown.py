@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import jinja2
-
 from alphatune.reports.averages import averages_sentences
 from alphatune.reports.batch_statistics import companions_sentence
+from alphatune.reports.templating import open_templates
 
 LABELS = {"top1": "top-1", "top5": "top-5", "loss": "loss (nats)", "ece": "ECE"}
 
 
 def render_markdown(document: dict[str, Any]) -> str:
     """report.md: the decision in a sentence, the curve, the gain, the provenance."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("alphatune", "reports/templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown, not HTML: user-supplied text goes through `escape`
-    )
+    environment = open_templates(html=False)
     environment.filters["escape"] = escape
     environment.globals.update(level_name=level_name, alpha_text=alpha_text)
     name = "score_report.md.j2" if document["metric"] == "score" else "report.md.j2"

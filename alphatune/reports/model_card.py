@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 import alphatune
 from alphatune.reports.markdown import LABELS, alpha_text, escape, headline
+from alphatune.reports.templating import open_templates
 
 _TAGS = ["image-classification", "timm", "alphatune", "batch-normalization"]
 #: the hub's names of the metrics
@@ -58,14 +58,7 @@ def render_card(facts: CardFacts, result: Mapping[str, Any], lines: str) -> str:
         result: the tuned folder's result.json; the card has no metrics without one.
         lines: the function that patches a stock model.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("alphatune", "reports/templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown, not HTML: user-supplied text goes through `escape`
-    )
+    environment = open_templates(html=False)
     environment.filters["escape"] = escape
     measured = _measured(result)
     distinct = {repr(value) for value in facts.alpha.values()}
