@@ -33,7 +33,7 @@ def write_weights(model: nn.Module, path: Path, record: Mapping[str, str]) -> No
     metadata = {"format": "pt", **record}
     if moments := moments_of(model):
         metadata["moments"] = json.dumps({key: value.tolist() for key, value in moments.items()})
-    path.write_bytes(safetensors.torch.save(state, metadata=metadata))
+    path.write_bytes(_in_order(safetensors.torch.save(state, metadata=metadata)))
     written = safetensors.torch.load_file(path)
     with safetensors.safe_open(path, "pt") as file:
         kept = file.metadata()
@@ -43,3 +43,17 @@ def write_weights(model: nn.Module, path: Path, record: Mapping[str, str]) -> No
         or kept != metadata
     ):
         raise ResourceError(f"{path} does not read back as it was written")
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same file with its metadata sorted: the library writes them in another order each time.
+
+    A file is the length of its header in 8 bytes, the header in JSON, filled up to
+    whole 8 bytes with spaces, and the tensors at offsets from the header's end.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
