@@ -56,7 +56,7 @@ def tuned(processes: int, *args: object) -> dict[str, Any]:
     return {
         key: value
         for key, value in document.items()
-        if key not in ("env", "seconds", "artifacts", "deployment")
+        if key not in ("command_line", "env", "seconds", "artifacts", "deployment")
     }
 
 
