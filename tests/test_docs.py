@@ -25,13 +25,13 @@ def existing_options() -> set[str]:
 
 
 def test_every_option_is_documented_and_every_documented_option_exists() -> None:
-    from alphatune.jobs.settings import BenchSettings, TrainSettings, TuneSettings
+    from alphatune.jobs.settings import BenchSettings, ExportSettings, TrainSettings, TuneSettings
 
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"--[a-z][a-z-]+", page))
     existing = existing_options()
     assert documented - existing - {"--help"} == set()
-    kinds = (TuneSettings, TrainSettings, BenchSettings)
+    kinds = (TuneSettings, TrainSettings, BenchSettings, ExportSettings)
     named = {"--" + f.name.replace("_", "-") for kind in kinds for f in fields(kind)} - {"--model"}
     assert named <= documented
     everywhere = {

@@ -38,7 +38,7 @@ def export(
     crop_mode: o.CropMode = None,
     interpolation: o.Interpolation = None,
     check_images: e.CheckImages = 12,
-    tolerance: e.Tolerance = 1e-4,
+    tolerance: e.Tolerance = 1e-3,
     seed: e.ImageSeed = 0,
     stdout: e.Stdout = "human",
     quiet: o.Quiet = False,

@@ -88,7 +88,7 @@ class ExportSettings(ModelSettings):
     target_key: str | None = None
     decoder: str = "pil"
     check_images: int = 12
-    tolerance: float = 1e-4
+    tolerance: float = 1e-3
     seed: int = 0
     device: str = "cpu"
 

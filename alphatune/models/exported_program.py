@@ -89,7 +89,7 @@ def write_program(program: ExportedProgram, path: Path, record: Mapping[str, str
             torch.export.save(program, buffer, extra_files={RECORD: text})
     except Exception as error:  # of an operator that somebody registered, say
         raise UnsupportedModelError(
-            f"torch.export cannot save the model: {type(error).__name__}: {one_line(error)}"
+            f"torch.export cannot save the model: {type(error).__name__}: {one_line(str(error).partition(chr(10))[0])}"
         ) from None
     path.write_bytes(buffer.getbuffer())
 
