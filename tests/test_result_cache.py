@@ -199,3 +199,30 @@ def test_averages_measured_first(
                        "--format", "json")  # fmt: skip
     assert code == 0
     assert json.loads(out)["metrics"]["loss"] == pytest.approx(first["chosen"]["metrics"]["loss"], abs=1e-6)
+
+
+def test_preprocessing_that_comes_with_the_weights(
+    run: Run, cache: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder whose config.json was edited holds the same weights, and other images."""
+    from alphatune import hashing
+    from alphatune.data.preprocessing import Preprocessing
+    from alphatune.models.bundle import save
+    from alphatune.models.sources import build
+
+    monkeypatch.setattr(hashing, "UNSETTLED", -(10**18))  # so that a job is noted although its files are new
+    source = build("test_resnet", pretrained=False, model_kwargs={"num_classes": 4})
+    folder = save(source.model, tmp_path / "m", source=source, preprocessing=Preprocessing((3, 32, 32)))
+    (folder / "alphatune.json").unlink()
+    given = ["tune", f"local-dir:{folder}", "--data", data, "--workers", 0, "--alphas", "0,0.2", "--format", "json",
+             "--overwrite", "-o", tmp_path / "out"]  # fmt: skip
+    first = tuned(run, given)
+    assert tuned(run, given)["cache"] is not None
+    config = folder / "config.json"
+    text = config.read_text()
+    assert text.count("0.485") == 1
+    config.write_text(text.replace("0.485", "0.385"))
+    again = tuned(run, given)
+    assert again["cache"] is None
+    assert again["data"]["preprocessing"]["mean"][0] == 0.385
+    assert again["baseline"] != first["baseline"]

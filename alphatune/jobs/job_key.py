@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from torch import nn
+
 import alphatune
 from alphatune.data.fingerprint import files_of, fingerprint, tensors_sha256
 from alphatune.data.loading import Batches
@@ -46,12 +48,13 @@ def find_result(
         data = [fingerprint(b.examples, root / "notes") for b in (prepared.batches, *others)]
         if None in data:
             return None
-        module, code = prepared.opened.module, sorted(_own_code())
+        module, code = prepared.opened.module, sorted({*_own_code(), *_code_of(module)})
         tensors = [*module.named_parameters(), *module.named_buffers()]
         env = environment(prepared.opened.device, DTYPES[settings.dtype])
         parts = {
             "settings": {k: v for k, v in asdict(resolved(settings, prepared)).items() if k not in FREE},
             "data": data,
+            "preprocessing": prepared.opened.preprocessing.to_dict(),  # of the weights, where no option says
             "weights": tensors_sha256(sorted(tensors, key=lambda pair: pair[0])),
             "module": repr(module),
             "code": files_sha256(code, root / "notes"),
@@ -66,12 +69,14 @@ def find_result(
 
 def _inputs(settings: TuneSettings, prepared: Prepared, others: tuple[Batches, ...]) -> list[str] | None:
     """The files and folders that model and data were read from; None unless all of them are known."""
-    model, found = Path(settings.model), []
-    if is_bundle(model):
-        found += [str(file) for file in model.iterdir() if file.is_file()]
-    elif settings.checkpoint is None:
-        return None  # weights that a hub, a library or code of one's own came up with
-    else:
+    found = []
+    scheme, _, rest = settings.model.partition(":")
+    folder = Path(rest if scheme == "local-dir" else settings.model)
+    if is_bundle(folder) or scheme == "local-dir":
+        found += [str(file) for file in folder.iterdir() if file.is_file()]
+    elif settings.checkpoint is None or scheme.startswith("hf"):
+        return None  # weights, or an architecture, that a hub, a library or code of one's own came up with
+    if settings.checkpoint:
         found.append(settings.checkpoint)
     if settings.class_map:
         found.append(settings.class_map)
@@ -85,6 +90,14 @@ def _inputs(settings: TuneSettings, prepared: Prepared, others: tuple[Batches, .
         if Path(examples.root).is_dir():  # a file that is added changes its folder
             found += [folder for folder, _, _ in os.walk(examples.root)]
     return [str(Path(path).absolute()) for path in found]
+
+
+def _code_of(model: nn.Module) -> Iterator[str]:
+    """The files that define the model's layers, of packages whose versions the key does not hold."""
+    for name in {type(module).__module__ for module in model.modules()}:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and name.partition(".")[0] not in ("torch", "torchvision", "timm", "alphatune"):
+            yield str(Path(file).absolute())
 
 
 def _own_code() -> Iterator[str]:
