@@ -48,7 +48,8 @@ def find_result(
         data = [fingerprint(b.examples, root / "notes") for b in (prepared.batches, *others)]
         if None in data:
             return None
-        module, code = prepared.opened.module, sorted({*_own_code(), *_code_of(module)})
+        module = prepared.opened.module
+        code = sorted({*_own_code(), *_code_of(module)})
         tensors = [*module.named_parameters(), *module.named_buffers()]
         env = environment(prepared.opened.device, DTYPES[settings.dtype])
         parts = {
