@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tarfile
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -84,6 +85,22 @@ def test_workers_change_nothing(image_folder: Path, tmp_path: Path, workers: int
     got = all_of(batches(examples, workers=workers))
     assert torch.equal(got[0], expected[0])
     assert got[1:] == expected[1:]
+
+
+@pytest.mark.parametrize("length", [70, 76, 120])
+def test_a_temporary_folder_with_a_long_path(
+    image_folder: Path, tmp_path: Path, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers hand tensors over by a socket in it, whose path must be short; else they were waited for for ever."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="x" * (length - len("/tmp/") - 8)))
+    assert len(str(folder)) == length
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    try:
+        examples = open_data(image_folder)
+        expected, got = all_of(batches(examples)), all_of(batches(examples, workers=2))
+        assert torch.equal(got[0], expected[0])
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_split_subfolder_goes_by_any_of_its_names(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,9 @@ from alphatune.data.prefetch import Batch as Batch  # what this module is about
 from alphatune.data.prefetch import on_device
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.errors import ConfigurationError, DataError, ResourceError, one_line
+
+#: a Unix socket's path has at most 107 bytes, of which multiprocessing takes 32 ("/pymp-…/listener-…")
+_LONGEST_TEMPORARY_FOLDER = 75
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Batches:
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if workers else None,
             generator=torch.Generator(),  # the loader's own seed is not to come from the caller's
-            worker_init_fn=leave_signals_to_the_main_process,
+            worker_init_fn=begin_worker,
         )
         targets = torch.from_numpy(self.examples.targets)
         start = 0
@@ -104,10 +108,18 @@ def load_image(examples: Examples, position: int, image_mode: str, transform: An
         return Unreadable(name, f"{type(error).__name__}: {one_line(error)}")
 
 
-def leave_signals_to_the_main_process(_worker: int) -> None:
-    """Ctrl-C, and whatever ends a job, reaches every process of a group; workers end when the main one does."""
+def begin_worker(_worker: int) -> None:
+    """What each process that reads images does first.
+
+    Ctrl-C, and whatever ends a job, reaches every process of a group; workers end
+    when the main one does. And torch hands tensors over by a socket in the temporary
+    folder: where its path is too long for one, images would be lost without a
+    word and the main process wait for them for ever.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_TEMPORARY_FOLDER:
+        torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
 
 
 def decoded(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from alphatune.data.examples import Examples, Unreadable
-from alphatune.data.loading import Batches, leave_signals_to_the_main_process, load_image, worker_died
+from alphatune.data.loading import Batches, begin_worker, load_image, worker_died
 from alphatune.errors import ConfigurationError, DataError
 
 CHOICES = ("fail", "skip")
@@ -62,7 +62,7 @@ def _unreadable(batches: Batches) -> dict[int, Unreadable]:
     workers = min(batches.workers, -(-len(batches) // batches.batch_size))
     loader: DataLoader[Any] = DataLoader(
         _Faults(batches), batch_size=batches.batch_size, num_workers=workers, collate_fn=list,
-        worker_init_fn=leave_signals_to_the_main_process,
+        worker_init_fn=begin_worker,
     )  # fmt: skip
     with worker_died():
         found = [fault for faults in loader for fault in faults]

@@ -25,9 +25,9 @@ from alphatune.data.cache import empty_images
 from alphatune.data.examples import Examples, Unreadable
 from alphatune.data.loading import (
     Batches,
+    begin_worker,
     collate,
     decoded,
-    leave_signals_to_the_main_process,
     load_image,
 )
 from alphatune.data.prefetch import Batch, on_device
@@ -159,7 +159,7 @@ class TrainingBatches:
             collate_fn=collate,
             pin_memory=pinned,
             prefetch_factor=4 if self.workers else None,
-            worker_init_fn=leave_signals_to_the_main_process,
+            worker_init_fn=begin_worker,
             generator=torch.Generator(),  # the loader's own seed is not to come from the caller's
         )
         targets = torch.from_numpy(self.examples.targets)
