@@ -1,31 +1,31 @@
 """Killed at any moment, without warning: what was there before is there after, and nothing half written has a name.
 
-A process is forked off this one, which has torch imported, so that a run takes
-a fraction of a second and is killed in the midst of it, not while it imports.
+A server that has torch imported forks off each run, so that a run takes a
+fraction of a second and is killed in the midst of it, not while it imports.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import pandas  # noqa: F401  all that a run would import first
 import pytest
-import scipy.stats  # noqa: F401
-import torch
 from conftest import TINY
 
 import alphatune
-import alphatune.jobs.export
-import alphatune.jobs.train
-import alphatune.jobs.tune
-from alphatune.cli.main import main
 from alphatune.hashing import sha256
 
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["alphatune.cli.main", "alphatune.jobs.tune", "alphatune.jobs.train", "alphatune.jobs.export", "pandas",
+     "scipy.stats", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"]
+)  # fmt: skip
 SIZE = (
     "--input-size",
     12,
@@ -43,38 +43,37 @@ SIZE = (
 )
 
 
-def forked(argv: list[object]) -> int:
-    """Start a command in a process of its own."""
-    child = os.fork()
-    if child:
-        return child
+def command(argv: list[str]) -> None:
+    """What a process does."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
-    code = 99
-    torch.set_num_threads(1)  # the threads of this process's parent are not in this one
-    try:
-        main([str(word) for word in argv])
-    except SystemExit as end:
-        code = int(end.code or 0)
-    finally:
-        os._exit(code)
+    from alphatune.cli.main import main
+
+    main(argv)
+
+
+def started(argv: list[object]) -> BaseProcess:
+    process = FORKS.Process(target=command, args=([str(word) for word in argv],))
+    process.start()
+    return process
 
 
 def run_whole(argv: list[object]) -> float:
-    started = time.perf_counter()
-    _, status = os.waitpid(forked(argv), 0)
-    assert os.waitstatus_to_exitcode(status) == 0, argv
-    return time.perf_counter() - started
+    begun = time.perf_counter()
+    process = started(argv)
+    process.join()
+    assert process.exitcode == 0, argv
+    return time.perf_counter() - begun
 
 
 def kill_at_random(argv: list[object], longest: float, rng: random.Random) -> bool:
     """Kill a run at a moment between its start and a little after its usual end; whether it had not ended by then."""
-    child = forked(argv)
+    process = started(argv)
     time.sleep(rng.uniform(0, 1.1 * longest))
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status)
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
 
 
 def is_whole(folder: Path) -> None:
