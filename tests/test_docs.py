@@ -38,7 +38,7 @@ def test_every_option_is_documented_and_every_documented_option_exists() -> None
         o for p in PAGES for o in re.findall(r"(?<![\w-])--[a-z][a-z-]+", p.read_text(encoding="utf-8"))
     }
     foreign = {
-        "--quiet", "--check", "--upgrade", "--rounds", "--limit", "--allocator", "--output", "--full", "--joint",
+        "--quiet", "--check", "--upgrade", "--rounds", "--limit", "--dist", "--allocator", "--output", "--full", "--joint",
         "--nproc-per-node", "--shm-size", "--strict",
     }  # fmt: skip
     assert everywhere - existing - foreign - {"--help"} == set()

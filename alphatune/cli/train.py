@@ -168,7 +168,7 @@ def _show_result(document: dict[str, Any], settings: TrainSettings) -> None:
             f"Written to {settings.output}: model.safetensors, alphatune.json, result.json, log.csv, curves.png"
         )
     )
-    out.print(Text(f"Next: {_tune_command(settings, document)}"))
+    out.print(Text(f"Next: {_tune_command(settings, document)}"), soft_wrap=True)  # a command is copied whole
 
 
 def _tune_command(settings: TrainSettings, document: dict[str, Any]) -> str:
