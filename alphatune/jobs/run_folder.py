@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from alphatune.errors import ConfigurationError, InputError, ResourceError
+from alphatune.errors import ConfigurationError, InputError
+from alphatune.folder_lock import locked
 from alphatune.jobs.opening import resolved_paths
 from alphatune.jobs.settings import TrainSettings, input_paths, to_toml
-from alphatune.models.output import MANIFEST, check_output, is_bundle
+from alphatune.models.output import MANIFEST, check_output, disk_errors, is_bundle, remove
 from alphatune.training.state import replace_file
 
 CHECKPOINT, RUN, LOG, TENSORBOARD = "checkpoint.pt", "run.toml", "log.csv", "tensorboard"
@@ -65,26 +64,23 @@ def opened_run_folder(output: Path, settings: TrainSettings) -> Iterator[None]:
         ResourceError: it cannot be made.
     """
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(output, os.O_RDONLY)
-    except OSError as error:
-        raise ResourceError(f"cannot write to {output}: {error}") from None
-    try:
-        _lock(descriptor, output)
-        check_run_folder(output, settings)  # again, now that nobody else changes it
-        leftovers = [entry for entry in output.iterdir() if _is_partial(entry)]  # of a run that was killed
-        if not settings.resume:
-            leftovers += [output / name for name in _FILES]
-        for path in leftovers:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-        text = to_toml(resolved_paths(settings))
-        replace_file(output / RUN, lambda path: path.write_text(text, encoding="utf-8"))
-        yield
+        with disk_errors(output), ExitStack() as held:
+            output.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(output, f"training into {output}", "give another --output"))
+            check_run_folder(output, settings)  # again, now that nobody else changes it
+            leftovers = [
+                entry for entry in output.iterdir() if _is_partial(entry)
+            ]  # of a run that was killed
+            if not settings.resume:
+                leftovers += [output / name for name in _FILES if (output / name).exists()]
+            for path in leftovers:
+                remove(path)
+            text = to_toml(resolved_paths(settings))
+            replace_file(output / RUN, lambda path: path.write_text(text, encoding="utf-8"))
+            let_go = held.pop_all()
+        with let_go:
+            yield
     finally:
-        os.close(descriptor)
         with suppress(OSError):
             output.rmdir()  # if nothing was written
 
@@ -121,19 +117,3 @@ def _check_same(file: Path, settings: TrainSettings) -> None:
                 f"the run in {file.parent} has {name} = {before.get(name)!r}, now it is {now.get(name)!r}",
                 f"--config {file} repeats its settings; --overwrite starts anew",
             )
-
-
-def _lock(descriptor: int, output: Path) -> None:
-    """Until the descriptor is closed, or the process dies, no other process gets this lock."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigurationError(
-            f"another process is training into {output}", "give another --output"
-        ) from None
-    except OSError:
-        pass  # a file system without locks

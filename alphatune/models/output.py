@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from alphatune.errors import ConfigurationError, ResourceError
+from alphatune.folder_lock import locked
 
 #: the file that marks a folder as written by alphatune
 MANIFEST = "alphatune.json"
@@ -26,39 +30,119 @@ def staged(
 ) -> Iterator[Path]:
     """A temporary folder beside ``output`` that takes its name when all went well.
 
-    Files are synced before the rename, so that the name never stands for half
-    a folder. ``keep`` are inputs, which must not lie inside ``output``.
+    ``keep`` are inputs, which must not lie inside ``output``.
+
+    Raises:
+        ConfigurationError: the output may not be replaced, or another process is writing it.
+        ResourceError: the disk refused.
+    """
+    check_output(Path(output), overwrite=overwrite, keep=keep)
+    with claimed(output) as stage, disk_errors(output):
+        yield stage
+        publish(stage, output, overwrite=overwrite, keep=keep)
+
+
+@contextmanager
+def claimed(output: str | os.PathLike[str]) -> Iterator[Path]:
+    """An empty hidden folder beside an output, whose name says to other processes that this one is at work.
+
+    It is gone in the end, unless ``publish`` gave it the name of the output.
+    What a process left that was killed is cleared away.
+
+    Raises:
+        ConfigurationError: another process is at work on the same output.
+        ResourceError: the disk refused.
     """
     output = Path(os.path.abspath(output))  # not resolve(): a link is to be refused, not followed
-    check_output(output, overwrite=overwrite, keep=keep)
+    stage = _beside(output, "partial")
+    with ExitStack() as held:
+        with disk_errors(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            while not (made := _lock_or_make(stage, output, held)):
+                held.pop_all().close()
+            _restore(output)
+            for left in stage.iterdir():  # by a process that was killed
+                remove(left)
+        try:
+            yield stage
+        finally:
+            # After publishing the name is free, and the next process may have taken it.
+            if _is_same(stage, made):
+                shutil.rmtree(stage, ignore_errors=True)
+
+
+def _lock_or_make(stage: Path, output: Path, held: ExitStack) -> os.stat_result | None:
+    """Hold the folder, made if need be; None if it went while it was being locked."""
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        stage = _beside(output, "partial")
-        stage.mkdir()
-    except OSError as error:
-        raise ResourceError(f"cannot write beside {output}: {error}") from None
-    try:
-        yield stage
+        made = True
+        try:
+            stage.mkdir()
+        except FileExistsError:
+            made = False
+        status = stage.lstat()
+        # A link, or a folder of somebody else's in a place that all can write to, would have us delete or publish
+        # what is not ours. (Some file systems give what we make to somebody else.)
+        if not stat.S_ISDIR(status.st_mode) or not (made or status.st_uid == os.geteuid()):
+            raise ConfigurationError(f"expected {stage} to be a folder of ours, or not to exist", "remove it")
+        held.enter_context(locked(stage, f"writing {output}", "wait for it, or give another --output"))
+    except FileNotFoundError:
+        return None
+    return status if _is_same(stage, status) else None
+
+
+def _is_same(path: Path, before: os.stat_result) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(before, path.lstat())
+    return False
+
+
+def publish(
+    stage: Path,
+    output: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    keep: Iterable[str | os.PathLike[str]] = (),
+) -> None:
+    """Give a claimed folder the name of the output, and remove what had it.
+
+    Files are synced before, so that the name never stands for half a folder; at no
+    moment is there none, where the system can swap two names in one step.
+
+    Raises:
+        ConfigurationError: the output may not be replaced.
+        ResourceError: the disk refused.
+    """
+    output = Path(os.path.abspath(output))
+    with disk_errors(output):
         for file in stage.rglob("*"):
             sync(file)
         sync(stage)
-        if output.exists():
-            check_output(output, overwrite=overwrite, keep=keep)
-            old = _beside(output, "old")
-            output.rename(old)
-            try:
-                stage.rename(output)
-            except OSError:
-                old.rename(output)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
+        check_output(output, overwrite=overwrite, keep=keep)
+        if not output.exists():
             stage.rename(output)
+        else:
+            with locked(
+                output, f"writing {output}"
+            ):  # what is to be removed no one else should find unclaimed
+                if not _swap(stage, output):
+                    old = _beside(output, "old")
+                    output.rename(old)
+                    try:
+                        stage.rename(output)
+                    finally:
+                        _restore(output)
+                sync(output.parent)
+                shutil.rmtree(stage, ignore_errors=True)
         sync(output.parent)
+
+
+@contextmanager
+def disk_errors(output: str | os.PathLike[str]) -> Iterator[None]:
+    """What the system says of a disk is an error of ours."""
+    try:
+        yield
     except OSError as error:
         raise ResourceError(f"cannot write {output}: {error}", "is the disk full or read-only?") from None
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 @contextmanager
@@ -70,16 +154,15 @@ def published(folder: Path) -> Iterator[Path]:
     """
     stage = folder / f".{secrets.token_hex(4)}.partial"
     try:
-        stage.mkdir()
-        yield stage
-        files = sorted(stage.iterdir(), key=lambda file: file.name == MANIFEST)
-        for file in files:
-            sync(file)
-        for file in files:
-            file.replace(folder / file.name)
-        sync(folder)
-    except OSError as error:
-        raise ResourceError(f"cannot write {folder}: {error}", "is the disk full or read-only?") from None
+        with disk_errors(folder):
+            stage.mkdir()
+            yield stage
+            files = sorted(stage.iterdir(), key=lambda file: file.name == MANIFEST)
+            for file in files:
+                sync(file)
+            for file in files:
+                file.replace(folder / file.name)
+            sync(folder)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -108,8 +191,35 @@ def check_output(output: Path, *, overwrite: bool, keep: Iterable[str | os.PathL
 
 
 def _beside(output: Path, kind: str) -> Path:
-    """A hidden name on the same file system, so that renaming is atomic."""
-    return output.with_name(f".{output.name}.{secrets.token_hex(4)}.{kind}")
+    """A hidden name on the same file system, so that renaming is atomic; nobody else's, as it is emptied."""
+    return output.with_name(f".{output.name}.alphatune-{kind}")
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _restore(output: Path) -> None:
+    """Undo the first half of a replacement in two steps, or finish its second."""
+    old = _beside(output, "old")
+    if old.is_dir() and not output.exists():
+        old.rename(output)
+    elif old.is_dir():
+        shutil.rmtree(old)
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Exchange two names in one step (renameat2, which Python has no name for); False where that cannot be done."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError, TypeError):  # not Linux, or an old C library
+        return False
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def sync(path: Path) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import mmap
 import os
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from alphatune.errors import ConfigurationError, ResourceError
-from alphatune.models.output import sync
+from alphatune.errors import ConfigurationError
+from alphatune.models.output import claimed, disk_errors, sync
 
 #: stands in every file that export writes: in ONNX's and safetensors' metadata and in the record of a .pt2
 MARK = "alphatune_version"
@@ -58,12 +56,7 @@ def staged_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
         ConfigurationError: such a companion exists, and may not be replaced.
     """
     path = Path(os.path.abspath(path))
-    stage = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        stage.mkdir()
-    except OSError as error:
-        raise ResourceError(f"cannot write beside {path}: {error}") from None
-    try:
+    with claimed(path) as stage, disk_errors(path):
         yield stage / path.name
         staged = sorted(stage.iterdir(), key=lambda file: file.name == path.name)
         for file in staged:
@@ -78,10 +71,6 @@ def staged_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
         if replaces and companion.name not in {file.name for file in staged}:
             companion.unlink(missing_ok=True)
         sync(path.parent)
-    except OSError as error:
-        raise ResourceError(f"cannot write {path}: {error}", "is the disk full or read-only?") from None
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def data_beside(path: Path) -> Path:

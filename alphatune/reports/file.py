@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from alphatune.errors import ConfigurationError, ResourceError
+from alphatune.errors import ConfigurationError
+from alphatune.models.output import claimed, disk_errors, sync
 from alphatune.reports.serialisation import to_json
 
 
@@ -59,16 +59,12 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file that appears whole, or not at all.
 
     Raises:
+        ConfigurationError: another process is writing it.
         ResourceError: the disk refused.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+    path = Path(os.path.abspath(path))
+    with claimed(path) as stage, disk_errors(path):
+        partial = stage / path.name
+        partial.write_bytes(content)
+        sync(partial)
         partial.replace(path)
-    except OSError as error:
-        raise ResourceError(f"cannot write {path}: {error}", "is the disk full or read-only?") from None
-    finally:
-        partial.unlink(missing_ok=True)
