@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from alphatune.errors import ConfigurationError
-from alphatune.models.output import claimed, publish, staged
+from alphatune.models.output import claimed, filling, staged
 from alphatune.models.output_file import staged_file
 
 PARTIAL = ".out.alphatune-partial"
@@ -125,11 +125,11 @@ def test_a_parent_that_went_meanwhile(tmp_path: Path) -> None:
     """The work is not lost: the folder is made again."""
     import shutil
 
-    with claimed(tmp_path / "deep" / "out") as stage:
+    out = tmp_path / "deep" / "out"
+    with claimed(out) as stage:
         shutil.rmtree(tmp_path / "deep")
-        stage.mkdir(parents=True, exist_ok=True)
-        (stage / "alphatune.json").write_text("new")
-        publish(stage, tmp_path / "deep" / "out")
+        with filling(stage, out):
+            (stage / "alphatune.json").write_text("new")
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["out"]
 
 

@@ -113,7 +113,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(folder: Path, job: list[s
     out = tmp_path / "out"
     options = ["--granularity", "layer", "--temperature", "--accept", "best", "-o", str(out), "--quiet"]
     command = [sys.executable, "-m", "alphatune", *job, *options]
-    state = tmp_path / ".out.resume"
+    state = tmp_path / ".out.alphatune-resume"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not list(state.glob("global-*.pt")) and time.monotonic() < deadline and process.poll() is None:

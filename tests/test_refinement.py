@@ -257,10 +257,10 @@ def test_a_descent_goes_on_to_the_same_result(after: int, tmp_path: Path) -> Non
         if done > after:
             raise Stop
 
-    journal = open_journal(tmp_path / "j", {"seed": 0}, resume=False)
+    journal = open_journal(tmp_path / "j", {"seed": 0}, resume=False, minutes=1)
     with pytest.raises(Stop):
         run(journal.entry("layer-0"), stop)
-    again = open_journal(tmp_path / "j", {"seed": 0}, resume=True)
+    again = open_journal(tmp_path / "j", {"seed": 0}, resume=True, minutes=1)
     assert run(again.entry("layer-0")) == whole
     again.close()
     assert not (tmp_path / "j").exists()
@@ -268,17 +268,17 @@ def test_a_descent_goes_on_to_the_same_result(after: int, tmp_path: Path) -> Non
 
 def test_a_journal_is_of_one_job(tmp_path: Path) -> None:
     folder = tmp_path / "j"
-    open_journal(folder, {"seed": 0}, resume=False).entry("a").write({"x": 1})
-    assert open_journal(folder, {"seed": 0}, resume=True).entry("a").read() == {"x": 1}
+    open_journal(folder, {"seed": 0}, resume=False, minutes=1).entry("a").write({"x": 1})
+    assert open_journal(folder, {"seed": 0}, resume=True, minutes=1).entry("a").read() == {"x": 1}
     with pytest.raises(InputError, match="other settings"):
-        open_journal(folder, {"seed": 1}, resume=True)
+        open_journal(folder, {"seed": 1}, resume=True, minutes=1)
     (folder / "a.pt").write_bytes(b"no state")
     with pytest.raises(InputError, match="damaged"):
-        open_journal(folder, {"seed": 0}, resume=True).entry("a").read()
-    assert open_journal(folder, {"seed": 1}, resume=False).entry("a").read() is None
+        open_journal(folder, {"seed": 0}, resume=True, minutes=1).entry("a").read()
+    assert open_journal(folder, {"seed": 1}, resume=False, minutes=1).entry("a").read() is None
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError):
-        open_journal(tmp_path / "file" / "j", {}, resume=False)
+        open_journal(tmp_path / "file" / "j", {}, resume=False, minutes=1).entry("a").write({})
 
 
 def test_a_gradient_that_does_not_fit_is_made_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:

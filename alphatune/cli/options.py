@@ -493,11 +493,15 @@ NoCache = Annotated[
         rich_help_panel=OUT,
     ),
 ]
+TuneCheckpointMinutes = Annotated[
+    float,
+    typer.Option(metavar="N", help="Save this often what was found, for --resume.", rich_help_panel=OUT),
+]
 TuneResume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on with an interrupted run of --granularity or --temperature, to the same result.",
+        help="Go on where the same command was interrupted, if it was, to the same result.",
         rich_help_panel=OUT,
     ),
 ]

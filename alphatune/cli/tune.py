@@ -72,6 +72,7 @@ def tune(
     thumbnails: o.Thumbnails = 12,
     no_cache: o.NoCache = False,
     output: o.Output = "alphatune-out",
+    checkpoint_minutes: o.TuneCheckpointMinutes = 1.0,
     resume: o.TuneResume = False,
     overwrite: o.Overwrite = False,
     format: o.Format = "human",

@@ -19,7 +19,7 @@ from alphatune.jobs.own_code import find_score, open_loader
 from alphatune.jobs.settings import ModelSettings, TuneSettings, input_paths, to_command, to_toml
 from alphatune.models.bundle import write_model
 from alphatune.models.health import require_health
-from alphatune.models.output import check_output, staged
+from alphatune.models.output import check_output, claimed, filling
 from alphatune.models.probe import Probe
 from alphatune.models.temperature import set_temperature_
 from alphatune.norms.kernels import resolve_kernel
@@ -64,23 +64,23 @@ def run_score(
     layers = survey(module)
     if dry_run:
         return _plan(settings, opened)
-    with contextlib.redirect_stdout(sys.stderr):  # the user's own code may print
-        result = tune_score(
-            module,
-            loader,
-            score,
-            alphas=settings.alphas,
-            accept=settings.accept,
-            seed=settings.seed,
-            dtype=DTYPES[settings.dtype],
-            kernel=settings.kernel,
-            exclude=settings.exclude,
-            skip_unknown=settings.skip_unknown,
-            progress=progress,
-        )
-    return _write(
-        settings, opened, result, gates, describe_model(opened, layers, Probe(0, {}), result.patched)
-    )
+    with claimed(settings.output) as stage:
+        with contextlib.redirect_stdout(sys.stderr):  # the user's own code may print
+            result = tune_score(
+                module,
+                loader,
+                score,
+                alphas=settings.alphas,
+                accept=settings.accept,
+                seed=settings.seed,
+                dtype=DTYPES[settings.dtype],
+                kernel=settings.kernel,
+                exclude=settings.exclude,
+                skip_unknown=settings.skip_unknown,
+                progress=progress,
+            )
+        model = describe_model(opened, layers, Probe(0, {}), result.patched)
+        return _write(stage, settings, opened, result, gates, model)
 
 
 def check_settings(settings: TuneSettings) -> None:
@@ -123,6 +123,7 @@ def _plan(settings: TuneSettings, opened: OpenedModel) -> dict[str, Any]:
 
 
 def _write(
+    stage: Path,
     settings: TuneSettings,
     opened: OpenedModel,
     result: ScoreResult,
@@ -145,7 +146,8 @@ def _write(
     document["gates"] = judge(gates, document)
     if result.alpha != result.baseline_alpha:
         patch_(module, result.alpha, exclude=settings.exclude, skip_unknown=settings.skip_unknown)
-    with staged(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings)) as stage:
+    output, keep = Path(settings.output), input_paths(settings)
+    with filling(stage, output, overwrite=settings.overwrite, keep=keep):
         # Not what was assumed for lack of better: nothing here prepared an image.
         write_model(module, stage, source=opened.source, preprocessing=opened.source.preprocessing)
         (stage / "run.toml").write_text(to_toml(written), encoding="utf-8")

@@ -33,7 +33,7 @@ VARIABLE, OFF = "ALPHATUNE_CACHE", "off"
 MOST_BYTES = 2 * 2**30
 #: settings that change nothing of what is measured and kept
 FREE = (
-    "output", "overwrite", "resume", "no_cache", "workers", "cache",
+    "output", "overwrite", "resume", "checkpoint_minutes", "no_cache", "workers", "cache",
     "min_gain", "max_regression", "require_significant", "max_latency_ratio",
 )  # fmt: skip
 _RUN, _RESULT = "run.toml", "result.json"

@@ -149,6 +149,7 @@ class TuneSettings(EvaluateSettings):
     thumbnails: int = 12
     no_cache: bool = False
     output: str = "alphatune-out"
+    checkpoint_minutes: float = 1.0
     resume: bool = False
     overwrite: bool = False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import time
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ from alphatune.jobs.job_key import find_result
 from alphatune.jobs.opening import DTYPES, Prepared, predictor_of, prepare, resolved
 from alphatune.jobs.own_score import run_score
 from alphatune.jobs.recall import remember
-from alphatune.jobs.result_cache import write_again
+from alphatune.jobs.result_cache import FREE, CachedResult, write_again
 from alphatune.jobs.settings import TuneSettings, input_paths, to_command, to_toml
 from alphatune.jobs.thumbnails import make_thumbnails
 from alphatune.models.bundle import write_model
 from alphatune.models.health import require_health
-from alphatune.models.output import check_output, staged
+from alphatune.models.output import check_output, claimed, filling
 from alphatune.models.probe import Probe
 from alphatune.models.temperature import set_temperature_
 from alphatune.norms.patching import patch_, patched, unpatch_, unpatched_alpha
@@ -88,16 +89,20 @@ def run_tune(
     known = find_result(settings, prepared, averages.batches())
     earlier = known.read() if known else None
     predictor = predictor_of(settings, prepared)
-    with joined(prepared.opened.device) as world:
+    with joined(prepared.opened.device) as world, ExitStack() as held:
         everywhere = not world.any(earlier is None)
         if everywhere and known and earlier:
             if not world.first:
                 return {}
             remember(settings, known, started)
             return write_again(settings, known, earlier, gates)
+        # From here on no other process writes this output, or the state that a run goes on from.
+        output = Path(settings.output)
+        claims = world.share(lambda: held.enter_context(claimed(output)) if world.first else output)
+        stage = claims[0]
         shown = progress if world.first else None
         replaced = replace_averages_(averages, settings, prepared, predictor, world, shown)
-        journal = _journal(settings, prepared, world)
+        journal = _journal(settings, prepared, world, known)
         result = tune(
             module,
             prepared.batches,
@@ -121,10 +126,13 @@ def run_tune(
         )
         if not world.first:
             return {}
-    description = describe_model(prepared.opened, survey(module), prepared.probe, result.patched, too_small)
-    measured = describe_averages(averages, replaced, prepared, result)
-    document = _write(settings, prepared, result, description, measured, exclude, gates, world.size)
-    if journal:
+        description = describe_model(
+            prepared.opened, survey(module), prepared.probe, result.patched, too_small
+        )
+        measured = describe_averages(averages, replaced, prepared, result)
+        document = _write(
+            stage, settings, prepared, result, description, measured, exclude, gates, world.size
+        )
         journal.close()
     if known:
         known.keep(Path(settings.output))
@@ -132,26 +140,29 @@ def run_tune(
     return document
 
 
-def _journal(settings: TuneSettings, prepared: Prepared, world: World) -> Journal | None:
-    """Where a run that takes long keeps its state: beside the output, until that is written."""
-    if settings.granularity == "global" and not settings.temperature:
-        return None
+def _journal(settings: TuneSettings, prepared: Prepared, world: World, known: CachedResult | None) -> Journal:
+    """Where a run keeps its state: beside the output, until that is written."""
     output = Path(settings.output).absolute()
-    folder = output.with_name(f".{output.name}.resume")
+    folder = output.with_name(f".{output.name}.alphatune-resume")
     checkpoint = prepared.opened.checkpoint
-    free = ("output", "overwrite", "resume", "workers", "cache")
-    job: dict[str, Any] = {k: v for k, v in asdict(resolved(settings, prepared)).items() if k not in free}
+    job: dict[str, Any] = {k: v for k, v in asdict(resolved(settings, prepared)).items() if k not in FREE}
     job |= {
         "alphatune": alphatune.__version__,
         "checkpoint_sha256": checkpoint.sha256 if checkpoint else "",
         "examples": len(prepared.batches),
+        "content": known.key if known else "",  # of model, data and code, where it could be told
     }
-    journal = open_journal(folder, job, resume=settings.resume) if world.first else None
-    world.wait()
-    return journal or Journal(folder)
+    minutes = settings.checkpoint_minutes
+
+    def opened() -> Journal | None:
+        return open_journal(folder, job, resume=settings.resume, minutes=minutes) if world.first else None
+
+    (first,) = (journal for journal in world.share(opened) if journal)
+    return Journal(first.folder, first.job, first.seconds)  # each with a clock of its own
 
 
 def _write(
+    stage: Path,
     settings: TuneSettings,
     prepared: Prepared,
     result: TuneResult,
@@ -179,7 +190,8 @@ def _write(
         document["deployment"] = _deployment(settings, prepared, result)
     document["gates"] = judge(gates, document)
     set_temperature_(module, result.temperature)
-    with staged(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings)) as stage:
+    output, keep = Path(settings.output), input_paths(settings)
+    with filling(stage, output, overwrite=settings.overwrite, keep=keep):
         write_model(module, stage, source=opened.source, preprocessing=opened.preprocessing)
         (stage / "run.toml").write_text(to_toml(resolved(settings, prepared)), encoding="utf-8")
         return write_reports(stage, document, _stored(settings, prepared, result))

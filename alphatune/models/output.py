@@ -37,16 +37,15 @@ def staged(
         ResourceError: the disk refused.
     """
     check_output(Path(output), overwrite=overwrite, keep=keep)
-    with claimed(output) as stage, disk_errors(output):
+    with claimed(output) as stage, filling(stage, output, overwrite=overwrite, keep=keep):
         yield stage
-        publish(stage, output, overwrite=overwrite, keep=keep)
 
 
 @contextmanager
 def claimed(output: str | os.PathLike[str]) -> Iterator[Path]:
     """An empty hidden folder beside an output, whose name says to other processes that this one is at work.
 
-    It is gone in the end, unless ``publish`` gave it the name of the output.
+    It is gone in the end, unless ``filling`` gave it the name of the output.
     What a process left that was killed is cleared away.
 
     Raises:
@@ -96,17 +95,15 @@ def _is_same(path: Path, before: os.stat_result) -> bool:
     return False
 
 
-def publish(
+@contextmanager
+def filling(
     stage: Path,
     output: str | os.PathLike[str],
     *,
     overwrite: bool = False,
     keep: Iterable[str | os.PathLike[str]] = (),
-) -> None:
-    """Give a claimed folder the name of the output, and remove what had it.
-
-    Files are synced before, so that the name never stands for half a folder; at no
-    moment is there none, where the system can swap two names in one step.
+) -> Iterator[None]:
+    """Write into a claimed folder, which takes the name of the output when all went well.
 
     Raises:
         ConfigurationError: the output may not be replaced.
@@ -114,26 +111,31 @@ def publish(
     """
     output = Path(os.path.abspath(output))
     with disk_errors(output):
+        stage.mkdir(parents=True, exist_ok=True)  # should somebody have tidied up since it was claimed
+        yield
         for file in stage.rglob("*"):
             sync(file)
         sync(stage)
         check_output(output, overwrite=overwrite, keep=keep)
-        if not output.exists():
-            stage.rename(output)
+        if output.exists():
+            _replace(output, stage)
         else:
-            with locked(
-                output, f"writing {output}"
-            ):  # what is to be removed no one else should find unclaimed
-                if not _swap(stage, output):
-                    old = _beside(output, "old")
-                    output.rename(old)
-                    try:
-                        stage.rename(output)
-                    finally:
-                        _restore(output)
-                sync(output.parent)
-                shutil.rmtree(stage, ignore_errors=True)
+            stage.rename(output)
         sync(output.parent)
+
+
+def _replace(output: Path, stage: Path) -> None:
+    """Let a folder take a name from another, which is removed; where the system can, in one step."""
+    with locked(output, f"writing {output}"):  # so that nobody claims it under the name that it gets
+        if not _swap(stage, output):
+            old = _beside(output, "old")
+            output.rename(old)
+            try:
+                stage.rename(output)
+            finally:
+                _restore(output)
+        sync(output.parent)
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 @contextmanager

@@ -71,6 +71,7 @@ class _State:
     best: Fit
     step: int = 0
     waits: int = 0
+    examples: int = 0  # that were looked at
 
     @classmethod
     def begin(cls, start: Tensor, temperature: bool) -> _State:
@@ -98,6 +99,7 @@ class _State:
             "best": [list(self.best.alphas), self.best.temperature, self.best.steps, self.best.objective],
             "step": self.step,
             "waits": self.waits,
+            "examples": self.examples,
         }
 
     def load(self, saved: dict[str, Any]) -> None:
@@ -107,7 +109,7 @@ class _State:
         self.optimizer.load_state_dict(saved["optimizer"])
         alphas, temperature, steps, objective = saved["best"]
         self.best = Fit(tuple(alphas), temperature, steps, objective)
-        self.step, self.waits = saved["step"], saved["waits"]
+        self.step, self.waits, self.examples = saved["step"], saved["waits"], saved["examples"]
 
 
 @dataclass(frozen=True)
@@ -186,13 +188,19 @@ def descend(
     # Gradients in float16 would vanish without a scale; a compiled graph has none.
     dtype = torch.float32 if predictor.dtype == torch.float16 else predictor.dtype
     runs = Predictor(model, dtype, predictor.channels_last)
-    problem = _Problem(runs, data, np.sort(order[:held]), units, metric, temperature, count)
+    state = _State.begin(start, temperature)
+
+    def counted(more: int) -> None:
+        state.examples += more
+        count(more)
+
+    problem = _Problem(runs, data, np.sort(order[:held]), units, metric, temperature, counted)
     plan = _plan(fitting, seed)
     center = torch.logit(torch.tensor(prior, dtype=torch.float64).clamp(NEAREST, 1 - NEAREST))
     with _unchanged(model), evaluation_mode(model):
-        state = _State.begin(start, temperature)
         if journal and (saved := journal.read()):
             state.load(saved)
+            count(state.examples)
         else:
             state.best = problem.look(start, 0)
             state.log_temperature.data.fill_(math.log(state.best.temperature))
@@ -201,7 +209,7 @@ def descend(
             rows = plan[state.step]
             for batch in data.take(np.sort(rows)):
                 _backward(problem, state, batch, 1 / len(rows))
-                count(len(batch))
+                counted(len(batch))
             with torch.enable_grad():
                 penalty = (state.theta - center).square().sum() / (2 * PRIOR**2 * len(fitting))
             penalty.backward()  # type: ignore[no-untyped-call]

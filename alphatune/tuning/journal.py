@@ -1,14 +1,16 @@
 """What a long job has done so far, on disk, so that it can go on after an interruption.
 
 One file an entry. It is replaced as a whole, so that whatever ends the process
-leaves the last state that was complete.
+leaves the last state that was complete. A job that is shorter than the interval
+of saving writes nothing.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ _KEY = "job.json"
 class Entry:
     """One state that is written again and again."""
 
+    journal: Journal
     path: Path
 
     def read(self) -> dict[str, Any] | None:
@@ -45,31 +48,62 @@ class Entry:
         """Replace the state, whole or not at all."""
         temporary = self.path.with_suffix(".tmp")
         try:
+            self.journal.begin()
             torch.save(state, temporary)
             temporary.replace(self.path)
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's own writer on a full disk
-            raise ResourceError(f"cannot write {self.path}: {error}") from None
+            raise ResourceError(
+                f"cannot write {self.path}: {error}", "is the disk full or read-only?"
+            ) from None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Journal:
     """A folder of entries that belong to one job."""
 
     folder: Path
+    job: str  # the job as text
+    seconds: float = 60.0  # between two times of saving
+    _since: float = field(default_factory=time.monotonic)
+    _later: list[tuple[Entry, dict[str, Any]]] = field(default_factory=list)
 
     def entry(self, name: str) -> Entry:
-        return Entry(self.folder / f"{name}.pt")
+        return Entry(self, self.folder / f"{name}.pt")
+
+    def begin(self) -> None:
+        """Make the folder, if it is not there."""
+        key = self.folder / _KEY
+        if not key.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            key.write_text(self.job, encoding="utf-8")
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return time.monotonic() - self._since >= self.seconds
+
+    def write_later(self, entry: Entry, state: dict[str, Any]) -> None:
+        """Have a state written with the next ``write_due``, in order."""
+        self._later.append((entry, state))
+
+    def write_due(self) -> None:
+        """Write what has waited."""
+        for entry, state in self._later:
+            entry.write(state)
+        self._later.clear()
+        self._since = time.monotonic()
 
     def close(self) -> None:
         """The job is done: nothing to go on from."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def open_journal(folder: Path, job: dict[str, Any], *, resume: bool) -> Journal:
+def open_journal(folder: Path, job: dict[str, Any], *, resume: bool, minutes: float) -> Journal:
     """The journal of a job; with ``resume`` what it says is kept, if it is of the same job.
 
     Args:
         job: whatever decides what the job computes, as plain values.
+        minutes: between two times of saving.
 
     Raises:
         InputError: the folder belongs to another job.
@@ -78,16 +112,13 @@ def open_journal(folder: Path, job: dict[str, Any], *, resume: bool) -> Journal:
     text = json.dumps(job, sort_keys=True, indent=2)
     key = folder / _KEY
     try:
-        if resume and key.exists():
-            if key.read_text(encoding="utf-8") != text:
-                raise InputError(
-                    f"{folder} was left by a job with other settings, model or data",
-                    "repeat the command that was interrupted, or leave out --resume to start anew",
-                )
-            return Journal(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        key.write_text(text, encoding="utf-8")
+        if not resume and folder.exists():
+            shutil.rmtree(folder)
+        if key.exists() and key.read_text(encoding="utf-8") != text:
+            raise InputError(
+                f"{folder} was left by a job with other settings, model or data",
+                "repeat the command that was interrupted, or leave out --resume to start anew",
+            )
     except OSError as error:
         raise ResourceError(f"cannot write {folder}: {error}") from None
-    return Journal(folder)
+    return Journal(folder, text, 60 * minutes)

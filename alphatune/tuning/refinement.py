@@ -34,7 +34,7 @@ from alphatune.tuning.granularity import GRANULARITIES, Granularity, Units, unit
 from alphatune.tuning.journal import Journal
 from alphatune.tuning.search import Passes, stratified_order
 from alphatune.tuning.selection import FEWEST_EXAMPLES, Accept, Gain, paired_gain
-from alphatune.tuning.sweep import run, score_at
+from alphatune.tuning.sweep import score_at
 from alphatune.tuning.temperature import (
     TemperatureScores,
     concatenate_temperatures,
@@ -320,17 +320,12 @@ def _score(
     passes: Passes, positions: NDArray[np.int64], alphas: float | Mapping[str, Alpha]
 ) -> TemperatureScores:
     """Exact scores of some examples, at every temperature as well."""
-    parts: list[TemperatureScores] = []
 
-    def keep(batch: Batch, logits: list[torch.Tensor]) -> None:
-        scores = score_at(alphas, logits[0], batch)
-        parts.append(TemperatureScores(scores, *score_temperatures(logits[0], batch.targets)))
+    def scores(batch: Batch, logits: list[torch.Tensor]) -> TemperatureScores:
+        at_alphas = score_at(alphas, logits[0], batch)
+        return TemperatureScores(at_alphas, *score_temperatures(logits[0], batch.targets))
 
-    def share() -> list[TemperatureScores]:
-        run(passes.predictor, passes.share_of(positions), [alphas], keep, progress=passes.count)
-        return parts
-
-    return concatenate_temperatures([part for parts in passes.world.share(share) for part in parts])
+    return concatenate_temperatures(passes.run("temperatures", positions, [alphas], scores))
 
 
 def _average(units: Units, alphas: Sequence[Mapping[str, Alpha]]) -> list[float]:

@@ -22,7 +22,7 @@ GroupNorm. Everything that is random is a function of the seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -34,10 +34,13 @@ from torch import Tensor
 from alphatune.data.prefetch import Batch
 from alphatune.distributed import World
 from alphatune.evaluation import HIGHER_IS_BETTER, METRICS, Metric, Predictor, Scores, concatenate
+from alphatune.norms.patching import Alpha
 from alphatune.tuning.curve_scores import CurveScores, join, score_curve_
 from alphatune.tuning.interpolation import interpolation_weights, lobatto_nodes
+from alphatune.tuning.journal import Journal
+from alphatune.tuning.pass_record import PassRecord, pass_name
 from alphatune.tuning.racing import rule_out
-from alphatune.tuning.sweep import Consume, NotFiniteError, run, score_at, sweep
+from alphatune.tuning.sweep import NotFiniteError, run, score_at
 
 T = TypeVar("T")
 
@@ -78,13 +81,14 @@ class Data(Protocol):
 
 @dataclass(frozen=True)
 class Passes:
-    """A patched model over parts of the data, in one process or several."""
+    """A patched model over parts of the data, in one process or several; a journal spares what was seen before."""
 
     predictor: Predictor
     data: Data
     baseline: float  # the α of the unpatched model
     world: World
     count: Callable[[int], None]
+    journal: Journal | None = None
 
     def alpha(self, t: float) -> float:
         """α at a distance from the unpatched model."""
@@ -93,64 +97,81 @@ class Passes:
     def measure(self, positions: NDArray[np.int64], ts: Sequence[float]) -> list[Scores]:
         """Exact scores of some examples at each t."""
         alphas = [*map(self.alpha, ts)]
-        gathered = self.world.share(
-            lambda: sweep(self.predictor, self.share_of(positions), alphas, progress=self.count)
-        )
-        return [concatenate([s for part in gathered for s in part[i]]) for i in range(len(ts))]
+
+        def scores(batch: Batch, logits: list[Tensor]) -> list[Scores]:
+            return [score_at(alpha, at_alpha, batch) for alpha, at_alpha in zip(alphas, logits, strict=True)]
+
+        parts = self.run("measure", positions, alphas, scores)
+        return [concatenate([part[i] for part in parts]) for i in range(len(ts))]
 
     def logits(self, positions: NDArray[np.int64], ts: Sequence[float]) -> tuple[Tensor, Tensor]:
         """Logits (ts, N, classes) on the CPU and targets (N,) of some examples, in their order."""
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        alphas = [*map(self.alpha, ts)]
 
-        def keep(batch: Batch, logits: list[Tensor]) -> None:
-            for t, at_t in zip(ts, logits, strict=True):
-                score_at(self.alpha(t), at_t, batch)  # finite, and labels that fit
-            parts.append((batch.ids, torch.stack(logits).float().cpu(), batch.targets.cpu()))
+        def arrays(batch: Batch, logits: list[Tensor]) -> tuple[NDArray[Any], ...]:
+            for alpha, at_alpha in zip(alphas, logits, strict=True):
+                score_at(alpha, at_alpha, batch)  # finite, and labels that fit
+            stacked = torch.stack(logits).float().cpu()
+            return batch.ids.numpy(), stacked.numpy(), batch.targets.cpu().numpy()
 
-        shares = self.world.share(self._pass(positions, ts, keep, parts))
-        everything = [part for share in shares for part in share]
-        order = torch.cat([ids for ids, _, _ in everything]).argsort()
-        logits = torch.cat([logits for _, logits, _ in everything], dim=1)[:, order]
-        return logits, torch.cat([targets for _, _, targets in everything])[order]
+        parts = self.run("logits", positions, alphas, arrays)
+        order = np.argsort(np.concatenate([ids for ids, _, _ in parts]), kind="stable")
+        logits = np.concatenate([logits for _, logits, _ in parts], axis=1)[:, order]
+        return torch.from_numpy(logits), torch.from_numpy(np.concatenate([t for *_, t in parts])[order])
 
     def curve(
         self, positions: NDArray[np.int64], nodes: Sequence[float], grid: Sequence[float], leader: float
     ) -> tuple[CurveScores, Scores, Scores]:
         """Interpolated scores of some examples on a grid, and the exact ones at t = 0 and at the node ``leader``."""
-        mine = self.world.batches_of(positions, self.data.batch_size)
-        scores = CurveScores.empty(len(grid), len(mine))
-        exact: list[tuple[Scores, Scores]] = []
+        alphas = [*map(self.alpha, nodes)]
         weights = torch.from_numpy(interpolation_weights(nodes, grid)).float()
-        start = 0
 
-        def keep(batch: Batch, logits: list[Tensor]) -> None:
-            nonlocal weights, start
-            at_nodes = [score_at(self.alpha(t), z, batch) for t, z in zip(nodes, logits, strict=True)]
-            exact.append((at_nodes[0], at_nodes[nodes.index(leader)]))
+        def scores(batch: Batch, logits: list[Tensor]) -> tuple[CurveScores, Scores, Scores]:
+            nonlocal weights
+            exact = [score_at(alpha, at_alpha, batch) for alpha, at_alpha in zip(alphas, logits, strict=True)]
             weights = weights.to(logits[0].device)
-            score_curve_(scores, start, torch.stack(logits), weights, batch.targets, batch.ids)
-            start += len(batch)
+            curve = CurveScores.empty(len(grid), len(batch))
+            score_curve_(curve, 0, torch.stack(logits), weights, batch.targets, batch.ids)
+            return curve, exact[0], exact[nodes.index(leader)]
 
-        shares = self.world.share(self._pass(positions, nodes, keep, (scores, exact)))
-        curve = scores if self.world.size == 1 else join([share for share, _ in shares])
-        pairs = [pair for _, pairs in shares for pair in pairs]
-        return curve, concatenate([pair[0] for pair in pairs]), concatenate([pair[1] for pair in pairs])
+        parts = self.run(f"curve {[*grid]} {leader}", positions, alphas, scores)
+        return (
+            join([curve for curve, _, _ in parts]),
+            concatenate([baseline for _, baseline, _ in parts]),
+            concatenate([at_leader for *_, at_leader in parts]),
+        )
 
-    def _pass(
-        self, positions: NDArray[np.int64], ts: Sequence[float], keep: Consume, kept: T
-    ) -> Callable[[], T]:
-        """A pass over this process's share, which leaves in ``kept`` what ``keep`` makes of it."""
+    def run(
+        self,
+        question: str,
+        positions: NDArray[np.int64],
+        alphas: Sequence[float | Mapping[str, Alpha]],
+        look: Callable[[Batch, list[Tensor]], T],
+    ) -> list[T]:
+        """What ``look`` makes of each batch of some examples and its logits at all α, in every process.
 
-        def share() -> T:
-            run(self.predictor, self.share_of(positions), [*map(self.alpha, ts)], keep, progress=self.count)
-            return kept
+        Args:
+            question: tells passes apart that look at the same logits in other ways.
+            look: gives numpy arrays, or our scores made of them.
+        """
 
-        return share
+        def mine() -> list[T]:
+            name = pass_name(question, positions, alphas, self.world)
+            record: PassRecord[T] = PassRecord(self.journal, name)
+            todo = self.world.batches_of(positions, self.data.batch_size)
+            if record.examples:  # whole batches, so that the rest comes in the same ones
+                self.count(record.examples * len(alphas))
+                todo = todo[record.examples :]
+            if len(todo):
 
-    def share_of(self, positions: NDArray[np.int64]) -> Any:
-        """This process's batches of some examples."""
-        mine = self.world.batches_of(positions, self.data.batch_size)
-        return self.data.take(mine) if len(mine) else ()
+                def keep(batch: Batch, logits: list[Tensor]) -> None:
+                    record.add(look(batch, logits), len(batch))
+
+                run(self.predictor, self.data.take(todo), alphas, keep, progress=self.count)
+            record.end()
+            return record.results
+
+        return [result for share in self.world.share(mine) for result in share]
 
 
 @dataclass(frozen=True)

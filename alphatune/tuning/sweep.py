@@ -40,36 +40,6 @@ class Sweep:
         return self.scores[0]
 
 
-def sweep(
-    predictor: Predictor,
-    batches: Iterable[Batch],
-    alphas: Sequence[float],
-    *,
-    progress: Callable[[int], None] | None = None,
-) -> list[list[Scores]]:
-    """Score a *patched* model at every α on every batch, exactly.
-
-    Args:
-        predictor: runs the model; its α is left at the last one.
-        progress: called after each batch with the number of forward passes of an example in it.
-
-    Returns:
-        For each α the scores of each batch (``evaluation.concatenate`` joins them). Memory grows
-        with examples × α, by about 30 bytes each.
-
-    Raises:
-        NotFiniteError: an output that is not finite; example and α are named.
-    """
-    scores: list[list[Scores]] = [[] for _ in alphas]
-
-    def consume(batch: Batch, logits: list[Tensor]) -> None:
-        for alpha, at_alpha, scored in zip(alphas, logits, scores, strict=True):
-            scored.append(score_at(alpha, at_alpha, batch))
-
-    run(predictor, batches, alphas, consume, progress=progress)
-    return scores
-
-
 def score_at(alpha: float | Mapping[str, Alpha], logits: Tensor, batch: Batch) -> Scores:
     """Score one batch's logits at an α, which an error names, or at the α of each layer.
 

@@ -164,7 +164,7 @@ def tune(
         predictor: how to run the model, if not as ``Predictor(model, dtype)`` does.
         exclude, skip_unknown: as for ``patch_``.
         world: the processes that share the work; every one of them gets the same result.
-        journal: where finer α keep their state, to go on from after an interruption.
+        journal: where passes and descents keep what they found, to go on from after an interruption.
         progress: called with (examples done, examples to do or None), an example counting once a pass.
 
     Raises:
@@ -203,7 +203,9 @@ def tune(
             forwards += more
             report(more)
 
-        passes = Passes(predictor or Predictor(model, dtype), batches, values[0], world or World(), count)
+        passes = Passes(
+            predictor or Predictor(model, dtype), batches, values[0], world or World(), count, journal
+        )
         with use_kernel(used):
             found, note = None, ""
             if searching:

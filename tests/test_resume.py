@@ -1,0 +1,200 @@
+"""A tune that was interrupted goes on where it was, to the same result."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, write_images
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import alphatune
+from alphatune.data.own_loader import LoaderBatches
+from alphatune.distributed import World
+from alphatune.evaluation import Predictor, Scores
+from alphatune.norms.patching import patch_
+from alphatune.tuning import pass_record
+from alphatune.tuning.journal import Journal, open_journal
+from alphatune.tuning.search import Passes
+from alphatune.tuning.tune import TuneResult
+
+N = 1200
+
+
+class Stop(Exception):
+    pass
+
+
+class Counting(nn.Module):
+    """Counts the examples it sees, and stops after some."""
+
+    def __init__(self, limit: float = float("inf")) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.bn = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 3)
+        self.seen, self.limit = 0, limit
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += len(x)
+        if self.seen > self.limit:
+            raise Stop
+        return self.head(self.bn(self.conv(x)).relu().mean((2, 3)))
+
+
+def data() -> DataLoader[Any]:
+    rng = torch.Generator().manual_seed(1)
+    x, y = torch.randn(N, 3, 6, 6, generator=rng), torch.randint(3, (N,), generator=rng)
+    return DataLoader(TensorDataset(x, y), batch_size=50)
+
+
+def journal(folder: Path, *, resume: bool = True) -> Journal:
+    return open_journal(folder, {"seed": 0}, resume=resume, minutes=0)
+
+
+def same(one: TuneResult, other: TuneResult) -> None:
+    assert one.decision == other.decision
+    assert one.curve == other.curve
+    assert one.passes == other.passes
+    assert one.sweep.alphas == other.sweep.alphas
+    for a, b in zip(one.sweep.scores, other.sweep.scores, strict=True):
+        for field in fields(Scores):
+            np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"alphas": [0.1, 0.2]},
+        {"alphas": "auto"},
+        {"alphas": "auto", "curve": "full"},
+        {"alphas": "auto", "granularity": "layer", "temperature": True},
+    ],
+    ids=["list", "search", "full", "finer"],
+)
+def test_what_was_seen_is_not_seen_again(options: dict[str, Any], tmp_path: Path) -> None:
+    model, loader = Counting(), data()
+    whole = alphatune.tune(model, loader, metric="loss", accept="best", **options)
+    total = model.seen
+    for share in (0.05, 0.35, 0.6, 0.85):
+        folder = tmp_path / f"{share}"
+        with pytest.raises(Stop):
+            alphatune.tune(
+                Counting(share * total), loader, metric="loss", accept="best", journal=journal(folder), **options
+            )  # fmt: skip
+        again = Counting()
+        reported: list[tuple[int, int | None]] = []
+        result = alphatune.tune(
+            again, loader, metric="loss", accept="best", journal=journal(folder),
+            progress=lambda done, of, seen=reported: seen.append((done, of)), **options,
+        )  # fmt: skip
+        same(result, whole)
+        assert reported[-1][0] >= total * 0.9  # what was seen before counts as done
+        if "granularity" not in options:  # a descent saves now and then only
+            lost = again.seen - (total - share * total)
+            assert 0 <= lost <= 50 * 9 + 50  # at most a batch at every α
+
+
+def test_nothing_is_written_before_it_is_time(tmp_path: Path) -> None:
+    patient = open_journal(tmp_path / "j", {}, resume=False, minutes=60)
+    alphatune.tune(Counting(), data(), alphas=[0.1], journal=patient)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_waited_is_written_when_it_is_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that ended between two times of saving is not lost."""
+    clock = [0.0]
+    monkeypatch.setattr("alphatune.tuning.journal.time.monotonic", lambda: clock[0])
+    saving = Journal(tmp_path / "j", "", 10)
+    first, second = (pass_record.PassRecord[Any](saving, name) for name in ("first", "second"))
+    first.add([np.arange(3)], 3)
+    first.end()
+    assert not (tmp_path / "j").exists()
+    clock[0] = 11
+    second.add([np.arange(2)], 2)
+    assert {f.name for f in (tmp_path / "j").glob("*.pt")} == {"first-0.pt", "second-0.pt"}
+    second.add([np.arange(7)], 7)  # not yet saved
+    again = pass_record.PassRecord[Any](Journal(tmp_path / "j", "", 10), "second")
+    assert again.examples == 2
+    np.testing.assert_array_equal(again.results[0][0], np.arange(2))
+
+
+def test_another_question_is_another_record(tmp_path: Path) -> None:
+    """Other examples, other α, another kind of look, another number of processes."""
+    some, others = np.arange(10), np.arange(1, 11)
+    layers = {"bn1": 0.1, "bn2": 0.2}
+    names = {
+        pass_record.pass_name("measure", some, [0.0, 0.1], World()),
+        pass_record.pass_name("logits", some, [0.0, 0.1], World()),
+        pass_record.pass_name("measure", others, [0.0, 0.1], World()),
+        pass_record.pass_name("measure", some, [0.0, 0.2], World()),
+        pass_record.pass_name("measure", some, [0.0, layers], World()),
+        pass_record.pass_name("measure", some, [0.0, {**layers, "bn2": [0.2, 0.3]}], World()),
+        pass_record.pass_name("measure", some, [0.0, 0.1], World(0, 2)),
+        pass_record.pass_name("measure", some, [0.0, 0.1], World(1, 2)),
+    }
+    assert len(names) == 8
+    assert pass_record.pass_name("measure", some.copy(), [0.0, 0.1], World()) in names
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    model = patch_model()
+    passes = Passes(
+        Predictor(model), LoaderBatches(data(), torch.device("cpu")), 0.0, World(), lambda _: None, journal(tmp_path)
+    )  # fmt: skip
+    passes.measure(np.arange(100), [0.0])
+    (record,) = tmp_path.glob("pass-*-0.pt")
+    record.write_bytes(record.read_bytes()[:100])
+    with pytest.raises(alphatune.errors.InputError, match="damaged"):
+        passes.measure(np.arange(100), [0.0])
+
+
+def patch_model() -> nn.Module:
+    model = Counting()
+    patch_(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("many"), per_class=260)
+
+
+@pytest.mark.parametrize("options", [("--alphas", "0,0.1,0.2,0.3"), ()], ids=["list", "search"])
+def test_the_command_goes_on(
+    options: tuple[str, ...], images: Path, tiny_checkpoint: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    """Killed without warning as soon as something is saved."""
+    job = ["tune", TINY, "--checkpoint", tiny_checkpoint, "--data", images, "--input-size", 12, "--crop-pct", 1,
+           "--mean", 0.5, "--std", 0.25, "--metric", "loss", "--accept", "best", "--workers", 0, "-q",
+           "--batch-size", 8, "--kernel", "eager", *options, "--format", "quiet"]  # fmt: skip
+    out, state = tmp_path / "out", tmp_path / ".out.alphatune-resume"
+    command = [sys.executable, "-m", "alphatune", *map(str, job), "-o", str(out), "--checkpoint-minutes", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while len(list(state.glob("pass-*.pt"))) < 5 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9
+    assert not out.exists()
+    segments = len(list(state.glob("pass-*.pt")))
+    assert segments >= 5
+    code, _, err = run(*job, "-o", out, "--resume", "--seed", 1)
+    assert code == 3
+    assert "other settings" in err
+    assert run(*job, "-o", out, "--resume")[0] == 0
+    assert sorted(os.listdir(tmp_path)) == ["out"]  # noqa: PTH208
+    assert run(*job, "-o", tmp_path / "whole")[0] == 0
+    for name in ("model.safetensors", "alphatune.json", "curve.csv", "scores.npz"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
