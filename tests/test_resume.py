@@ -86,7 +86,7 @@ def test_what_was_seen_is_not_seen_again(options: dict[str, Any], tmp_path: Path
     model, loader = Counting(), data()
     whole = alphatune.tune(model, loader, metric="loss", accept="best", **options)
     total = model.seen
-    for share in (0.05, 0.35, 0.6, 0.85):
+    for share in (0.05, 0.35, 0.6, 0.75):  # a journal spares repeated passes too
         folder = tmp_path / f"{share}"
         with pytest.raises(Stop):
             alphatune.tune(
