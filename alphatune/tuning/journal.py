@@ -64,7 +64,7 @@ class Journal:
     folder: Path
     job: str  # the job as text
     seconds: float = 60.0  # between two times of saving
-    _since: float = field(default_factory=time.monotonic)
+    _since: float = field(default_factory=lambda: time.monotonic())
     _later: list[tuple[Entry, dict[str, Any]]] = field(default_factory=list)
 
     def entry(self, name: str) -> Entry:
