@@ -18,8 +18,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from alphatune.errors import AlphatuneError, ConfigurationError, NumericError, ResourceError, one_line
-from alphatune.evaluation import Predictor, evaluation_mode, is_out_of_memory, logits_of
+from alphatune.errors import (
+    AlphatuneError,
+    ConfigurationError,
+    NumericError,
+    ResourceError,
+    is_out_of_memory,
+    one_line,
+)
+from alphatune.evaluation import Predictor, evaluation_mode, logits_of
 from alphatune.models.copying import stock_copy
 from alphatune.models.folding import fold
 from alphatune.norms.kernels import Kernel, resolve_kernel, use_kernel

@@ -73,6 +73,45 @@ class NumericError(AlphatuneError):
     exit_code = 6
 
 
+#: what torch's plain RuntimeErrors say when a device, or a library that drives it, fails
+_OF_A_DEVICE = (
+    "CUDA error",
+    "CUDNN_STATUS_",
+    "CUBLAS_STATUS_",
+    "cuDNN error",
+    "NCCL error",
+    "HIP error",
+    "MPS backend",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the host, ran out of memory; by name, so that asking does not import torch."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    # The CPU's allocator of torch has no exception class of its own.
+    return bool(names & {"OutOfMemoryError", "MemoryError"}) or "DefaultCPUAllocator" in str(error)
+
+
+def machine_failure(error: BaseException) -> ResourceError | None:
+    """What torch says of memory that ran out, a worker that died or a device that failed, as an error of ours.
+
+    None for anything else.
+    """
+    text = one_line(error)
+    if is_out_of_memory(error):
+        first = text.partition(". ")[0] or "out of memory"
+        return ResourceError(f"memory ran out: {first}", "try a smaller --batch-size or fewer --workers")
+    if "DataLoader worker" in text:  # torch raises it wherever the main process happens to be
+        return ResourceError(
+            f"a worker process that reads images died: {text}",
+            "often memory or /dev/shm ran out: try fewer --workers",
+        )
+    failed = type(error).__name__ == "AcceleratorError" or any(sign in text for sign in _OF_A_DEVICE)
+    if isinstance(error, RuntimeError) and failed:
+        return ResourceError(f"the device failed: {text}", "tune and train go on with --resume")
+    return None
+
+
 def one_line(error: object, limit: int = 300) -> str:
     """The text of somebody else's exception, fit for one of our messages."""
     text = " ".join(str(error).split())

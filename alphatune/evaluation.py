@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alphatune.data.loading import Batch
-from alphatune.errors import ConfigurationError, DataError, NumericError, ResourceError
+from alphatune.errors import ConfigurationError, DataError, NumericError, ResourceError, is_out_of_memory
 from alphatune.metrics import HIGHER_IS_BETTER as HIGHER_IS_BETTER
 from alphatune.metrics import METRICS as METRICS
 from alphatune.metrics import Metric as Metric
@@ -227,7 +227,7 @@ class Predictor:
             return torch.cat([self(part) for part in torch.split(inputs, self.most)])
         try:
             return self.whole(inputs)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             if len(inputs) == 1:
@@ -255,11 +255,6 @@ class Predictor:
             return _copied(self._forward(inputs))
         filled = torch.cat([inputs, inputs[:1].expand(missing, *inputs.shape[1:])])
         return logits_of(_copied(self._forward(self.prepare(filled))))[: len(inputs)]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the CPU's allocator, which has no exception class of its own, ran out of memory."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _copied(output: object) -> Tensor:

@@ -1,70 +1,17 @@
-"""Killed at any moment, without warning: what was there before is there after, and nothing half written has a name.
-
-A server that has torch imported forks off each run, so that a run takes a
-fraction of a second and is killed in the midst of it, not while it imports.
-"""
+"""Killed at any moment, without warning: what was there before is there after, and nothing half written has a name."""
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
 import random
 import signal
 import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 from conftest import TINY
+from forks import SIZE, is_whole, run_whole, started
 
-import alphatune
 from alphatune.hashing import sha256
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["alphatune.cli.main", "alphatune.jobs.tune", "alphatune.jobs.train", "alphatune.jobs.export", "pandas",
-     "scipy.stats", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"]
-)  # fmt: skip
-SIZE = (
-    "--input-size",
-    12,
-    "--crop-pct",
-    1,
-    "--mean",
-    0.5,
-    "--std",
-    0.25,
-    "--workers",
-    0,
-    "-q",
-    "--format",
-    "quiet",
-)
-
-
-def command(argv: list[str]) -> None:
-    """What a process does."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
-    from alphatune.cli.main import main
-
-    main(argv)
-
-
-def started(argv: list[object]) -> BaseProcess:
-    process = FORKS.Process(target=command, args=([str(word) for word in argv],))
-    process.start()
-    return process
-
-
-def run_whole(argv: list[object]) -> float:
-    begun = time.perf_counter()
-    process = started(argv)
-    process.join()
-    assert process.exitcode == 0, argv
-    return time.perf_counter() - begun
 
 
 def kill_at_random(argv: list[object], longest: float, rng: random.Random) -> bool:
@@ -76,28 +23,19 @@ def kill_at_random(argv: list[object], longest: float, rng: random.Random) -> bo
     return process.exitcode == -signal.SIGKILL
 
 
-def is_whole(folder: Path) -> None:
-    """Every file is what result.json says, and the model can be read."""
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    for artifact in result["artifacts"]:
-        assert sha256(folder / artifact["path"]) == artifact["sha256"], artifact["path"]
-    if result["command"] == "tune":  # a run that trained keeps the state it went on from, too
-        names = {a["path"] for a in result["artifacts"]} | {"result.json"}
-        assert {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()} == names
-    alphatune.load(folder, trust_code=True)
-
-
 def visible(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
 
 
+#: what of a tuned folder does not hold times
+BYTES = ("model.safetensors", "alphatune.json", "curve.csv", "scores.npz")
 KILLS = [pytest.param(4), pytest.param(70, marks=pytest.mark.slow)]
 
 
 @pytest.fixture
 def tune(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path) -> list[object]:
-    return ["tune", TINY, "--checkpoint", tiny_checkpoint, "--data", image_folder, *SIZE, "--accept", "best",
-            "--metric", "loss", "--thumbnails", 2, "-o", tmp_path / "out"]  # fmt: skip
+    return ["tune", TINY, "--checkpoint", tiny_checkpoint, "--data", image_folder, *SIZE, "--format", "quiet",
+            "--accept", "best", "--metric", "loss", "--thumbnails", 2, "-o", tmp_path / "out"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kills", KILLS)
@@ -109,11 +47,34 @@ def test_tune(tune: list[object], tmp_path: Path, kills: int) -> None:
     rng, killed = random.Random(0), 0
     for _ in range(kills):
         killed += kill_at_random([*tune, "--alphas", "0,0.3,0.4", "--overwrite"], longest, rng)
-        assert visible(tmp_path) == {"out"} | (visible(tmp_path) - {"out"})
+        assert visible(tmp_path) == {"out"}
         is_whole(tmp_path / "out")
         assert {sha256(tmp_path / "out" / "curve.csv")} <= after
     assert killed >= kills // 2
     assert before != sha256(tmp_path / "out" / "result.json")
+    run_whole([*tune, "--alphas", "0,0.3,0.4", "--overwrite"])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # what the killed runs left is gone
+
+
+@pytest.mark.parametrize("kills", KILLS)
+def test_a_tune_goes_on_to_the_same_bytes(tune: list[object], tmp_path: Path, kills: int) -> None:
+    """However often it is killed, and wherever."""
+    words = [*tune[:-2], "--checkpoint-minutes", 0, "--batch-size", 4, "--alphas", "0:0.4:9"]
+    longest = run_whole([*words, "-o", tmp_path / "whole"])
+    wanted = {name: sha256(tmp_path / "whole" / name) for name in BYTES}
+    rng, attempt, killed = random.Random(4), 0, 0
+    for kill in range(kills):
+        out = tmp_path / f"run{attempt}"
+        resumed = [*words, "-o", out, "--resume"]
+        killed += kill_at_random(resumed, longest, rng)
+        if not out.exists() and (kill % 4 == 3 or kill == kills - 1):
+            run_whole(resumed)
+        if out.exists():
+            is_whole(out)
+            assert {name: sha256(out / name) for name in BYTES} == wanted
+            attempt += 1
+    assert killed >= kills // 2
+    assert visible(tmp_path) == {"whole", *(f"run{i}" for i in range(attempt))}
 
 
 @pytest.mark.parametrize("kills", KILLS)
@@ -134,7 +95,7 @@ def test_train_goes_on_to_the_same_bytes(image_folder: Path, tmp_path: Path, kil
     """However often it is killed, and wherever."""
 
     def words(out: str) -> list[object]:
-        return ["train", TINY, "--data", image_folder, "--val-fraction", 0.25, *SIZE, "--epochs", 4,
+        return ["train", TINY, "--data", image_folder, "--val-fraction", 0.25, *SIZE, "--format", "quiet", "--epochs", 4,
                 "--batch-size", 8, "--checkpoint-minutes", 0, "-o", tmp_path / out]  # fmt: skip
 
     longest = run_whole(words("whole"))

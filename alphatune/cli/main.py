@@ -29,7 +29,7 @@ from alphatune.cli.schema import schema
 from alphatune.cli.train import train
 from alphatune.cli.tune import tune
 from alphatune.cli.usage import explain
-from alphatune.errors import AlphatuneError, one_line
+from alphatune.errors import AlphatuneError, machine_failure, one_line
 
 app = typer.Typer(
     name="alphatune",
@@ -91,9 +91,9 @@ def main(argv: list[str] | None = None) -> None:
         _fail(argv, 130, "interrupted")
     except _Terminated:
         _fail(argv, 143, "terminated")
-    except MemoryError:
-        _fail(argv, 5, "out of memory", "try a smaller --batch-size or fewer --workers")
     except Exception as error:
+        if failure := machine_failure(error):
+            _fail(argv, failure.exit_code, failure.message, failure.hint)
         if {"-v", "--verbose"} & set(argv):
             traceback.print_exc()
         _fail(

@@ -25,7 +25,7 @@ from alphatune.data.available_memory import available_memory
 from alphatune.data.loading import Batches
 from alphatune.data.prefetch import Batch
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import ConfigurationError, ResourceError
+from alphatune.errors import ConfigurationError, ResourceError, is_out_of_memory
 
 CACHES = ("auto", "none", "ram", "disk")
 
@@ -142,7 +142,7 @@ def empty_images(
     try:
         return torch.empty(shape, dtype=torch.uint8, device=device, pin_memory=pin)
     except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
+        if not is_out_of_memory(error):
             raise
         raise ResourceError(f"{count} images do not fit into the memory of {device}", hint) from None
 

@@ -20,7 +20,7 @@ from alphatune.data.examples import Examples, Unreadable
 from alphatune.data.prefetch import Batch as Batch  # what this module is about
 from alphatune.data.prefetch import on_device
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import ConfigurationError, DataError, ResourceError, one_line
+from alphatune.errors import ConfigurationError, DataError, machine_failure, one_line
 
 #: a Unix socket's path has at most 107 bytes, of which multiprocessing takes 32 ("/pymp-…/listener-…")
 _LONGEST_TEMPORARY_FOLDER = 75
@@ -140,12 +140,9 @@ def worker_died() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise ResourceError(
-            f"a worker process that reads images died: {str(error).splitlines()[0]}",
-            "often memory or /dev/shm ran out: try fewer --workers",
-        ) from None
+        if "DataLoader worker" in str(error) and (failure := machine_failure(error)):
+            raise failure from None
+        raise
 
 
 class IndexedImages(Dataset[Any]):

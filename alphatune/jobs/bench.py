@@ -15,8 +15,7 @@ from torch import Tensor
 
 from alphatune.data.preprocessing import parse_numbers
 from alphatune.deployment import DeploymentCost, deployment_cost
-from alphatune.errors import ConfigurationError, ResourceError
-from alphatune.evaluation import is_out_of_memory
+from alphatune.errors import ConfigurationError, ResourceError, is_out_of_memory
 from alphatune.jobs.describe import describe_source
 from alphatune.jobs.opening import DTYPES, OpenedModel, assumed_preprocessing, open_model
 from alphatune.jobs.settings import BenchSettings

@@ -23,7 +23,14 @@ from alphatune.data.augmentation import derived_seed
 from alphatune.data.loading import Batch
 from alphatune.data.training_batches import TrainingBatches
 from alphatune.distributed import World
-from alphatune.errors import ConfigurationError, NumericError, ResourceError, one_line
+from alphatune.errors import (
+    ConfigurationError,
+    NumericError,
+    ResourceError,
+    is_out_of_memory,
+    machine_failure,
+    one_line,
+)
 from alphatune.evaluation import Metrics, Progress, logits_of
 from alphatune.training.distributed import parallel, share_buffers_
 from alphatune.training.optimizers import decay_to_one_
@@ -159,13 +166,13 @@ def _step(
         if boundary:
             _move(state, recipe, learning_rate(recipe, state.step, steps))
     except (RuntimeError, ValueError, TypeError) as error:
-        if "DataLoader worker" in str(error):  # torch raises it wherever the main process happens to be
-            raise ResourceError(f"a worker process that reads images died: {one_line(error)}") from None
-        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        if is_out_of_memory(error):
             raise ResourceError(
                 f"a batch of {len(batch)} does not fit into the memory of {device}",
                 "use a smaller --batch-size with --accumulate, or --dtype bfloat16",
             ) from None
+        if failure := machine_failure(error):
+            raise failure from None
         if state.step:
             raise  # what has worked before is not for the user to mend
         raise ConfigurationError(

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alphatune.data.prefetch import Batch
-from alphatune.errors import ResourceError
-from alphatune.evaluation import Metric, Predictor, evaluation_mode, is_out_of_memory
+from alphatune.errors import ResourceError, is_out_of_memory
+from alphatune.evaluation import Metric, Predictor, evaluation_mode
 from alphatune.norms.patching import differentiable_alpha, example_weighted_layers, set_alpha_
 from alphatune.tuning.granularity import Units
 from alphatune.tuning.journal import Entry
@@ -267,7 +267,7 @@ def _backward(problem: _Problem, state: _State, batch: Batch, share: float) -> N
             loss = problem.loss(state.theta, state.log_temperature, batch) * share
         loss.backward()  # type: ignore[no-untyped-call]
         return
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         if len(batch) == 1:

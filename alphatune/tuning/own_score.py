@@ -27,9 +27,10 @@ from alphatune.errors import (
     DataError,
     NumericError,
     ResourceError,
+    is_out_of_memory,
     one_line,
 )
-from alphatune.evaluation import Progress, evaluation_mode, input_dtype, is_out_of_memory
+from alphatune.evaluation import Progress, evaluation_mode, input_dtype
 from alphatune.models.health import require_health
 from alphatune.norms.kernels import COMPILED_FROM, Kernel, build_seconds, resolve_kernel, use_kernel
 from alphatune.norms.patching import patched, set_alpha_, unpatched_alpha

@@ -1,0 +1,42 @@
+"""A network that does something bad at the k-th batch: FAULT="KIND K", e.g. "oom 3"."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+
+import torch
+from tiny import Tiny
+
+
+class Faulty(Tiny):
+    calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kind, _, at = os.environ.get("FAULT", "none 0").partition(" ")
+        type(self).calls += x.requires_grad or len(x) > 1  # the look at one image does not count
+        if self.calls == int(at) or kind.startswith("always"):
+            fail(kind, len(x))
+        return super().forward(x)
+
+
+def fail(kind: str, examples: int) -> None:
+    if kind in ("oom", "always-oom"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    if kind == "always-oom-above-4" and examples > 4:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    if kind == "cpu-oom":
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+    if kind == "gpu":
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+    if kind == "cudnn":
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+    if kind == "delete":
+        shutil.rmtree(os.environ["FAULT_FOLDER"])
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def faulty() -> Faulty:
+    return Faulty()

@@ -1,0 +1,86 @@
+"""Runs of the command in processes of their own that cost a fraction of a second.
+
+A server that has torch imported forks off each run, so that it can be killed,
+or starved, in the midst of what it does, not while it imports.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import alphatune
+from alphatune.hashing import sha256
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["alphatune.cli.main", "alphatune.jobs.tune", "alphatune.jobs.train", "alphatune.jobs.export", "pandas",
+     "scipy.stats", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"]
+)  # fmt: skip
+#: of the images of conftest.py
+SIZE = ("--input-size", 12, "--crop-pct", 1, "--mean", 0.5, "--std", 0.25, "--workers", 0, "-q")
+
+
+def command(
+    argv: list[str], largest: int | None, environment: dict[str, str], err: Connection | None
+) -> None:
+    """What a process does; no file may become larger than ``largest``, as on a disk that is full."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(err.fileno() if err else null, 2)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+    os.environ.update(environment)
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    from alphatune.cli.main import main
+
+    main(argv)
+
+
+def started(argv: Sequence[object]) -> BaseProcess:
+    process = FORKS.Process(target=command, args=([str(word) for word in argv], None, {}, None))
+    process.start()
+    return process
+
+
+def run_whole(argv: Sequence[object]) -> float:
+    """Run to the end, which has to be a good one; the seconds it took."""
+    begun = time.perf_counter()
+    code, err = run_forked(argv)
+    assert code == 0, (argv, err)
+    return time.perf_counter() - begun
+
+
+def run_forked(
+    argv: Sequence[object], *, largest: int | None = None, environment: dict[str, str] | None = None
+) -> tuple[int | None, str]:
+    """Exit code and stderr."""
+    ours, theirs = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(
+        target=command, args=([str(word) for word in argv], largest, environment or {}, theirs)
+    )
+    process.start()
+    theirs.close()
+    with os.fdopen(os.dup(ours.fileno()), encoding="utf-8") as stream:
+        err = stream.read()
+    process.join()
+    return process.exitcode, err
+
+
+def is_whole(folder: Path) -> None:
+    """Every file is what result.json says, and the model can be read."""
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    for artifact in result["artifacts"]:
+        assert sha256(folder / artifact["path"]) == artifact["sha256"], artifact["path"]
+    if result["command"] == "tune":  # a run that trained keeps the state it went on from, too
+        names = {a["path"] for a in result["artifacts"]} | {"result.json"}
+        assert {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()} == names
+    alphatune.load(folder, trust_code=True)
