@@ -102,14 +102,25 @@ def machine_failure(error: BaseException) -> ResourceError | None:
         first = text.partition(". ")[0] or "out of memory"
         return ResourceError(f"memory ran out: {first}", "try a smaller --batch-size or fewer --workers")
     if "DataLoader worker" in text:  # torch raises it wherever the main process happens to be
-        return ResourceError(
-            f"a worker process that reads images died: {text}",
-            "often memory or /dev/shm ran out: try fewer --workers",
-        )
+        return dead_worker(text)
     failed = type(error).__name__ == "AcceleratorError" or any(sign in text for sign in _OF_A_DEVICE)
     if isinstance(error, RuntimeError) and failed:
         return ResourceError(f"the device failed: {text}", "tune and train go on with --resume")
     return None
+
+
+def dead_worker(reason: str) -> ResourceError:
+    """What to say of a process that reads images and is gone."""
+    return ResourceError(
+        f"a worker process that reads images died: {reason}",
+        "often memory or /dev/shm ran out: try fewer --workers",
+    )
+
+
+def raise_if_machine_failed(error: BaseException) -> None:
+    """Raise what ``machine_failure`` makes of an error, before it is put down to the model or the data."""
+    if failure := machine_failure(error):
+        raise failure from None
 
 
 def one_line(error: object, limit: int = 300) -> str:

@@ -14,9 +14,10 @@ class Faulty(Tiny):
     calls = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        kind, _, at = os.environ.get("FAULT", "none 0").partition(" ")
-        type(self).calls += x.requires_grad or len(x) > 1  # the look at one image does not count
-        if self.calls == int(at) or kind.startswith("always"):
+        kind, _, at = os.environ.get("FAULT", "").partition(" ")
+        if kind and len(x) > 2:  # not the look at two blank images
+            type(self).calls += 1
+        if kind.startswith("always") or (kind and len(x) > 2 and self.calls == int(at)):
             fail(kind, len(x))
         return super().forward(x)
 

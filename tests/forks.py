@@ -12,7 +12,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -37,6 +37,7 @@ def command(
     os.dup2(null, 1)
     os.dup2(err.fileno() if err else null, 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+    multiprocessing.set_start_method("fork", force=True)  # of workers, as it is without us
     os.environ.update(environment)
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
@@ -60,18 +61,24 @@ def run_whole(argv: Sequence[object]) -> float:
 
 
 def run_forked(
-    argv: Sequence[object], *, largest: int | None = None, environment: dict[str, str] | None = None
+    argv: Sequence[object],
+    *,
+    largest: int | None = None,
+    environment: dict[str, str] | None = None,
+    meanwhile: Callable[[int], None] = lambda _: None,
 ) -> tuple[int | None, str]:
-    """Exit code and stderr."""
+    """Exit code and stderr; ``meanwhile`` is called with the process's number."""
     ours, theirs = FORKS.Pipe(duplex=False)
     process = FORKS.Process(
         target=command, args=([str(word) for word in argv], largest, environment or {}, theirs)
     )
     process.start()
     theirs.close()
+    meanwhile(int(process.pid or 0))
     with os.fdopen(os.dup(ours.fileno()), encoding="utf-8") as stream:
         err = stream.read()
     process.join()
+    ours.close()
     return process.exitcode, err
 
 

@@ -20,7 +20,7 @@ from alphatune.data.examples import Examples, Unreadable
 from alphatune.data.prefetch import Batch as Batch  # what this module is about
 from alphatune.data.prefetch import on_device
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import ConfigurationError, DataError, machine_failure, one_line
+from alphatune.errors import ConfigurationError, DataError, dead_worker, one_line, raise_if_machine_failed
 
 #: a Unix socket's path has at most 107 bytes, of which multiprocessing takes 32 ("/pymp-…/listener-…")
 _LONGEST_TEMPORARY_FOLDER = 75
@@ -136,12 +136,13 @@ def decoded(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
 
 @contextmanager
 def worker_died() -> Iterator[None]:
-    """Turn what torch says of a dead worker into an error of ours."""
+    """Turn what torch, or a broken connection, says of a dead worker into an error of ours."""
     try:
         yield
+    except (ConnectionError, EOFError) as error:  # it died while it was handing over images
+        raise dead_worker(type(error).__name__) from None
     except RuntimeError as error:
-        if "DataLoader worker" in str(error) and (failure := machine_failure(error)):
-            raise failure from None
+        raise_if_machine_failed(error)
         raise
 
 

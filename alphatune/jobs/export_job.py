@@ -13,7 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import ConfigurationError, NumericError, UnsupportedModelError, one_line
+from alphatune.errors import (
+    ConfigurationError,
+    NumericError,
+    UnsupportedModelError,
+    one_line,
+    raise_if_machine_failed,
+)
 from alphatune.jobs.check_images import CheckImages, open_check_images, random_images
 from alphatune.jobs.opening import OpenedModel, assumed_preprocessing, open_model, override_preprocessing
 from alphatune.jobs.settings import ExportSettings
@@ -175,6 +181,7 @@ def _expect(model: nn.Module, images: Tensor, batch_size: int) -> Expected:
     try:
         return expect(model, images, batch_size)
     except RuntimeError as error:
+        raise_if_machine_failed(error)
         raise ConfigurationError(
             f"the model does not take images of size {'x'.join(map(str, images.shape[1:]))}: {one_line(error)}",
             "see --input-size",

@@ -17,7 +17,7 @@ from alphatune.data.preprocessing import Preprocessing, parse_numbers
 from alphatune.data.readable import skipped_warning, without_unreadable
 from alphatune.data.splits import open_splits
 from alphatune.distributed import local_device
-from alphatune.errors import ConfigurationError
+from alphatune.errors import ConfigurationError, raise_if_machine_failed
 from alphatune.evaluation import Predictor
 from alphatune.jobs.settings import EvaluateSettings, ModelSettings, TuneSettings
 from alphatune.models.bundle import WEIGHTS, build_bundled, read_bundle, restore_
@@ -114,6 +114,7 @@ def require_device(model: nn.Module, device: torch.device) -> None:
     try:
         model.to(device)
     except RuntimeError as error:
+        raise_if_machine_failed(error)
         raise ConfigurationError(f"cannot move the model to {device}: {error}") from None
 
 

@@ -6,7 +6,7 @@ import glob
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,8 @@ def run_tune(
         description = describe_model(
             prepared.opened, survey(module), prepared.probe, result.patched, too_small
         )
+        if journal.given_up:
+            result = replace(result, warnings=(*result.warnings, journal.given_up))
         measured = describe_averages(averages, replaced, prepared, result)
         document = _write(
             stage, settings, prepared, result, description, measured, exclude, gates, world.size

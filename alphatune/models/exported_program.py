@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from alphatune.errors import UnsupportedModelError, one_line
+from alphatune.errors import UnsupportedModelError, one_line, raise_if_machine_failed
 from alphatune.evaluation import evaluation_mode, logits_of
 from alphatune.models.agreement import Run
 from alphatune.models.temperature import get_temperature
@@ -66,6 +66,7 @@ def export_program(
         try:
             program = torch.export.export(root, (images,), dynamic_shapes=(dims,))
         except Exception as error:  # whatever tracing somebody's forward raises
+            raise_if_machine_failed(error)
             raise UnsupportedModelError(
                 f"torch.export cannot trace the model: {type(error).__name__}: {one_line(error)}"
             ) from None

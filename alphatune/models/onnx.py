@@ -18,7 +18,13 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from alphatune.errors import ConfigurationError, NumericError, UnsupportedModelError, one_line
+from alphatune.errors import (
+    ConfigurationError,
+    NumericError,
+    UnsupportedModelError,
+    one_line,
+    raise_if_machine_failed,
+)
 from alphatune.models.agreement import Run
 from alphatune.models.exported_program import quiet
 
@@ -89,6 +95,7 @@ def write_onnx(
             )
     except Exception as error:  # an operation without a translation, a pass that fails
         cause = error.__cause__ or error
+        raise_if_machine_failed(cause)
         raise UnsupportedModelError(
             f"torch cannot convert the model to ONNX: {type(cause).__name__}: {one_line(cause)}"
         ) from None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alphatune.errors import AlphatuneError, ConfigurationError, one_line
+from alphatune.errors import AlphatuneError, ConfigurationError, one_line, raise_if_machine_failed
 from alphatune.evaluation import evaluation_mode, predict
 from alphatune.norms.calibrated import channel_groups
 from alphatune.norms.survey import survey
@@ -76,6 +76,7 @@ def probe(model: nn.Module, input_size: tuple[int, int, int], device: torch.devi
             except AlphatuneError:
                 raise
             except Exception as error:  # a model that gets an input it was not made for raises anything
+                raise_if_machine_failed(error)
                 raise ConfigurationError(
                     f"the model does not take an input of size {'x'.join(map(str, input_size))}: {one_line(error)}",
                     "see --input-size",

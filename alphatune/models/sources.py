@@ -31,7 +31,13 @@ import torchvision
 from torch import nn
 
 from alphatune.data.preprocessing import Preprocessing, preprocessing_of_timm, preprocessing_of_torchvision
-from alphatune.errors import AlphatuneError, CheckpointError, ConfigurationError, one_line
+from alphatune.errors import (
+    AlphatuneError,
+    CheckpointError,
+    ConfigurationError,
+    one_line,
+    raise_if_machine_failed,
+)
 from alphatune.models.output import is_bundle
 from alphatune.suggestions import closest, did_you_mean, did_you_mean_path
 
@@ -272,6 +278,7 @@ def _call(factory: Callable[..., Any], spec: str, *args: Any, **kwargs: Any) -> 
             "give the weights as --checkpoint FILE",
         ) from None
     except Exception as error:  # any factory may raise anything
+        raise_if_machine_failed(error)
         raise ConfigurationError(f"cannot build {spec}: {type(error).__name__}: {one_line(error)}") from None
 
 

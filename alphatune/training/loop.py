@@ -28,8 +28,8 @@ from alphatune.errors import (
     NumericError,
     ResourceError,
     is_out_of_memory,
-    machine_failure,
     one_line,
+    raise_if_machine_failed,
 )
 from alphatune.evaluation import Metrics, Progress, logits_of
 from alphatune.training.distributed import parallel, share_buffers_
@@ -171,8 +171,7 @@ def _step(
                 f"a batch of {len(batch)} does not fit into the memory of {device}",
                 "use a smaller --batch-size with --accumulate, or --dtype bfloat16",
             ) from None
-        if failure := machine_failure(error):
-            raise failure from None
+        raise_if_machine_failed(error)
         if state.step:
             raise  # what has worked before is not for the user to mend
         raise ConfigurationError(

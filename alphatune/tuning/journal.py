@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from alphatune.errors import InputError, ResourceError
+from alphatune.errors import InputError, ResourceError, one_line
 
 _KEY = "job.json"
 
@@ -45,16 +45,16 @@ class Entry:
         return state
 
     def write(self, state: dict[str, Any]) -> None:
-        """Replace the state, whole or not at all."""
+        """Replace the state, whole or not at all; a disk that refuses costs the journal, not the job."""
+        if self.journal.given_up:
+            return
         temporary = self.path.with_suffix(".tmp")
         try:
             self.journal.begin()
             torch.save(state, temporary)
             temporary.replace(self.path)
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's own writer on a full disk
-            raise ResourceError(
-                f"cannot write {self.path}: {error}", "is the disk full or read-only?"
-            ) from None
+            self.journal.give_up(error)
 
 
 @dataclass
@@ -64,6 +64,7 @@ class Journal:
     folder: Path
     job: str  # the job as text
     seconds: float = 60.0  # between two times of saving
+    given_up: str = ""  # why nothing more is written
     _since: float = field(default_factory=lambda: time.monotonic())
     _later: list[tuple[Entry, dict[str, Any]]] = field(default_factory=list)
 
@@ -92,6 +93,11 @@ class Journal:
             entry.write(state)
         self._later.clear()
         self._since = time.monotonic()
+
+    def give_up(self, error: Exception) -> None:
+        """Leave the room that there is to the result."""
+        self.given_up = f"what --resume goes on from could not be kept in {self.folder}: {one_line(error)}"
+        self.close()
 
     def close(self) -> None:
         """The job is done: nothing to go on from."""

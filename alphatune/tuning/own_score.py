@@ -29,6 +29,7 @@ from alphatune.errors import (
     ResourceError,
     is_out_of_memory,
     one_line,
+    raise_if_machine_failed,
 )
 from alphatune.evaluation import Progress, evaluation_mode, input_dtype
 from alphatune.models.health import require_health
@@ -234,6 +235,7 @@ def _outputs(model: nn.Module, inputs: Any, dtype: torch.dtype) -> Any:
         raise
     except Exception as error:  # a model that gets inputs it was not made for raises anything
         _raise_if_out_of_memory(error)
+        raise_if_machine_failed(error)
         raise ConfigurationError(
             f"the model failed on the loader's inputs, {_described(inputs)}: "
             f"{type(error).__name__}: {one_line(error)}",
@@ -257,6 +259,7 @@ def _scores(
         raise
     except Exception as error:  # a function of one's own may raise anything
         _raise_if_out_of_memory(error)
+        raise_if_machine_failed(error)
         raise ConfigurationError(
             f"{name} failed: {type(error).__name__}: {one_line(error)}",
             "it is called as score(outputs, targets), with what the model returns and the loader yields",
