@@ -85,7 +85,7 @@ def test_a_full_disk(tune: list[object], tmp_path: Path, few: int | None) -> Non
         tune[tune.index("--data") + 1],
         "--scores",
         scores,
-        "-q",
+        *SIZE[-3:],
     ]
     commands += [
         (["report", out, "-o", tmp_path / "new" / "r.html"], tmp_path / "new" / "r.html"),
@@ -110,11 +110,13 @@ def test_what_resume_would_go_on_from_is_not_worth_a_failure(
     whole = tmp_path / "whole"
     run_whole([*tune[:-1], whole])
     pages = sum(1 + f.stat().st_size // 4096 for f in whole.rglob("*"))
-    disk = small_disk(f"{4 * (pages + 12)}k")
-    code, err = run_forked([*tune[:-1], disk / "out", "--checkpoint-minutes", 0])
+    disk = small_disk(f"{4 * (pages + 30)}k")  # and 48 states of two pages each do not fit in
+    code, err = run_forked([*tune[:-1], disk / "out", "--checkpoint-minutes", 0, "--batch-size", 1])
     assert code == 0, err
     is_whole(disk / "out")
-    (warning,) = [w for w in json.loads((disk / "out" / "result.json").read_text())["warnings"] if "--resume" in w]
+    (warning,) = [
+        w for w in json.loads((disk / "out" / "result.json").read_text())["warnings"] if "--resume" in w
+    ]
     assert "could not be kept" in warning
     assert [p.name for p in disk.iterdir()] == ["out"]
 

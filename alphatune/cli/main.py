@@ -110,7 +110,28 @@ def _fail(argv: list[str], code: int, message: str, hint: str = "") -> None:
     if _wants_json(argv) and os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks
         print(json.dumps({"error": {"code": code, "message": message, "hint": hint}}))
     print(f"error: {message}" + (f" ({hint})" if hint else ""), file=sys.stderr)
+    _end_workers()
     sys.exit(code)
+
+
+def _end_workers() -> None:
+    """End the processes that read images, should an error have left them waiting for work.
+
+    They ignore SIGTERM, with which Python would end them at its exit and then wait.
+    """
+    if "multiprocessing" not in sys.modules or not hasattr(signal, "SIGCHLD"):
+        return
+    import multiprocessing
+
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error of its own
+    try:
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join(timeout=5)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _wants_json(argv: list[str]) -> bool:

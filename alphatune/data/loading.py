@@ -6,7 +6,6 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -124,25 +123,37 @@ def begin_worker(_worker: int) -> None:
 
 def decoded(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
     """What ``collate`` made of each batch; an unreadable image and a dead worker are errors of ours."""
-    with worker_died():
-        for images, ids in loader:
-            if isinstance(images, Unreadable):
-                raise DataError(
-                    f"unreadable image {images.name}: {images.reason}",
-                    "--on-bad-image skip leaves such images out",
-                )
-            yield images, ids
+    for images, ids in from_workers(loader):
+        if isinstance(images, Unreadable):
+            raise DataError(
+                f"unreadable image {images.name}: {images.reason}",
+                "--on-bad-image skip leaves such images out",
+            )
+        yield images, ids
 
 
-@contextmanager
-def worker_died() -> Iterator[None]:
-    """Turn what torch, or a broken connection, says of a dead worker into an error of ours."""
+def from_workers(loader: Iterable[Any]) -> Iterator[Any]:
+    """What a loader yields; a dead worker is an error of ours."""
     try:
-        yield
+        yield from _begin(loader)
     except (ConnectionError, EOFError) as error:  # it died while it was handing over images
         raise dead_worker(type(error).__name__) from None
     except RuntimeError as error:
         raise_if_machine_failed(error)
+        raise
+
+
+def _begin(loader: Iterable[Any]) -> Iterator[Any]:
+    """``iter(loader)``; should that break off, the workers that it had begun end with it.
+
+    Nobody else knows them then: they would wait for work, and the main process at its exit for them.
+    """
+    before = set(torch.multiprocessing.active_children())
+    try:
+        return iter(loader)
+    except BaseException:
+        for worker in set(torch.multiprocessing.active_children()) - before:
+            worker.kill()
         raise
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from alphatune.data.examples import Examples, Unreadable
-from alphatune.data.loading import Batches, begin_worker, load_image, worker_died
+from alphatune.data.loading import Batches, begin_worker, from_workers, load_image
 from alphatune.errors import ConfigurationError, DataError
 
 CHOICES = ("fail", "skip")
@@ -64,8 +64,7 @@ def _unreadable(batches: Batches) -> dict[int, Unreadable]:
         _Faults(batches), batch_size=batches.batch_size, num_workers=workers, collate_fn=list,
         worker_init_fn=begin_worker,
     )  # fmt: skip
-    with worker_died():
-        found = [fault for faults in loader for fault in faults]
+    found = [fault for faults in from_workers(loader) for fault in faults]
     return {position: fault for position, fault in enumerate(found) if fault is not None}
 
 
