@@ -107,11 +107,11 @@ def test_what_resume_would_go_on_from_is_not_worth_a_failure(
     tune: list[object], tmp_path: Path, small_disk: Callable[..., Path]
 ) -> None:
     """There is room for the result, but not for the state as well: the job goes on without."""
-    whole = tmp_path / "whole"
-    run_whole([*tune[:-1], whole])
+    whole, tune = tmp_path / "whole", [*tune, "--batch-size", 1, "--alphas", "0:0.4:21", "-o"]
+    run_whole([*tune, whole])
     pages = sum(1 + f.stat().st_size // 4096 for f in whole.rglob("*"))
-    disk = small_disk(f"{4 * (pages + 30)}k")  # and 48 states of two pages each do not fit in
-    code, err = run_forked([*tune[:-1], disk / "out", "--checkpoint-minutes", 0, "--batch-size", 1])
+    disk = small_disk(f"{4 * (pages + 30)}k")  # the state of 48 batches takes three times as much
+    code, err = run_forked([*tune, disk / "out", "--checkpoint-minutes", 0])
     assert code == 0, err
     is_whole(disk / "out")
     (warning,) = [
