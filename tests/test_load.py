@@ -110,10 +110,16 @@ SIZES = [pytest.param(4_000, id="4000"), pytest.param(100_000, id="100000", mark
 def test_memory_is_flat_and_nothing_is_left(
     count: int, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A pass over all images at two α, each batch decoded in one of eight processes."""
+    """A pass over all images at two α, each batch decoded in one of eight processes.
+
+    A tensor that comes from a worker holds a file open: 1024 of them are all that many systems give a process.
+    """
     archive = write_archive(tmp_path / "images.tar", count)
     before = segments()
-    watched = start(tune(archive, tiny_checkpoint, tmp_path, "--alphas", "0,0.3"), tmp_path)
+    size = 8 if count < 10_000 else 32
+    watched = start(
+        tune(archive, tiny_checkpoint, tmp_path, "--alphas", "0,0.3", "--batch-size", size), tmp_path
+    )
     while watched.process.poll() is None:
         watched.look()
         time.sleep(count / 200_000)
@@ -121,6 +127,7 @@ def test_memory_is_flat_and_nothing_is_left(
     assert watched.process.returncode == 0, err
     assert json.loads(out)["data"]["n"] == count
     assert len(watched.workers) == WORKERS
+    assert max(watched.descriptors) < 250  # 500 batches, or 3 125
     assert_nothing_left(watched, tmp_path, before)
     is_whole(tmp_path / "out")
     if count > 10_000:  # a short run is all warm-up
@@ -138,7 +145,6 @@ def test_memory_is_flat_and_nothing_is_left(
                 f"descriptors {min(watched.descriptors)} to {max(watched.descriptors)}"
             )
         assert second < first + 30 * 1024  # scores of 2 α take 26 bytes an example each
-        assert max(watched.descriptors) < 400
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])

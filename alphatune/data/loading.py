@@ -82,7 +82,8 @@ class Batches:
         targets = torch.from_numpy(self.examples.targets)
         start = 0
         for images, ids in decoded(loader):
-            yield Batch(images, targets[start : start + len(ids)], ids)
+            # A copy: scores keep the ids, and each tensor that comes from a worker holds a file open.
+            yield Batch(images, targets[start : start + len(ids)], ids.clone())
             start += len(ids)
         if start != len(self.examples):
             raise DataError(
