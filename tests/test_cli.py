@@ -399,6 +399,12 @@ def bad_inputs(tmp_path: Path, checkpoint: Path, images: Path) -> dict[str, tupl
     nan = tiny().state_dict()
     nan["bn1.running_var"][0] = -1
     torch.save(nan, tmp_path / "negative.pt")
+    for name, key, value in (
+        ("zero", "bn2.running_var", 0.0), ("nan", "conv2.weight", float("nan")), ("infinite", "bn1.weight", float("inf")),
+    ):  # fmt: skip
+        state = tiny().state_dict()
+        state[key].fill_(value)
+        torch.save(state, tmp_path / f"{name}.pt")
     no_norm = TINY.replace(":tiny", ":no_norm")
     return {
         "missing checkpoint": (swap("--checkpoint", tmp_path / "no.pt"), 3, "no.pt"),
@@ -410,6 +416,9 @@ def bad_inputs(tmp_path: Path, checkpoint: Path, images: Path) -> dict[str, tupl
         "checkpoint of another architecture": ([cifar, *good[1:]], 3, "another architecture"),
         "untrusted checkpoint": (swap("--checkpoint", evil), 3, "tiny.Tiny"),
         "negative variance": (swap("--checkpoint", tmp_path / "negative.pt"), 6, "bn1"),
+        "statistics of nothing": (swap("--checkpoint", tmp_path / "zero.pt"), 6, "bn2"),
+        "NaN weight": (swap("--checkpoint", tmp_path / "nan.pt"), 6, "conv2.weight"),
+        "infinite weight": (swap("--checkpoint", tmp_path / "infinite.pt"), 6, "bn1.weight"),
         "model without norms": ([no_norm, "--data", images, *COMMON, "-o", tmp_path / "out"], 4, "BatchNorm"),
         "unknown norm": (
             [TINY.replace(":tiny", ":odd"), "--data", images, *COMMON, "-o", tmp_path / "out"],
@@ -445,6 +454,7 @@ def bad_inputs(tmp_path: Path, checkpoint: Path, images: Path) -> dict[str, tupl
 CASES = [
     "missing checkpoint", "missing data", "empty folder", "unreadable image", "unknown architecture",
     "unknown factory", "checkpoint of another architecture", "untrusted checkpoint", "negative variance",
+    "statistics of nothing", "NaN weight", "infinite weight",
     "model without norms", "unknown norm", "too many classes", "too few classes", "alpha above 1",
     "alpha below 0", "alpha no number", "existing output", "foreign output", "output is a file",
     "unknown metric", "unknown option", "no data", "no model", "unknown device", "absent device",

@@ -12,6 +12,8 @@ import io
 import json
 import resource
 import shutil
+import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -324,6 +326,31 @@ def test_a_header_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes((2**30).to_bytes(8, "little") + b"{" * 100)
     assert reads(path) is None
+
+
+MEMORY = """
+import sys, torch
+from torch import nn
+from alphatune.models.checkpoints import load_weights_, read_checkpoint
+def peak():
+    return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM"))
+torch.zeros(1); model = nn.Sequential(nn.Linear(5000, 5000, bias=False), nn.BatchNorm1d(5000))
+before = peak()
+load_weights_(model, read_checkpoint({path!r}))
+print((peak() - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_reading_takes_at_most_twice_the_file(tmp_path: Path, kind: str) -> None:
+    """100 MB of weights, and a model of that size that was there before."""
+    net = torch.nn.Sequential(torch.nn.Linear(5000, 5000, bias=False), torch.nn.BatchNorm1d(5000))
+    name, data = checkpoint(net, kind)
+    (tmp_path / name).write_bytes(data)
+    code = MEMORY.format(path=str(tmp_path / name))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 2 * len(data) / 2**20 + 10
 
 
 def test_every_cut_of_an_archive_is_noticed(images: Path, archive: bytes, tmp_path: Path) -> None:

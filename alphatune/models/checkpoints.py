@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import pickle
 import re
 import warnings
@@ -89,7 +90,7 @@ def load_weights_(model: nn.Module, checkpoint: Checkpoint) -> None:
     _check_keys(weights, expected, checkpoint.path)
     # Parameters only: a buffer may be a mask of -inf, and health.py looks at moving averages.
     for name, _ in model.named_parameters(remove_duplicate=False):
-        if not bool(torch.isfinite(weights[name]).all()):
+        if not _is_finite(weights[name]):
             raise NumericError(f"{name} in {checkpoint.path} holds NaN or infinity")
     # A counter that inference never reads, and that old checkpoints lack.
     counters = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}
@@ -100,6 +101,20 @@ def load_weights_(model: nn.Module, checkpoint: Checkpoint) -> None:
         model.load_state_dict(complete, strict=True)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"cannot load {checkpoint.path}: {one_line(error)}") from None
+
+
+def _is_finite(weight: Tensor) -> bool:
+    """Whether no value is NaN or infinite; without the copies that torch.isfinite makes of a large tensor."""
+    if weight.numel() == 0 or weight.dtype not in (
+        torch.float32,
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+    ):
+        return bool(torch.isfinite(weight).all())
+    return all(
+        math.isfinite(extreme.item()) for extreme in torch.aminmax(weight.detach())
+    )  # NaN goes through both
 
 
 def load_body_(model: nn.Module, checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ class Health:
     """What the moving averages of one layer look like."""
 
     layer: str
-    problem: str  # "" | impossible values: not finite, negative variance
+    problem: str  # "" | impossible values: not finite, negative variance, all zero
     remark: str  # "" | suspicious, but possible
 
 
@@ -24,7 +24,8 @@ def examine(model: nn.Module) -> tuple[Health, ...]:
 
     A variance that is negative (arithmetic on averaged weights makes them) or
     a value that is NaN (training with one value per channel does) is a
-    problem: inference is undefined. Mean 0 and variance 1 in every channel is
+    problem: inference is undefined. So are zeros in every channel, which a
+    recomputation over no batch leaves (torch's ``update_bn``). Mean 0 and variance 1 in every channel is
     a remark: the layer was never trained, or its statistics were folded into
     its weights, and α > 0 would mix with numbers that mean nothing.
     """
@@ -53,6 +54,8 @@ def _problem(mean: torch.Tensor, variance: torch.Tensor) -> str:
             return f"{what} is NaN or infinite in {bad} of {values.numel()} channels"
     if bad := int((variance < 0).sum()):
         return f"running_var is negative in {bad} of {variance.numel()} channels (lowest {variance.min().item():.3g})"
+    if bool((mean == 0).all()) and bool((variance == 0).all()):
+        return "mean 0 and variance 0 in all channels: the averages of no example"
     return ""
 
 
