@@ -12,6 +12,7 @@ from typing import Any
 import timm
 import torch
 import torchvision
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from alphatune import patch_, set_alpha_, unpatch_
@@ -46,6 +47,13 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "inception": {"init_weights": False},
 }
 
+#: what users turn trained networks into: kinds of BatchNorm that no architecture is built with
+CONVERSIONS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "frozen": freeze_batch_norm_2d,
+    "sync": convert_sync_batchnorm,
+    "split": convert_splitbn_model,
+}
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -67,6 +75,7 @@ class Record:
     shape: tuple[int, ...] = ()  # of one example
     patched: dict[str, int] = field(default_factory=dict)  # number of layers by kind
     unreached: int = 0  # patched layers that no example goes through in eval mode
+    by_row: int = 0  # patched layers whose rows are not examples, but tokens or regions
     apart: float = 0.0  # largest difference of an example alone from the same one in a batch
     off: float = 0.0  # largest difference from the definition
     left_out: str = ""  # why it was not tried
@@ -91,20 +100,36 @@ def architectures() -> dict[tuple[str, str], list[Architecture]]:
     return {key: members for key, members in found.items() if members}
 
 
-def check(architecture: Architecture) -> Record:
-    """Try an architecture; what fails is in the record, not raised."""
+def least(members: list[Architecture]) -> Architecture:
+    """The one with the fewest parameters, of those with BatchNorm if there are any."""
+
+    def rank(architecture: Architecture) -> tuple[bool, int]:
+        empty = skeleton(architecture)
+        plain = not any(layer.status == "patchable" for layer in survey(empty))
+        return plain, sum(p.numel() for p in empty.parameters())
+
+    return min(members, key=rank)
+
+
+def check(architecture: Architecture, conversion: str = "", **kwargs: Any) -> Record:
+    """Try an architecture, converted and built with other arguments if told to; what fails is in the record."""
     start = time.perf_counter()
     facts: dict[str, Any] = {}
     try:
-        _check(architecture, facts)
+        _check(architecture, facts, CONVERSIONS.get(conversion, nn.Module.eval), kwargs)
     except Exception as error:
         facts["failure"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     seconds = round(time.perf_counter() - start, 2)
     return Record(architecture.source, architecture.family, architecture.name, seconds=seconds, **facts)
 
 
-def _check(architecture: Architecture, facts: dict[str, Any]) -> None:
-    empty = skeleton(architecture)
+def _check(
+    architecture: Architecture,
+    facts: dict[str, Any],
+    convert: Callable[[nn.Module], nn.Module],
+    kwargs: dict[str, Any],
+) -> None:
+    empty = skeleton(architecture, **kwargs)
     layers = survey(empty)
     facts["parameters"] = sum(p.numel() for p in empty.parameters())
     if not any(layer.status in ("patchable", "unsupported") for layer in layers):
@@ -116,14 +141,16 @@ def _check(architecture: Architecture, facts: dict[str, Any]) -> None:
     for layer in layers:
         if layer.status == "unsupported":
             raise Broken(f"{layer.name} is unsupported: {layer.reason}")
-    shape, kwargs = smallest(architecture, empty)
+    shape, sized = smallest(architecture)
     facts["shape"] = shape
     torch.manual_seed(0)
-    model = with_moving_averages_(build(architecture, "cpu", **kwargs))
+    model = convert(with_moving_averages_(build(architecture, "cpu", **kwargs, **sized))).eval()
     x = torch.randn(EXAMPLES, *shape)
     with torch.inference_mode():
         hold_promises(model, x, architecture, facts)
-    fresh = skeleton(architecture, **kwargs)
+    fresh = skeleton(architecture, **kwargs, **sized)
+    with next(fresh.parameters()).device:
+        fresh = convert(fresh)
     fresh.load_state_dict(model.state_dict(), strict=True, assign=True)
 
 
@@ -167,6 +194,7 @@ def hold_promises(model: nn.Module, x: Tensor, architecture: Architecture, facts
     with watched(model, names) as reached:
         outputs_of(x)
     facts["unreached"] = len(names) - len(reached)
+    facts["by_row"] = sum(rows != EXAMPLES for rows in reached.values())
     together = compared_of(x)
     alone = compared_of(x[one])
     if not all(bool(torch.isfinite(t).all()) for t in together):
@@ -174,10 +202,10 @@ def hold_promises(model: nn.Module, x: Tensor, architecture: Architecture, facts
     if equal(together, unpatched):
         raise Broken(f"alpha = {ALPHA} changes no output")
     facts["apart"] = apart(alone, [t[one] for t in together])
-    if facts["apart"] > TOLERANCE:
+    if not facts["apart"] <= TOLERANCE:
         raise Broken(f"an output depends on what else is in the batch: {facts['apart']:.1e}")
     facts["off"] = apart(alone, defined)
-    if facts["off"] > TOLERANCE:
+    if not facts["off"] <= TOLERANCE:
         raise Broken(f"an output differs from the definition by {facts['off']:.1e}")
     if list(model.state_dict()) != list(bits):
         raise Broken("alpha changes the keys of the state dict")
@@ -211,8 +239,9 @@ def skeleton(architecture: Architecture, **kwargs: Any) -> nn.Module:
         return build(architecture, "cpu", **kwargs)
 
 
-def smallest(architecture: Architecture, empty: nn.Module) -> tuple[tuple[int, ...], dict[str, Any]]:
+def smallest(architecture: Architecture) -> tuple[tuple[int, ...], dict[str, Any]]:
     """The first shape of an example that an architecture takes, and the arguments it takes it with."""
+    empty = skeleton(architecture)
     shapes = SHAPES.get(architecture.family)
     if architecture.source == "timm" or shapes is None:
         own = (3, 224, 224) if architecture.source == "torchvision" else empty.default_cfg["input_size"]
@@ -271,11 +300,18 @@ def _mixing(module: Any) -> Callable[[Tensor], Tensor]:
 
 
 @contextmanager
-def watched(model: nn.Module, names: tuple[str, ...]) -> Iterator[set[str]]:
-    """The names of the layers that run during a ``with`` block."""
-    reached: set[str] = set()
+def watched(model: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, int]]:
+    """How many rows each layer that runs during a ``with`` block is given."""
+    reached: dict[str, int] = {}
     modules = dict(model.named_modules())
-    handles = [modules[name].register_forward_hook(lambda *_, name=name: reached.add(name)) for name in names]
+
+    def watch(name: str) -> Any:
+        def hook(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            reached[name] = len(inputs[0])
+
+        return modules[name].register_forward_pre_hook(hook)
+
+    handles = [watch(name) for name in names]
     try:
         yield reached
     finally:

@@ -7,10 +7,29 @@ import os
 import resource
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
-from breadth import architectures, check
+import torch
+from breadth import (
+    CONVERSIONS,
+    Architecture,
+    Record,
+    architectures,
+    check,
+    equal,
+    least,
+    smallest,
+    tensors_of,
+    with_moving_averages_,
+)
+from conftest import Run
+
+import alphatune
+from alphatune.models.sources import build
+from alphatune.norms.survey import survey
 
 #: SOURCE:NAME of architectures that do not keep the promises -> whose fault it is, and why
 KNOWN: dict[str, str] = {}
@@ -19,6 +38,8 @@ KNOWN: dict[str, str] = {}
 MEMORY = 7 * 10**9
 
 FAMILIES = architectures()
+OF_TIMM = [family for source, family in FAMILIES if source == "timm"]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -30,21 +51,95 @@ def _limited_memory() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("source", "family"), FAMILIES, ids=[":".join(key) for key in FAMILIES])
 def test_promises_hold(source: str, family: str) -> None:
     """With ``ALPHATUNE_BREADTH=FILE`` what was found is appended to FILE, for tests/benchmarks/breadth.py."""
     failures = {}
     for architecture in FAMILIES[source, family]:
         record = check(architecture)
-        if path := os.environ.get("ALPHATUNE_BREADTH"):
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            with Path(path).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(record) | {"peak": peak}) + "\n")
+        note(record)
         if record.failure:
             failures[f"{source}:{record.name}"] = record.failure
     members = {f"{source}:{architecture.name}" for architecture in FAMILIES[source, family]}
-    unforeseen = {name: failure for name, failure in failures.items() if name not in KNOWN}
+    assert not {name: failure for name, failure in failures.items() if name not in KNOWN}
     mended = [name for name in KNOWN if name in members and name not in failures]
-    assert not unforeseen
     assert not mended, "these hold now: take them out of KNOWN"
+
+
+@pytest.mark.parametrize("form", [*CONVERSIONS, "features_only"])
+@pytest.mark.parametrize("family", OF_TIMM)
+def test_promises_hold_in_other_forms(family: str, form: str) -> None:
+    """Of the smallest network of each family."""
+    architecture = smallest_of(family)
+    record = check(architecture, features_only=True) if form == "features_only" else check(architecture, form)
+    note(record, form)
+    assert not record.failure
+
+
+@pytest.mark.parametrize("family", OF_TIMM)
+def test_command_takes_the_smallest_of_every_family(run: Run, family: str) -> None:
+    architecture = smallest_of(family)
+    shape, kwargs = smallest(architecture)
+    arguments = [part for name, value in kwargs.items() for part in ("--model-kwargs", f"{name}={value}")]
+
+    def inspect(*argv: object) -> tuple[int, dict[str, Any]]:
+        """Exit code and document; an error is of ours, in one line."""
+        code, out, err = run(
+            "inspect", architecture.name, "--no-pretrained", "--format", "json", *arguments, *argv
+        )
+        document = json.loads(out)
+        errors = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == (code != 0), err
+        assert code in (0, 2), err
+        assert "Traceback" not in err
+        return code, document
+
+    side = shape[-1]
+    code, document = inspect("--input-size", side)
+    assert code == 0
+    found = survey(build(architecture.name, pretrained=False, model_kwargs=kwargs).model)
+    assert [(layer["name"], layer["status"]) for layer in document["layers"]] == [
+        (layer.name, layer.status) for layer in found
+    ]
+    for odd in (1, 37):
+        inspect("--input-size", odd)
+    inspect(
+        "--input-size", f"1,{side},{side}", "--mean", "0.5", "--std", "0.5", "--model-kwargs", "in_chans=1"
+    )
+    code, document = inspect("--input-size", f"4,{side},{side}", "--model-kwargs", "in_chans=4")
+    assert (code, document["error"]["message"]) == (
+        2,
+        "images have 1 or 3 channels, the input size asks for 4",
+    )
+    inspect("--input-size", side, "--model-kwargs", "num_classes=0")
+    code, _ = inspect("--input-size", side, "--model-kwargs", "features_only=True")
+    assert code == 2
+
+
+@pytest.mark.parametrize("family", OF_TIMM)
+def test_tuned_folder_of_the_smallest_of_every_family(tmp_path: Path, family: str) -> None:
+    architecture = smallest_of(family)
+    shape, kwargs = smallest(architecture)
+    source = build(architecture.name, pretrained=False, model_kwargs=kwargs)
+    model = with_moving_averages_(source.model)
+    if not any(layer.status == "patchable" for layer in survey(model)):
+        pytest.skip("no BatchNorm")
+    alphatune.patch_(model, 0.1)
+    alphatune.save(model, tmp_path / "tuned", source=source, preprocessing=source.preprocessing)
+    loaded = alphatune.load(tmp_path / "tuned")
+    x = torch.randn(2, *shape)
+    with torch.inference_mode():
+        assert equal(tensors_of(loaded(x)), tensors_of(model(x)))
+
+
+@cache
+def smallest_of(family: str) -> Architecture:
+    return least(FAMILIES["timm", family])
+
+
+def note(record: Record, form: str = "") -> None:
+    """Append a record to the file that the environment names."""
+    if path := os.environ.get("ALPHATUNE_BREADTH"):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record) | {"form": form, "peak": peak}) + "\n")
