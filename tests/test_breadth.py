@@ -72,6 +72,8 @@ def test_promises_hold_in_other_forms(family: str, form: str) -> None:
     """Of the smallest network of each family."""
     architecture = smallest_of(family)
     record = check(architecture, features_only=True) if form == "features_only" else check(architecture, form)
+    if record.left_out:
+        pytest.skip(record.left_out)
     note(record, form)
     assert not record.failure
 
