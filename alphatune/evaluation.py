@@ -26,6 +26,9 @@ Progress = Callable[[int, int | None], None]
 #: number of equal-width confidence bins of the expected calibration error
 ECE_BINS = 15
 
+#: what to do with a model that does not return one row of logits an example
+NOT_A_CLASSIFIER = "this is for classifiers; tune --score tunes any other model by a score of your own"
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -97,7 +100,7 @@ def score_logits(logits: Tensor, batch: Batch, where: str = "") -> Scores:
     if logits.ndim != 2 or logits.shape[0] != len(batch):
         raise ConfigurationError(
             f"expected logits of shape ({len(batch)}, classes), got {tuple(logits.shape)}",
-            "alphatune tunes classifiers that return one row of logits per example",
+            NOT_A_CLASSIFIER,
         )
     logits, targets = logits.float(), batch.targets
     classes = logits.shape[1]
@@ -280,7 +283,7 @@ def logits_of(output: object) -> Tensor:
     elif not torch.is_tensor(output):
         output = getattr(output, "logits", None)
     if not torch.is_tensor(output):
-        raise ConfigurationError("the model's output holds no tensor of logits")
+        raise ConfigurationError("the model's output holds no tensor of logits", NOT_A_CLASSIFIER)
     return output
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from typing import Any
 
 import timm
@@ -123,6 +125,12 @@ def check(architecture: Architecture, conversion: str = "", **kwargs: Any) -> Re
     return Record(architecture.source, architecture.family, architecture.name, seconds=seconds, **facts)
 
 
+def check_by_itself(architecture: Architecture) -> Record:
+    """``check`` in a process of its own, in which no architecture before has taken any memory."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(check, architecture).result()
+
+
 def _check(
     architecture: Architecture,
     facts: dict[str, Any],
@@ -141,6 +149,7 @@ def _check(
     for layer in layers:
         if layer.status == "unsupported":
             raise Broken(f"{layer.name} is unsupported: {layer.reason}")
+    del empty  # not always without numbers
     shape, sized = smallest(architecture)
     facts["shape"] = shape
     torch.manual_seed(0)

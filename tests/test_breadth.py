@@ -19,6 +19,7 @@ from breadth import (
     Record,
     architectures,
     check,
+    check_by_itself,
     equal,
     least,
     smallest,
@@ -31,8 +32,14 @@ import alphatune
 from alphatune.models.sources import build
 from alphatune.norms.survey import survey
 
-#: SOURCE:NAME of architectures that do not keep the promises -> whose fault it is, and why
-KNOWN: dict[str, str] = {}
+_SPLIT = (
+    "timm's convert_splitbn_model puts SplitBatchNorm2d, which takes maps only, in the place of BatchNorm1d"
+)
+#: SOURCE:NAME of architectures, with their form, that do not keep the promises -> whose fault it is, and why
+KNOWN: dict[str, str] = {
+    f"timm:{name}, split": _SPLIT
+    for name in ("efficientvit_m0", "iformer_t", "levit_128s", "nextvit_small", "repvit_m1", "shvit_s1")
+}
 
 #: bytes one process may hold, its libraries included
 MEMORY = 7 * 10**9
@@ -57,6 +64,8 @@ def test_promises_hold(source: str, family: str) -> None:
     failures = {}
     for architecture in FAMILIES[source, family]:
         record = check(architecture)
+        if "allocate memory" in record.failure:
+            record = check_by_itself(architecture)
         note(record)
         if record.failure:
             failures[f"{source}:{record.name}"] = record.failure
@@ -75,7 +84,8 @@ def test_promises_hold_in_other_forms(family: str, form: str) -> None:
     if record.left_out:
         pytest.skip(record.left_out)
     note(record, form)
-    assert not record.failure
+    known = KNOWN.get(f"timm:{record.name}, {form}")
+    assert bool(record.failure) == bool(known), record.failure or f"holds now: take out {known!r}"
 
 
 @pytest.mark.parametrize("family", OF_TIMM)
@@ -142,6 +152,8 @@ def smallest_of(family: str) -> Architecture:
 def note(record: Record, form: str = "") -> None:
     """Append a record to the file that the environment names."""
     if path := os.environ.get("ALPHATUNE_BREADTH"):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = max(
+            resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(record) | {"form": form, "peak": peak}) + "\n")

@@ -347,6 +347,21 @@ def test_inspect(run: Run, tiny_checkpoint: Path) -> None:
     assert run(*args, "--format", "quiet")[1] == "patchable=2\n"
 
 
+@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "ssdlite320_mobilenet_v3_large"])
+def test_inspect_takes_what_is_no_classifier(run: Run, name: str) -> None:
+    """Maps of logits, and a list of boxes; their layers can be patched all the same."""
+    args = [f"torchvision:{name}", "--no-pretrained", "--input-size", 64]
+    code, stdout, _ = run("inspect", *args, "--format", "json")
+    assert code == 0
+    document = json.loads(stdout)
+    assert document["model"]["num_classes"] is None
+    assert document["summary"]["patchable"] == len(document["layers"])
+    assert "no classifier" in run("inspect", *args)[1]
+    code, _, stderr = run("bench", *args)
+    assert code == 2
+    assert "--score" in stderr
+
+
 def test_inspect_says_why_not(run: Run) -> None:
     code, stdout, _ = run("inspect", TINY.replace(":tiny", ":odd"), "--input-size", 12)
     assert code == 0

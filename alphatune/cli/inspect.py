@@ -112,7 +112,9 @@ def _show(document: dict[str, Any]) -> None:
         )
     out = console.stdout()
     summary = ", ".join(f"{count} {status}" for status, count in document["summary"].items())
-    title = f"{document['model']['source']}: {summary or 'no norm layers'}, {document['model']['num_classes']} outputs"
+    title = f"{document['model']['source']}: {summary or 'no norm layers'}"
+    classes = document["model"]["num_classes"]
+    title += ", no classifier" if classes is None else f", {classes} outputs"
     if "paths" in document:
         paths = document["paths"]
         title += f"\n{paths['with']} of {paths['of']} norm layers have a norm-free path to the output"

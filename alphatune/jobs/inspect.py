@@ -16,7 +16,7 @@ from alphatune.jobs.settings import InspectSettings
 from alphatune.models.health import examine
 from alphatune.models.measurement import measure_moments
 from alphatune.models.paths import trace_paths
-from alphatune.models.probe import probe
+from alphatune.models.probe import count_classes, watch_layers
 from alphatune.models.staleness import STALE, distances, look_stale
 from alphatune.norms.survey import survey
 
@@ -24,17 +24,17 @@ from alphatune.norms.survey import survey
 def run_inspect(
     settings: InspectSettings, progress: Progress | None = None, *, paths: bool = False
 ) -> dict[str, Any]:
-    """List every norm layer: what it is, what it sees, whether it can be patched, its health.
+    """List every norm layer of any model: what it is, what it sees, whether it can be patched, its health.
 
     With data also how far its moving averages are from what it sees of them (staleness.py). With
     ``paths`` also whether it has a norm-free path to the output, as ``trace_paths`` finds it.
     """
     opened = open_model(settings)
-    seen = probe(opened.module, opened.preprocessing.input_size, opened.device)
+    output, seen = watch_layers(opened.module, opened.preprocessing.input_size, opened.device)
     health = {h.layer: h for h in examine(opened.module)}
     rows = []
     for layer in survey(opened.module):
-        shape, state = seen.layers.get(layer.name), health.get(layer.name)
+        shape, state = seen.get(layer.name), health.get(layer.name)
         row = asdict(layer)
         row["aliases"] = list(layer.aliases)
         row["spatial"] = None if shape is None else list(shape.spatial)
@@ -47,7 +47,7 @@ def run_inspect(
     document: dict[str, Any] = {
         "schema": 1,
         "command": "inspect",
-        "model": {**describe_source(opened), "num_classes": seen.num_classes},
+        "model": {**describe_source(opened), "num_classes": count_classes(output)},
         "preprocessing": opened.preprocessing.to_dict(),
         "layers": rows,
         "summary": dict(Counter(row["status"] for row in rows)),

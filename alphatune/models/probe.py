@@ -11,8 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alphatune.errors import AlphatuneError, ConfigurationError, one_line, raise_if_machine_failed
-from alphatune.evaluation import evaluation_mode, predict
+from alphatune.errors import (
+    AlphatuneError,
+    ConfigurationError,
+    is_out_of_memory,
+    one_line,
+    raise_if_machine_failed,
+)
+from alphatune.evaluation import NOT_A_CLASSIFIER, evaluation_mode, input_dtype, logits_of, predict
 from alphatune.norms.calibrated import channel_groups
 from alphatune.norms.survey import survey
 
@@ -50,11 +56,38 @@ class Probe:
 
 
 def probe(model: nn.Module, input_size: tuple[int, int, int], device: torch.device) -> Probe:
-    """Run two blank images through the model and watch its norm layers.
+    """Run two blank images through a classifier and watch its norm layers.
 
     Raises:
         ConfigurationError: the model does not take this input size, or its
             output is not one row of logits an example.
+    """
+    output, seen = watch_layers(model, input_size, device)
+    logits = logits_of(output)
+    if (classes := count_classes(logits)) is None:
+        raise ConfigurationError(
+            f"expected one row of logits per example, got an output of shape {tuple(logits.shape)}",
+            NOT_A_CLASSIFIER,
+        )
+    return Probe(classes, seen)
+
+
+def count_classes(output: object) -> int | None:
+    """How many logits an example a model's output for two images has; None if it is no classifier's."""
+    try:
+        logits = logits_of(output)
+    except ConfigurationError:
+        return None
+    return logits.shape[1] if logits.ndim == 2 and len(logits) == EXAMPLES else None
+
+
+def watch_layers(
+    model: nn.Module, input_size: tuple[int, int, int], device: torch.device
+) -> tuple[object, dict[str, Seen]]:
+    """Run two blank images through any model: what it returns, and what each norm layer that ran has seen.
+
+    Raises:
+        ConfigurationError: the model does not take this input size.
     """
     seen: dict[str, Seen] = {}
     modules = dict(model.named_modules())
@@ -71,8 +104,9 @@ def probe(model: nn.Module, input_size: tuple[int, int, int], device: torch.devi
             handle = modules[layer.name].register_forward_pre_hook(watch(layer.name))
             stack.callback(handle.remove)
         with evaluation_mode(model):
+            images = torch.zeros((EXAMPLES, *input_size), device=device, dtype=input_dtype(model))
             try:
-                logits = predict(model, torch.zeros((EXAMPLES, *input_size), device=device))
+                return _run(model, images), seen
             except AlphatuneError:
                 raise
             except Exception as error:  # a model that gets an input it was not made for raises anything
@@ -81,9 +115,12 @@ def probe(model: nn.Module, input_size: tuple[int, int, int], device: torch.devi
                     f"the model does not take an input of size {'x'.join(map(str, input_size))}: {one_line(error)}",
                     "see --input-size",
                 ) from None
-    if logits.ndim != 2 or len(logits) != EXAMPLES:
-        raise ConfigurationError(
-            f"expected one row of logits per example, got an output of shape {tuple(logits.shape)}",
-            "alphatune tunes classifiers",
-        )
-    return Probe(logits.shape[1], seen)
+
+
+def _run(model: nn.Module, images: Tensor) -> object:
+    try:
+        return model(images)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return predict(model, images)  # one by one, or an error that says what to do
