@@ -128,6 +128,22 @@ def test_command_takes_the_smallest_of_every_family(run: Run, family: str) -> No
     assert code == 2
 
 
+@pytest.mark.parametrize(
+    "name", [a.name for key in FAMILIES if key[0] == "torchvision" for a in FAMILIES[key]]
+)
+def test_command_takes_torchvision(run: Run, name: str) -> None:
+    """Segmentation and detection, too; what takes no images, or none of this size, says so in one line."""
+    code, out, err = run(
+        "inspect", f"torchvision:{name}", "--no-pretrained", "--input-size", 64, "--format", "json"
+    )
+    document = json.loads(out)
+    assert len([line for line in err.splitlines() if line.startswith("error: ")]) == (code != 0), err
+    assert "Traceback" not in err
+    if code:
+        assert code == 2
+        assert document["error"]["message"].startswith("the model does not take an input of size 3x64x64")
+
+
 @pytest.mark.parametrize("family", OF_TIMM)
 def test_tuned_folder_of_the_smallest_of_every_family(tmp_path: Path, family: str) -> None:
     architecture = smallest_of(family)
