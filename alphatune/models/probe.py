@@ -120,7 +120,7 @@ def watch_layers(
 def _run(model: nn.Module, images: Tensor) -> object:
     try:
         return model(images)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
     return predict(model, images)  # one by one, or an error that says what to do
