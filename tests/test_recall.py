@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from conftest import Run, write_images
 
 from alphatune import hashing
 from alphatune.jobs.recall import recall_tune
-from alphatune.jobs.settings import TuneSettings
+from alphatune.jobs.settings import TuneSettings, to_command
 
 CODE = """
 from alphatune.jobs.recall import recall_tune
@@ -150,3 +152,74 @@ def test_what_was_just_written_is_not_noted(
     assert code == 0
     assert json.loads(out)["cache"]  # by content
     assert not list((cache / "notes").glob("job-*"))
+
+
+def again(run: Run, settings: dict, **changes: object) -> TuneSettings:
+    """Do the job with other settings, and have them."""
+    changed = TuneSettings(**(settings | changes))
+    code, _, err = run(*shlex.split(to_command("tune", changed))[1:])
+    assert code == 0, err
+    return changed
+
+
+def test_an_image_that_was_left_out_and_repaired(settings: dict, run: Run) -> None:
+    """Written in its place, it changes neither its folder nor any file that was used."""
+    image = Path(settings["data"]) / "b" / "000.png"
+    content = image.read_bytes()
+    image.write_bytes(b"no image")
+    skipping = again(run, settings, on_bad_image="skip")
+    image.write_bytes(content)
+    assert recall_tune(skipping) is None
+
+
+def test_an_image_that_came_into_a_linked_folder(settings: dict, run: Run, tmp_path: Path) -> None:
+    linked = tmp_path / "elsewhere"
+    (Path(settings["data"]) / "c").rename(linked)
+    (Path(settings["data"]) / "c").symlink_to(linked)
+    known = again(run, settings)
+    assert recall_tune(known) is not None
+    shutil.copy(linked / "000.png", linked / "new.png")
+    assert recall_tune(known) is None
+
+
+def test_a_split_that_came(settings: dict, run: Run, tmp_path: Path) -> None:
+    """The validation split is taken where there is one, and a folder is one as soon as it holds class folders."""
+    parent = tmp_path / "splits"
+    (parent / "validation").mkdir(parents=True)
+    Path(settings["data"]).rename(parent / "val")
+    known = again(run, settings, data=str(parent))
+    assert recall_tune(known) is not None
+    write_images(parent / "validation", per_class=1, classes=tuple("abcdefghij"))
+    assert recall_tune(known) is None
+
+
+def test_code_of_ones_own_may_read_anything(settings: dict, run: Run, tmp_path: Path) -> None:
+    code = tmp_path / "own.py"
+    code.write_text("from alphatune.models.cifar import resnet20 as build\n")
+    assert recall_tune(again(run, settings, model=f"{code}:build")) is None
+
+
+@pytest.mark.parametrize("form", ["{}", "local-dir:{}"])
+def test_a_folder_of_timms_layout(settings: dict, run: Run, tmp_path: Path, form: str) -> None:
+    from alphatune.data.preprocessing import Preprocessing
+    from alphatune.models.bundle import save
+    from alphatune.models.sources import build
+
+    source = build("test_resnet", pretrained=False, model_kwargs={"num_classes": 10})
+    folder = save(source.model, tmp_path / "m", source=source, preprocessing=Preprocessing((3, 32, 32)))
+    (folder / "alphatune.json").unlink()
+    weights = str(folder / "model.safetensors")
+    known = again(run, settings, model=form.format(folder), checkpoint=weights)
+    assert recall_tune(known) is not None
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("0.485", "0.385"))
+    assert recall_tune(known) is None
+    known = again(run, settings, model=form.format(folder), checkpoint=weights)
+    (folder / "pytorch_model.bin").touch()
+    assert recall_tune(known) is None
+
+
+def test_another_installation(settings: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two clones, of which the environment names now this one, now that one, have each their own answers."""
+    monkeypatch.setattr("alphatune.__file__", str(tmp_path / "alphatune" / "__init__.py"))
+    assert recall_tune(TuneSettings(**settings)) is None

@@ -226,3 +226,58 @@ def test_preprocessing_that_comes_with_the_weights(
     assert again["cache"] is None
     assert again["data"]["preprocessing"]["mean"][0] == 0.385
     assert again["baseline"] != first["baseline"]
+
+
+SCALED = """
+import json
+import pathlib
+from torch import nn
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.settings = json.loads(pathlib.Path(__file__).with_name("scale.json").read_text())
+
+    def forward(self, x):
+        return self.norm(self.conv(x)).relu().mean((2, 3)) * self.settings["scale"]
+"""
+
+
+def test_what_a_model_of_ones_own_has_read(
+    run: Run, cache: Path, words: list[object], tmp_path: Path
+) -> None:
+    """Numbers that are neither weights nor shown: the file that they come from is nowhere named."""
+    (tmp_path / "scaled.py").write_text(SCALED)
+    scale = tmp_path / "scale.json"
+    scale.write_text('{"scale": 1.0}')
+    weights = tmp_path / "scaled.pth"
+    generator = torch.Generator().manual_seed(0)
+    torch.save(
+        {
+            "conv.weight": torch.randn(4, 3, 3, 3, generator=generator), "conv.bias": torch.zeros(4),
+            "norm.weight": torch.ones(4), "norm.bias": torch.zeros(4), "norm.running_mean": torch.zeros(4),
+            "norm.running_var": torch.ones(4), "norm.num_batches_tracked": torch.tensor(1),
+        },
+        weights,
+    )  # fmt: skip
+    given = ["tune", f"{tmp_path / 'scaled.py'}:Scaled", "--checkpoint", weights, *words[4:]]
+    first = tuned(run, given)
+    assert tuned(run, given)["cache"] is not None
+    scale.write_text('{"scale": 3.0}')
+    again = tuned(run, given)
+    assert again["cache"] is None
+    assert again["baseline"]["loss"] != first["baseline"]["loss"]
+
+
+def test_code_beside_a_models_layers(cache: Path) -> None:
+    """An installed package is no library whose version the key holds: all of it that is loaded is looked at."""
+    from alphatune.jobs.job_key import code_of
+
+    model = torch.nn.Sequential(torch.nn.ReLU())
+    model[0].__class__ = type("Own", (torch.nn.ReLU,), {"__module__": "safetensors.layers"})
+    names = {Path(file).name for file in code_of(model, "resnet50")}
+    assert "torch.py" in names  # safetensors.torch, which alphatune has loaded
+    assert {Path(file).name for file in code_of(torch.nn.ReLU(), "safetensors.torch:load")} == names
+    assert not set(code_of(torch.nn.ReLU(), "resnet50"))

@@ -25,12 +25,15 @@ from alphatune.data.fingerprint import files_of, fingerprint, tensors_sha256
 from alphatune.data.loading import Batches
 from alphatune.hashing import files_sha256
 from alphatune.jobs.opening import DTYPES, Prepared, resolved
+from alphatune.jobs.plain_values import plain_values
 from alphatune.jobs.result_cache import FREE, CachedResult, results_folder
 from alphatune.jobs.settings import TuneSettings
 from alphatune.models.output import is_bundle
 from alphatune.reports.result import environment
 
 _OF_THE_MACHINE = ("platform", "threads")
+#: packages that ``environment`` or ``_own_code`` tells apart
+_VERSIONED = {"torch", "torchvision", "timm", "alphatune"}
 
 
 def find_result(
@@ -49,7 +52,7 @@ def find_result(
         if None in data:
             return None
         module = prepared.opened.module
-        code = sorted({*_own_code(), *_code_of(module)})
+        code = sorted({*_own_code(), *code_of(module, settings.model)})
         tensors = [*module.named_parameters(), *module.named_buffers()]
         env = environment(prepared.opened.device, DTYPES[settings.dtype])
         parts = {
@@ -58,6 +61,7 @@ def find_result(
             "preprocessing": prepared.opened.preprocessing.to_dict(),  # of the weights, where no option says
             "weights": tensors_sha256(sorted(tensors, key=lambda pair: pair[0])),
             "module": repr(module),
+            "values": plain_values(module),
             "code": files_sha256(code, root / "notes"),
             "environment": {k: v for k, v in env.items() if k not in _OF_THE_MACHINE},
         }
@@ -71,33 +75,43 @@ def find_result(
 def _inputs(settings: TuneSettings, prepared: Prepared, others: tuple[Batches, ...]) -> list[str] | None:
     """The files and folders that model and data were read from; None unless all of them are known."""
     found = []
+    source = prepared.opened.source
     scheme, _, rest = settings.model.partition(":")
     folder = Path(rest if scheme == "local-dir" else settings.model)
-    if is_bundle(folder) or scheme == "local-dir":
-        found += [str(file) for file in folder.iterdir() if file.is_file()]
+    if source.kind == "factory" and not source.spec.startswith("alphatune."):
+        return None  # code of one's own may have read any file or variable
+    if settings.on_bad_image == "skip":
+        return None  # images that were left out are among nobody's files, and may be repaired
+    if is_bundle(folder) or (folder / "config.json").is_file():
+        found += [str(folder), *(str(file) for file in folder.iterdir() if file.is_file())]
     elif settings.checkpoint is None or scheme.startswith("hf"):
-        return None  # weights, or an architecture, that a hub, a library or code of one's own came up with
+        return None  # weights, or an architecture, that a hub or a library came up with
     if settings.checkpoint:
         found.append(settings.checkpoint)
     if settings.class_map:
         found.append(settings.class_map)
     sources = (settings.data, settings.calibrate, settings.recalibrate)
-    for source, batches in zip([s for s in sources if s], (prepared.batches, *others), strict=True):
+    for data, batches in zip([s for s in sources if s], (prepared.batches, *others), strict=True):
         examples = batches.examples
-        files = files_of(examples) if Path(source).exists() else None
+        files = files_of(examples) if Path(data).exists() else None
         if files is None:
             return None
-        found += [source, *files]
-        if Path(examples.root).is_dir():  # a file that is added changes its folder
-            found += [folder for folder, _, _ in os.walk(examples.root)]
+        found += [data, *files]
+        if Path(
+            examples.root
+        ).is_dir():  # a file that is added changes its folder, and any may become a split
+            found += [walked for walked, _, _ in os.walk(examples.root, followlinks=True)]
+            found += [str(entry) for entry in Path(data).iterdir() if entry.is_dir()]
     return [str(Path(path).absolute()) for path in found]
 
 
-def _code_of(model: nn.Module) -> Iterator[str]:
-    """The files that define the model's layers, of packages whose versions the key does not hold."""
-    for name in {type(module).__module__ for module in model.modules()}:
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if file and name.partition(".")[0] not in ("torch", "torchvision", "timm", "alphatune"):
+def code_of(model: nn.Module, name: str) -> Iterator[str]:
+    """What is loaded of the packages of the model's layers and factory whose versions the key does not hold."""
+    modules = {type(module).__module__ for module in model.modules()} | {name.partition(":")[0]}
+    packages = {module.partition(".")[0] for module in modules} - _VERSIONED
+    for loaded, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and loaded.partition(".")[0] in packages and Path(file).is_file():
             yield str(Path(file).absolute())
 
 

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import alphatune
 from alphatune.hashing import file_state, settled, write_note
 from alphatune.jobs.gates import open_gates
 from alphatune.jobs.result_cache import FREE, CachedResult, results_folder, write_again
@@ -80,6 +81,7 @@ def _note(root: Path, settings: TuneSettings) -> Path:
         "folder": str(Path.cwd()),
         "python": [sys.version, sys.prefix, platform.machine()],
         "versions": versions,
+        "alphatune": str(Path(alphatune.__file__).parent),
         "variables": {name: os.environ.get(name) for name in _VARIABLES},
         "cuda": Path("/dev/nvidiactl").exists(),
     }
