@@ -78,11 +78,77 @@ def test_the_plain_model() -> None:
     assert passes(kept(), max_latency_ratio=1.0)
 
 
+def with_temperature(metric: str, significant: bool = True) -> dict[str, Any]:
+    """A tune that took a temperature and no α: ``gain`` is that of the best α beyond a temperature."""
+    level = {
+        "level": "plain",
+        "metrics": {"n": 100, "top1": 0.8, "top5": 0.9, "loss": 0.7, "ece": 0.1},
+        "calibrated": {"n": 100, "top1": 0.8, "top5": 0.9, "loss": 0.55, "ece": 0.04},
+    }
+    refinement = {
+        "chosen": "plain",
+        "levels": [level, level | {"level": "global"}],
+        "temperature_gain": {"metric": "loss", "delta": 0.15, "significant": significant},
+    }
+    beyond = {"metric": metric, "scheme": "cross-fitted", "delta": -0.01}
+    return kept(temperature=1.4) | {"metric": metric, "refinement": refinement, "gain": beyond}
+
+
 def test_a_temperature_alone_is_a_gain() -> None:
-    found = kept(temperature=1.4) | {"decision": {"keep_baseline": True, "significant": True, "reason": ""}}
-    assert passes(found, min_gain=0.1)
+    found = with_temperature("loss")
+    assert passes(found, min_gain=0.15)
+    assert not passes(found, min_gain=0.16)
     assert passes(found, require_significant=True)
     assert passes(found, max_latency_ratio=1.0)
+    assert not passes(with_temperature("loss", significant=False), require_significant=True)
+
+
+def test_what_a_temperature_is_worth_in_other_metrics() -> None:
+    assert passes(with_temperature("ece"), min_gain=0.06)
+    assert not passes(with_temperature("ece"), min_gain=0.07)
+    assert not passes(with_temperature("top1"), min_gain=0.01)
+    assert passes(with_temperature("top1"), min_gain=0.0)
+    for metric in ("ece", "top1"):  # what was tested is the loss
+        assert not passes(with_temperature(metric), require_significant=True)
+
+
+def recalibrated(delta: float | None, significant: bool = False, **changes: Any) -> dict[str, Any]:
+    """A tune that kept α = 0, by averages measured anew: ``baseline`` is the model that has them."""
+    found = kept()
+    before = found["baseline"] | {"top1": 0.8 - (delta or 0.0), "loss": 0.7 + (delta or 0.0)}
+    gain = None if delta is None else {"metric": "loss", "delta": delta, "significant": significant}
+    return found | {"recalibration": {"before": before, "after": found["baseline"], "gain": gain}} | changes
+
+
+def test_averages_measured_anew_may_be_worse() -> None:
+    """The plain model is the one that was given, not the one that tuning began with."""
+    worse, better = recalibrated(-0.04, significant=True), recalibrated(0.04, significant=True)
+    assert not passes(worse, max_regression=("top1=0.03",))
+    assert passes(worse, max_regression=("top1=0.04",))
+    assert not passes(worse, max_regression=("loss=0",))
+    assert passes(better, max_regression=("loss=-0.04",))
+    assert not passes(worse, min_gain=0.0)
+    assert passes(better, min_gain=0.04)
+    assert not passes(worse, require_significant=True)
+    assert passes(better, require_significant=True)
+    assert not passes(recalibrated(0.04), require_significant=True)
+    assert not passes(recalibrated(None), min_gain=0.0)
+    assert passes(better, max_latency_ratio=1.0)
+
+
+def test_averages_that_could_not_be_evaluated() -> None:
+    found = recalibrated(None)
+    found["recalibration"]["before"] = None
+    assert passes(found, max_regression=("top1=0",))  # whatever there is, is not worse than nothing
+
+
+def test_better_is_not_called_worse() -> None:
+    gates = open_gates(TuneSettings(model="m", data="d", max_regression=("top1=0.01", "loss=0", "top5=0")))
+    assert [g["reason"] for g in judge(gates, document())] == [
+        "top1 went from 0.8 to 0.79, 0.01 worse: at most 0.01 worse is allowed",
+        "loss went from 0.7 to 0.5, 0.2 better: at most 0 worse is allowed",
+        "top5 stays 0.9: at most 0 worse is allowed",
+    ]
 
 
 def test_what_is_not_known_does_not_pass() -> None:

@@ -25,6 +25,7 @@ class Gate:
     #: of a result: the value, None where it is not known, and what it is in words
     look: Callable[[dict[str, Any]], tuple[float | None, str]]
     least: bool = True  # whether the limit is the least or the most that passes
+    bound: str = ""  # what the limit asks for, in words
 
 
 def open_gates(settings: TuneSettings) -> tuple[Gate, ...]:
@@ -35,7 +36,14 @@ def open_gates(settings: TuneSettings) -> tuple[Gate, ...]:
     """
     gates = []
     if settings.min_gain is not None:
-        gates.append(Gate("min-gain", _number(settings.min_gain, "--min-gain"), _gain))
+        gates.append(
+            Gate(
+                "min-gain",
+                _number(settings.min_gain, "--min-gain"),
+                _gain,
+                bound="at least {:g} is asked for",
+            )
+        )
     for text in settings.max_regression:
         metric, _, value = text.partition("=")
         known = METRICS if settings.score is None else ("score",)
@@ -44,12 +52,20 @@ def open_gates(settings: TuneSettings) -> tuple[Gate, ...]:
                 f"--max-regression takes METRIC=VALUE, got {text!r}", f"METRIC is one of: {', '.join(known)}"
             )
         limit = _number(value, f"--max-regression {metric}")
-        gates.append(Gate(f"max-regression {metric}", limit, _regression(metric), least=False))
+        gates.append(
+            Gate(
+                f"max-regression {metric}",
+                limit,
+                _regression(metric),
+                least=False,
+                bound="at most {:g} worse is allowed",
+            )
+        )
     if settings.require_significant:
         gates.append(Gate("require-significant", 1.0, _significant))
     if settings.max_latency_ratio is not None:
         limit = _number(settings.max_latency_ratio, "--max-latency-ratio")
-        gates.append(Gate("max-latency-ratio", limit, _latency, least=False))
+        gates.append(Gate("max-latency-ratio", limit, _latency, least=False, bound="at most {:g} is allowed"))
     return tuple(gates)
 
 
@@ -64,9 +80,7 @@ def judge(gates: tuple[Gate, ...], document: dict[str, Any]) -> list[dict[str, A
             # The limit itself passes, also where a difference of decimals misses it by a rounding error.
             close = math.isclose(value, gate.limit, rel_tol=1e-9, abs_tol=1e-12)
             passed = close or (value > gate.limit if gate.least else value < gate.limit)
-        bound = (
-            "" if gate.look is _significant else f", {'at least' if gate.least else 'at most'} {gate.limit:g}"
-        )
+        bound = f": {gate.bound.format(gate.limit)}" if gate.bound else ""
         judged.append(
             {
                 "name": gate.name,
@@ -94,32 +108,69 @@ def _number(value: float | str, option: str) -> float:
     return number
 
 
-def _unchanged(document: dict[str, Any]) -> bool:
-    return bool(document["decision"]["keep_baseline"]) and document["chosen"]["temperature"] == 1
+def _kept(document: dict[str, Any]) -> list[tuple[str, float | None, bool]]:
+    """What became of a model whose α stayed: in words, the gain in the metric, and whether it is significant.
+
+    Nothing, unless a temperature was taken or its averages were measured anew.
+    """
+    metric = document["metric"]
+    found: list[tuple[str, float | None, bool]] = []
+    if document["chosen"]["temperature"] != 1:
+        refinement = document["refinement"]
+        (level,) = (row for row in refinement["levels"] if row["level"] == refinement["chosen"])
+        # The loss is what is tested: it is what a temperature is fitted by.
+        significant = metric == "loss" and refinement["temperature_gain"]["significant"]
+        gain = -_worse(metric, level["metrics"], level["calibrated"])
+        found.append(("the temperature's", gain, bool(significant)))
+    if recalibration := document.get("recalibration"):
+        gain = recalibration["gain"]
+        significant = gain is not None and gain["significant"] and gain["delta"] > 0
+        found.append(("the new averages'", None if gain is None else gain["delta"], bool(significant)))
+    return found
 
 
 def _gain(document: dict[str, Any]) -> tuple[float | None, str]:
     metric, gain = document["metric"], document["gain"]
-    if _unchanged(document):
-        return 0.0, f"the plain model is kept, a gain of 0 in {metric}"
+    if document["decision"]["keep_baseline"]:
+        parts = _kept(document)
+        if not parts:
+            return 0.0, f"the plain model is kept, a gain of 0 in {metric}"
+        values = [value for _, value, _ in parts if value is not None]
+        if len(values) < len(parts):
+            return None, f"the gain in {metric} was not estimated"
+        whose = " and ".join(words for words, _, _ in parts)
+        return sum(values), f"{whose} gain in {metric} is {sum(values):.6g}"
     if gain is None:
         return None, f"the gain in {metric} was not estimated"
     return gain["delta"], f"the {gain['scheme']} gain in {gain['metric']} is {gain['delta']:.6g}"
 
 
+def _worse(metric: str, before: dict[str, Any], after: dict[str, Any]) -> float:
+    change = before[metric] - after[metric]
+    return float(change if HIGHER_IS_BETTER.get(metric, True) else -change)  # type: ignore[call-overload]
+
+
 def _regression(metric: str) -> Callable[[dict[str, Any]], tuple[float | None, str]]:
     def look(document: dict[str, Any]) -> tuple[float | None, str]:
-        before, after = document["baseline"][metric], document["chosen"]["metrics"][metric]
-        worse = before - after if HIGHER_IS_BETTER.get(metric, True) else after - before  # type: ignore[call-overload]
-        return worse, f"{metric} went from {before:.6g} to {after:.6g}, {worse:.6g} worse"
+        # Averages that were measured anew are part of what tuning did, though not of the baseline.
+        stored = (document.get("recalibration") or {}).get("before")
+        before, after = stored or document["baseline"], document["chosen"]["metrics"]
+        worse = _worse(metric, before, after)
+        if worse == 0:
+            return worse, f"{metric} stays {after[metric]:.6g}"
+        change = f"{abs(worse):.6g} {'worse' if worse > 0 else 'better'}"
+        return worse, f"{metric} went from {before[metric]:.6g} to {after[metric]:.6g}, {change}"
 
     return look
 
 
 def _significant(document: dict[str, Any]) -> tuple[float | None, str]:
-    if _unchanged(document):
-        return 0.0, "the plain model is kept: " + document["decision"]["reason"]
     found = bool(document["decision"]["significant"])
+    if document["decision"]["keep_baseline"]:
+        parts = _kept(document)
+        if not parts:
+            return 0.0, "the plain model is kept: " + document["decision"]["reason"]
+        found = any(significant for _, _, significant in parts)
     return float(found), f"the gain is {'' if found else 'not '}significant"
 
 
