@@ -578,6 +578,13 @@ def test_a_missing_package_is_one_line(
         (["--format", "onnx", "--data", "missing"], 3, "missing"),
         (["--format", "onnx", "-o", "x.pt2"], 2, "ending in .onnx"),
         (["--format", "json"], 2, "--format"),
+        (["--format", "onnx", "--input-name", "logits"], 2, "two different names"),
+        (["--format", "onnx", "--input-name", "x", "--output-name", "x"], 2, "two different names"),
+        (["--format", "onnx", "--output-name", ""], 2, "two different names"),
+        (["--format", "onnx", "--input-name", "head.weight"], 2, "inside the graph is called 'head.weight'"),
+        (["--format", "onnx", "--output-name", "relu"], 2, "inside the graph is called 'relu'"),
+        (["--format", "hf", "--repo", "me"], 2, "--repo takes USER/REPO"),
+        (["--format", "onnx", "--tolerance", "nan"], 2, "--tolerance must be a number"),
     ],
 )
 def test_usage_errors(

@@ -37,7 +37,8 @@ app = typer.Typer(
     help="Make a trained BatchNorm network better without retraining it.",
     epilog=(
         "Exit codes: 0 done, also when alpha = 0 is best; 1 a gate failed; 2 usage; 3 model or data unreadable, "
-        "untrusted or corrupt; 4 model not supported; 5 out of resources, or broken (doctor); 6 numeric failure; "
+        "untrusted or corrupt; 4 model not supported; 5 out of resources, or broken (doctor); 6 numeric failure, or an "
+        "export that differs; "
         "70 internal; 130/143 interrupted."
     ),
     context_settings={"help_option_names": ["-h", "--help"]},

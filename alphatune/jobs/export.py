@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from alphatune.jobs.describe import common_alpha, describe_source
-from alphatune.jobs.export_job import ExportJob, open_export
-from alphatune.jobs.exported_graph import INPUT, OUTPUT, Checked, write_graph
+from alphatune.jobs.export_job import INPUT, OUTPUT, ExportJob, open_export
+from alphatune.jobs.exported_graph import Checked, write_graph
 from alphatune.jobs.hub_folder import write_hub_folder
 from alphatune.jobs.settings import ExportSettings
 from alphatune.models.onnx import DEFAULT_OPSET

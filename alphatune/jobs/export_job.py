@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from alphatune.models.output_file import check_output_file
 from alphatune.models.sources import Source
 from alphatune.models.temperature import fold_temperature_, get_temperature
 
+#: of ONNX, where no option names them
+INPUT, OUTPUT = "images", "logits"
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors", "hf": "-hf"}
 #: options that mean something for these formats only
 _ONLY = {
@@ -163,7 +166,12 @@ def _check_settings(settings: ExportSettings) -> None:
             f"got {settings.check_images}"
         )
     if not (0 <= settings.tolerance < math.inf):
-        raise ConfigurationError(f"--tolerance must not be negative, got {settings.tolerance:g}")
+        raise ConfigurationError(f"--tolerance must be a number from 0, got {settings.tolerance:g}")
+    names = (settings.input_name or INPUT, settings.output_name or OUTPUT)
+    if "" in (settings.input_name, settings.output_name) or names[0] == names[1]:
+        raise ConfigurationError("--input-name and --output-name must be two different names")
+    if settings.repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", settings.repo, re.ASCII):
+        raise ConfigurationError(f"--repo takes USER/REPO, got {settings.repo!r}")
     if settings.device != "cpu":
         raise ConfigurationError(f"export runs on the CPU, got the device {settings.device!r}")
 

@@ -8,13 +8,11 @@ from pathlib import Path
 from torch.export import ExportedProgram
 
 from alphatune.errors import NumericError, UnsupportedModelError
-from alphatune.jobs.export_job import ExportJob
+from alphatune.jobs.export_job import INPUT, OUTPUT, ExportJob
 from alphatune.models.agreement import Agreement, compare_all
 from alphatune.models.exported_program import export_program, open_program, write_program
 from alphatune.models.onnx import DEFAULT_OPSET, open_onnx, write_onnx
 from alphatune.models.output_file import data_beside
-
-INPUT, OUTPUT = "images", "logits"
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def write_onnx(
         record: goes into the model's metadata_props.
 
     Raises:
-        ConfigurationError: a package is missing, or the exporter does not write this opset.
+        ConfigurationError: a package is missing, the exporter does not write this opset, or a name is taken.
         UnsupportedModelError: an operation has no ONNX form.
         NumericError: onnx.checker refuses what came out.
     """
@@ -87,8 +87,6 @@ def write_onnx(
                 program,
                 dynamo=True,
                 opset_version=opset,
-                input_names=[input_name],
-                output_names=[output_name],
                 dynamic_shapes={str(images.target): axes},
                 external_data=False,
                 verbose=False,
@@ -106,6 +104,7 @@ def write_onnx(
             f"the model cannot be written with --opset {opset}: torch's exporter gave {written}",
             f"--opset {written}",
         )
+    _name(model.graph, input_name, output_name)
     for part in (model.graph, *model.functions.values()):
         for node in part.all_nodes():
             node.metadata_props.clear()  # names of Python modules and lines of code on this machine
@@ -134,6 +133,19 @@ def open_onnx(path: Path) -> Run:
         return torch.from_numpy(output)
 
     return run
+
+
+def _name(graph: Any, input_name: str, output_name: str) -> None:
+    """Rename input and output, which no other value of the graph may be called."""
+    named = {"input": (graph.inputs[0], input_name), "output": (graph.outputs[0], output_name)}
+    inner = [*graph.initializers.values(), *(value for node in graph.all_nodes() for value in node.outputs)]
+    taken = {value.name for value in inner if all(value is not own for own, _ in named.values())}
+    for which, (value, name) in named.items():
+        if name in taken:
+            raise ConfigurationError(
+                f"a value inside the graph is called {name!r}", f"give another --{which}-name"
+            )
+        value.name = name
 
 
 def _check(path: Path) -> None:
