@@ -548,3 +548,29 @@ def test_interrupts_leave_nothing_behind(tmp_path: Path, job: list, number: int,
     assert "Traceback" not in stderr
     assert json.loads(stdout)["error"]["code"] == code
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--data", "-o"])
+def test_a_name_that_is_not_utf8(run: Run, job: list[object], tmp_path: Path, option: str) -> None:
+    """It could not stand in result.json: to be told before anything is measured."""
+    odd = tmp_path / "d\udcff"
+    if option == "--data":
+        write_images(odd)
+    code, out, err = run(
+        "tune", *job, "--alphas", "0,0.5", "-o", tmp_path / "out", option, odd, "--format", "json"
+    )
+    assert code == 2
+    assert json.loads(out)["error"]["message"].startswith("expected UTF-8, got")
+    assert "rename" in err
+
+
+def test_a_current_folder_that_is_not_utf8(
+    run: Run, job: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path / "d\udcff"
+    odd.mkdir()
+    monkeypatch.chdir(odd)
+    code, _, err = run("tune", *job, "--alphas", "0,0.5", "-o", "out")
+    assert code == 2
+    assert "expected UTF-8" in err
+    assert run("--help")[0] == 0

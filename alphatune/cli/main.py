@@ -28,7 +28,7 @@ from alphatune.cli.report import report
 from alphatune.cli.schema import schema
 from alphatune.cli.train import train
 from alphatune.cli.tune import tune
-from alphatune.cli.usage import explain
+from alphatune.cli.usage import explain, require_utf8
 from alphatune.errors import AlphatuneError, machine_failure, one_line
 
 app = typer.Typer(
@@ -83,6 +83,8 @@ def main(argv: list[str] | None = None) -> None:
         if isinstance(stream, TextIOWrapper):  # an α must not fail where the encoding has none
             stream.reconfigure(errors="backslashreplace")
     try:
+        for word in argv:
+            require_utf8(word)
         code = app(args=argv, prog_name="alphatune", standalone_mode=False)
     except AlphatuneError as error:
         _fail(argv, error.exit_code, error.message, error.hint)

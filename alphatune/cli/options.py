@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
+from alphatune.cli.usage import require_utf8
 from alphatune.errors import ConfigurationError
 from alphatune.jobs.settings import ASKED_ANEW, EvaluateSettings, ModelSettings, TrainSettings, TuneSettings
 from alphatune.suggestions import did_you_mean
@@ -24,6 +26,8 @@ S = TypeVar("S", bound=ModelSettings)
 
 def settings_from(ctx: typer.Context, kind: type[S]) -> S:
     """The settings of a job from the parsed options of the same names."""
+    with contextlib.suppress(FileNotFoundError):
+        require_utf8(str(Path.cwd()))  # paths are written as they hold from anywhere
     given = {f.name: ctx.params.get(f.name) for f in fields(kind)}
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     return kind(**{k: v for k, v in values.items() if v is not None})

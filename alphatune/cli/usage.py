@@ -6,7 +6,7 @@ import re
 
 import typer
 
-from alphatune.errors import one_line
+from alphatune.errors import ConfigurationError, one_line
 from alphatune.suggestions import did_you_mean
 
 _NO_CHOICE = re.compile(r"'([^']*)' is not one of (.+?)\.?$")
@@ -20,6 +20,18 @@ def explain(error: typer.TyperException) -> tuple[str, str]:
     if choice := _NO_CHOICE.search(message):
         return message, did_you_mean(choice[1], re.findall(r"'([^']*)'", choice[2]), "see --help")
     return message, "see --help"
+
+
+def require_utf8(name: str) -> None:
+    """Refuse the name of a file, whose bytes may be any, that results could not hold, which are UTF-8.
+
+    Raises:
+        ConfigurationError: before anything is measured.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"expected UTF-8, got {name!r}", "rename the file or folder") from None
 
 
 def _meant(error: typer.TyperException, option: str) -> str:
