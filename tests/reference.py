@@ -7,7 +7,9 @@ broadcasting.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 
@@ -39,6 +41,45 @@ def example_weighted(
             beta = 0.0 if bias is None else float(bias[c])
             out[n, c] = gamma * (x[n, c] - first) / deviation + beta
     return out
+
+
+def example_weighted_exactly(
+    x: np.ndarray,
+    running_mean: np.ndarray,
+    running_var: np.ndarray,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+    alpha: float | np.ndarray,
+    eps: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Eq. 3 on (N, C, *) for inputs whose raw moments float64 cannot tell apart, and what each value is conditioned by.
+
+    Sums are rounded once and raw moments are mixed as fractions, so no digit is
+    lost however far the means are from 0 and from each other. The second array,
+    (N, C), is (|μᵢ| + |m|) / sqrt(variance + ε).
+    """
+    x = np.asarray(x, dtype=np.float64)
+    examples, channels = x.shape[:2]
+    alphas = np.broadcast_to(np.asarray(alpha, dtype=np.float64), (channels,))
+    out, condition = np.empty_like(x), np.empty((examples, channels))
+    for n in range(examples):
+        for c in range(channels):
+            values = np.ravel(x[n, c])
+            near = math.fsum(values) / values.size
+            own_first = Fraction(near) + Fraction(math.fsum(values - near) / values.size)
+            own_second = Fraction(math.fsum((values - near) ** 2) / values.size)
+            own_second += own_first**2 - (own_first - Fraction(near)) ** 2
+            a, moving_first = Fraction(float(alphas[c])), Fraction(float(running_mean[c]))
+            moving_second = Fraction(float(running_var[c])) + moving_first**2
+            first = a * own_first + (1 - a) * moving_first
+            second = a * own_second + (1 - a) * moving_second
+            deviation = math.sqrt(second - first**2 + Fraction(eps))
+            gamma = 1.0 if weight is None else float(weight[c])
+            beta = 0.0 if bias is None else float(bias[c])
+            whole = float(first)
+            out[n, c] = gamma * ((x[n, c] - whole) - float(first - Fraction(whole))) / deviation + beta
+            condition[n, c] = (abs(near) + abs(float(running_mean[c]))) / deviation
+    return out, condition
 
 
 def example_weighted_groups(

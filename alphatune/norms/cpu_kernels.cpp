@@ -4,10 +4,12 @@
 // functions over pointers: no header of torch, so that compiling takes a second.
 //
 // Sums are shifted, by the running mean or by the mean of a few values, and accumulated in
-// float. Where the data lie so far from there that the subtraction E[d^2] - E[d]^2 would
-// lose digits, they are summed once more around their own mean: they are still in the cache.
+// float, some thousand at a time. Where the data lie so far from there that the subtraction
+// E[d^2] - E[d]^2 would lose digits, they are summed once more around their own mean: they are
+// still in the cache. From that mean the output is computed, too: no offset costs digits.
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -19,7 +21,11 @@ constexpr int64_t BLOCK = 4096;         // values summed before they join the to
 constexpr int64_t CHANNELS = 64;        // most channels of a task over rows
 constexpr int64_t CACHED = 2048;        // values of such a task, to stay in the first cache between two reads
 constexpr int64_t SMALL = 16 * 1024;    // activations below this are not worth waking threads for
+constexpr int64_t COLUMN_BLOCK = 512;   // positions of a channels-last example summed before they join the total
 constexpr float FAR = 64.0f;            // squared deviations from which on the variance is summed anew
+constexpr int PASSES = 6;               // each brings the centre seven digits nearer; float has 77
+
+#define NOT_INLINED __attribute__((noinline))
 
 struct bfloat16 { uint16_t bits; };
 
@@ -73,30 +79,66 @@ struct Layer {
     float eps;
 };
 
-// Paper Eq. 3: y = scale * (x - m) + shift, from the example's moments around m.
-inline void mix(const Layer& layer, int64_t first, int64_t count, const float* own_mean, const float* own_var,
-                float* scale, float* shift) {
+// An example's moments in some channels: its means are centre + rest, its variances biased.
+struct Own {
+    float* centre;
+    double *rest, *variance;
+};
+
+// Paper Eq. 3: y = scale * (x - centre) + shift. Returns whether a variance is too large for float.
+template <typename Root>
+inline bool mix_in(const Layer& layer, int64_t first, int64_t count, const Own& own, float* scale, float* shift) {
+    int overflow = 0;
     for (int64_t i = 0; i < count; ++i) {
         int64_t c = first + i;
-        float a = layer.alpha[c * layer.alpha_stride], d = own_mean[i];
-        float variance = (1 - a) * layer.var[c] + a * own_var[i] + a * (1 - a) * d * d;
-        float s = (layer.weight ? layer.weight[c] : 1.0f) / std::sqrt(variance + layer.eps);
-        scale[i] = s;
-        shift[i] = (layer.bias ? layer.bias[c] : 0.0f) - a * d * s;
+        double a = layer.alpha[c * layer.alpha_stride], d = (double(own.centre[i]) - layer.mean[c]) + own.rest[i];
+        double variance = (1 - a) * layer.var[c] + a * own.variance[i] + a * (1 - a) * d * d;
+        Root s = (layer.weight ? layer.weight[c] : 1.0f) / std::sqrt(Root(variance + layer.eps));
+        overflow |= variance > FLT_MAX;
+        scale[i] = float(s);
+        shift[i] = float((layer.bias ? layer.bias[c] : 0.0f) + ((1 - a) * d - own.rest[i]) * s);
     }
+    return overflow;
 }
 
-// Means of d and d * d over a row, d = x - origin.
+inline void mix(const Layer& layer, int64_t first, int64_t count, const Own& own, float* scale, float* shift) {
+    if (mix_in<float>(layer, first, count, own, scale, shift))  // in double all roots would take twice as long
+        mix_in<double>(layer, first, count, own, scale, shift);
+}
+
+// From means of d and d * d around a centre: whether it is so far from the mean that the variance lost digits,
+// and there is a nearer one.
+inline bool is_far(float centre, double mean, double variance) {
+    return mean * mean > FAR * variance && float(centre + mean) != centre;
+}
+
+// Moments of values so large that their squares overflow in float, or that are not finite.
 template <typename T>
-inline void row_means(const T* row, int64_t positions, float share, float origin, float* mean, float* squares) {
-    float sum = 0, sum_squares = 0;
+NOT_INLINED void huge_moments(const T* x, int64_t positions, int64_t stride, float* centre, double* rest,
+                              double* variance) {
+    double sum = 0, squares = 0;
+    for (int64_t p = 0; p < positions; ++p) sum += load(x[p * stride]);
+    double mean = sum / positions;
+    for (int64_t p = 0; p < positions; ++p) {
+        double d = load(x[p * stride]) - mean;
+        squares += d * d;
+    }
+    *centre = float(mean);
+    *rest = mean - *centre;
+    *variance = squares / positions;
+}
+
+// Means of d and d * d over a row, d = x - centre.
+template <typename T>
+inline void row_means(const T* row, int64_t positions, double share, float centre, double* mean, double* squares) {
+    double sum = 0, sum_squares = 0;
     for (int64_t start = 0; start < positions; start += BLOCK) {
         const T* block = row + start;
         int64_t count = std::min(BLOCK, positions - start);
         float s = 0, q = 0;
 #pragma omp simd reduction(+ : s, q)
         for (int64_t p = 0; p < count; ++p) {
-            float d = load(block[p]) - origin;
+            float d = load(block[p]) - centre;
             s += d;
             q += d * d;
         }
@@ -107,18 +149,22 @@ inline void row_means(const T* row, int64_t positions, float share, float origin
     *squares = sum_squares * share;
 }
 
-// Mean of x - origin over a row, and its biased variance.
+// Moments of a row, first around the centre that is given.
 template <typename T>
-inline void row_moments(const T* row, int64_t positions, float origin, float* mean, float* variance) {
-    float share = 1.0f / positions, m, v;
-    row_means(row, positions, share, origin, &m, &v);
-    v -= m * m;
-    *mean = m;
-    if (m * m > FAR * v) {
-        row_means(row, positions, share, origin + m, &m, &v);
-        v -= m * m;  // m: what rounding left of the mean
+inline void row_moments(const T* row, int64_t positions, float* centre, double* rest, double* variance) {
+    double share = 1.0 / positions, m, v;
+    for (int pass = 0; pass < PASSES; ++pass) {
+        row_means(row, positions, share, *centre, &m, &v);
+        v -= m * m;
+        if (!is_far(*centre, m, v)) break;
+        *centre += float(m);
     }
-    *variance = std::max(v, 0.0f);
+    if (std::isfinite(v)) {
+        *rest = m;
+        *variance = std::max(v, 0.0);
+    } else {
+        huge_moments(row, positions, 1, centre, rest, variance);
+    }
 }
 
 template <typename T, Act act>
@@ -129,14 +175,17 @@ void rows(const T* x, T* y, int64_t n, int64_t channels, int64_t positions, cons
     for (int64_t task = 0; task < n * tasks; ++task) {
         int64_t example = task / tasks, first = task % tasks * width;
         int64_t count = std::min(width, channels - first), offset = (example * channels + first) * positions;
-        float mean[CHANNELS], var[CHANNELS], scale[CHANNELS], shift[CHANNELS];
-        for (int64_t i = 0; i < count; ++i)
-            row_moments(x + offset + i * positions, positions, layer.mean[first + i], mean + i, var + i);
-        mix(layer, first, count, mean, var, scale, shift);
+        float centre[CHANNELS], scale[CHANNELS], shift[CHANNELS];
+        double rest[CHANNELS], variance[CHANNELS];
+        for (int64_t i = 0; i < count; ++i) {
+            centre[i] = layer.mean[first + i];
+            row_moments(x + offset + i * positions, positions, centre + i, rest + i, variance + i);
+        }
+        mix(layer, first, count, {centre, rest, variance}, scale, shift);
         for (int64_t i = 0; i < count; ++i) {
             const T* from = x + offset + i * positions;
             T* to = y + offset + i * positions;
-            float origin = layer.mean[first + i], a = scale[i], b = shift[i];
+            float origin = centre[i], a = scale[i], b = shift[i];
 #pragma omp simd
             for (int64_t p = 0; p < positions; ++p)
                 store(to + p, activate<act>((load(from[p]) - origin) * a + b));
@@ -144,9 +193,9 @@ void rows(const T* x, T* y, int64_t n, int64_t channels, int64_t positions, cons
     }
 }
 
-// Sums of d and d * d over the positions of a channels-last example, d = x - origin.
+// Sums of d and d * d over some positions of a channels-last example, d = x - centre.
 template <typename T>
-inline void column_sums(const T* x, int64_t positions, int64_t channels, const float* origin, float* sum,
+inline void column_sums(const T* x, int64_t positions, int64_t channels, const float* centre, float* sum,
                         float* squares) {
     std::fill_n(sum, channels, 0.0f);
     std::fill_n(squares, channels, 0.0f);
@@ -155,7 +204,7 @@ inline void column_sums(const T* x, int64_t positions, int64_t channels, const f
         const T *a = x + p * channels, *b = a + channels, *c = b + channels, *d = c + channels;
 #pragma omp simd
         for (int64_t i = 0; i < channels; ++i) {
-            float o = origin[i], e = load(a[i]) - o, f = load(b[i]) - o, g = load(c[i]) - o, h = load(d[i]) - o;
+            float o = centre[i], e = load(a[i]) - o, f = load(b[i]) - o, g = load(c[i]) - o, h = load(d[i]) - o;
             sum[i] += (e + f) + (g + h);
             squares[i] += (e * e + f * f) + (g * g + h * h);
         }
@@ -164,31 +213,44 @@ inline void column_sums(const T* x, int64_t positions, int64_t channels, const f
         const T* a = x + p * channels;
 #pragma omp simd
         for (int64_t i = 0; i < channels; ++i) {
-            float d = load(a[i]) - origin[i];
+            float d = load(a[i]) - centre[i];
             sum[i] += d;
             squares[i] += d * d;
         }
     }
 }
 
-// Mean of x - origin over the positions of a channels-last example, and the biased variance.
+// Moments over the positions of a channels-last example, first around the centres that are given. scratch: 2 * channels.
 template <typename T>
-inline void column_moments(const T* x, int64_t positions, int64_t channels, const float* origin, float* mean,
-                           float* variance, float* own) {
-    column_sums(x, positions, channels, origin, mean, variance);
-    bool far = false;
-    for (int64_t c = 0; c < channels; ++c) {
-        mean[c] /= positions;
-        variance[c] = std::max(variance[c] / positions - mean[c] * mean[c], 0.0f);
-        far |= mean[c] * mean[c] > FAR * variance[c];
-        own[c] = origin[c] + mean[c];
+inline void column_moments(const T* x, int64_t positions, int64_t channels, const Own& own, float* scratch) {
+    float *sum = scratch, *squares = sum + channels;
+    bool far = true;
+    for (int pass = 0; far && pass < PASSES; ++pass) {
+        if (pass > 0)
+            for (int64_t c = 0; c < channels; ++c)
+                if (is_far(own.centre[c], own.rest[c], own.variance[c])) own.centre[c] += float(own.rest[c]);
+        std::fill_n(own.rest, channels, 0.0);
+        std::fill_n(own.variance, channels, 0.0);
+        for (int64_t start = 0; start < positions; start += COLUMN_BLOCK) {
+            int64_t count = std::min(COLUMN_BLOCK, positions - start);
+            column_sums(x + start * channels, count, channels, own.centre, sum, squares);
+#pragma omp simd
+            for (int64_t c = 0; c < channels; ++c) {
+                own.rest[c] += sum[c];
+                own.variance[c] += squares[c];
+            }
+        }
+        far = false;
+        double share = 1.0 / positions;
+        for (int64_t c = 0; c < channels; ++c) {
+            own.rest[c] *= share;
+            own.variance[c] = own.variance[c] * share - own.rest[c] * own.rest[c];
+            far |= is_far(own.centre[c], own.rest[c], own.variance[c]);
+        }
     }
-    if (!far) return;
-    std::vector<float> rest(channels);  // what rounding left of the mean
-    column_sums(x, positions, channels, own, rest.data(), variance);
     for (int64_t c = 0; c < channels; ++c) {
-        rest[c] /= positions;
-        variance[c] = std::max(variance[c] / positions - rest[c] * rest[c], 0.0f);
+        if (std::isfinite(own.variance[c])) own.variance[c] = std::max(own.variance[c], 0.0);
+        else huge_moments(x + c, positions, channels, own.centre + c, own.rest + c, own.variance + c);
     }
 }
 
@@ -196,21 +258,23 @@ template <typename T, Act act>
 void columns(const T* x, T* y, int64_t n, int64_t channels, int64_t positions, const Layer& layer, int threads) {
 #pragma omp parallel num_threads(threads) if (n * channels * positions > SMALL)
     {
-        std::vector<float> scratch(4 * channels);
-        float *mean = scratch.data(), *var = mean + channels, *scale = var + channels, *shift = scale + channels;
+        std::vector<float> scratch(3 * channels);
+        std::vector<double> moments(2 * channels);
+        float *centre = scratch.data(), *scale = centre + channels, *shift = scale + channels;
+        Own own{centre, moments.data(), moments.data() + channels};
 #pragma omp for schedule(static)
         for (int64_t example = 0; example < n; ++example) {
             const T* from = x + example * positions * channels;
             T* to = y + example * positions * channels;
-            column_moments(from, positions, channels, layer.mean, mean, var, scale);
-            mix(layer, 0, channels, mean, var, scale, shift);
-            for (int64_t c = 0; c < channels; ++c) shift[c] -= layer.mean[c] * scale[c];
+            std::copy_n(layer.mean, channels, centre);
+            column_moments(from, positions, channels, own, scale);
+            mix(layer, 0, channels, own, scale, shift);
             for (int64_t p = 0; p < positions; ++p) {
                 const T* in = from + p * channels;
                 T* out = to + p * channels;
 #pragma omp simd
                 for (int64_t c = 0; c < channels; ++c)
-                    store(out + c, activate<act>(load(in[c]) * scale[c] + shift[c]));
+                    store(out + c, activate<act>((load(in[c]) - centre[c]) * scale[c] + shift[c]));
             }
         }
     }
@@ -235,8 +299,6 @@ void example_weighted(const T* x, T* y, int64_t n, int64_t channels, int64_t pos
 constexpr int64_t LINE = 64;                 // values of rows taken together
 constexpr int64_t BLOCK_LINES = 32;          // fewest lines of a block
 constexpr int64_t BLOCK_VALUES = 16 * 1024;  // values of a block, with lines that are not too long
-
-#define NOT_INLINED __attribute__((noinline))
 
 struct Grid {
     int64_t groups, rows, channels, num_groups;
@@ -412,7 +474,8 @@ void grouped_forward(const float* x, float* y, const Grid& grid, const float* we
             spread /= repeats;
             mean[g * grid.num_groups + k] = float(pooled);
             variance[g * grid.num_groups + k] = float(spread);
-            float rstd = float(1.0 / std::sqrt(spread + eps));
+            // Squares that overflowed are said to be: 1 / sqrt(inf) would make a plausible y of them.
+            float rstd = std::isinf(spread) ? NAN : float(1.0 / std::sqrt(spread + eps));
             for (int64_t c = k * repeats; c < (k + 1) * repeats; ++c) {
                 centre[c] = float(pooled);
                 scale[c] = weight ? weight[c] * rstd : rstd;
