@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from alphatune.norms.grouped_kernels import sweeps_over
-from alphatune.norms.moments import mix_moments
+from alphatune.norms.moments import inverse_deviation, mix_moments
 
 
 def example_weighted_norm(
@@ -55,7 +55,7 @@ class _ExampleWeightedNorm(torch.autograd.Function):
         mean, variance = sweeps.moments(x.shape[1])
         m, v = running_mean.to(mean.dtype), running_var.to(mean.dtype)
         mixed_mean, mixed_variance = mix_moments(mean, variance, m, v, alpha)
-        scale = torch.rsqrt(mixed_variance + eps)
+        scale = inverse_deviation(mixed_variance, eps)
         if weight is not None:
             scale = scale * weight
         shift = -mixed_mean * scale

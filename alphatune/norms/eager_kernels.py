@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from alphatune.norms.moments import mix_moments
+from alphatune.norms import moments
 
 aten = torch.ops.aten
 #: positions from which on the two borrowed kernels beat plain operations (measured)
@@ -52,11 +52,11 @@ def example_weighted_norm(
     mean, rstd = mean.view(n, channels), rstd.view(n, channels)
     own_variance = (rstd.square().reciprocal_() - safe_eps).clamp_min_(0)
     m, v = running_mean.to(x.dtype), running_var.to(x.dtype)
-    mixed_mean, variance = mix_moments(mean, own_variance, m, v, alpha)
+    _, variance = moments.mix_moments(mean, own_variance, m, v, alpha)
     scale = torch.rsqrt(variance + eps)
     if weight is not None:
         scale = scale * weight
-    shift = (mean - mixed_mean) * scale
+    shift = (1 - alpha) * (mean - m) * scale
     if bias is not None:
         shift = shift + bias
     scale = (scale / rstd).to(x.dtype).reshape(-1)
@@ -66,4 +66,8 @@ def example_weighted_norm(
     aten.native_batch_norm.out(
         flat, scale, shift, zeros, ones, False, 0.0, 0.0, out=flat, save_mean=none, save_invstd=none
     )
+    overflowed = moments.overflowed_examples(variance)
+    if overflowed is not None:
+        y = moments.example_weighted_norm(x[overflowed], running_mean, running_var, weight, bias, alpha, eps)
+        z.index_copy_(0, overflowed, y)
     return z

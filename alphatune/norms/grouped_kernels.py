@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from alphatune.norms import cpu_kernels
+from alphatune.norms.moments import inverse_deviation
 
 aten = torch.ops.aten
 #: elements of a group from which on a call for each group costs less than plain sums over all (measured)
@@ -86,7 +87,7 @@ class Sweeps:
         """y, and the moments (G, K)."""
         mean, variance = self.moments(num_groups)
         repeats = self.channels // num_groups
-        scale = _repeat(torch.rsqrt(variance + eps), repeats)
+        scale = _repeat(inverse_deviation(variance, eps), repeats)
         if weight is not None:
             scale = scale * weight
         shift = _repeat(mean, repeats) * scale

@@ -20,7 +20,9 @@ when the mean is large. The last term is the variance *between* the example
 and the population; mixing variances without it is a different method.
 
 All statistics are computed in float32 or better, whatever the activation's
-dtype: the square of a float16 activation overflows at 256.
+dtype: the square of a float16 activation overflows at 256. Where squares leave
+float32, too, they are taken in float64 on a CPU; elsewhere the result is NaN,
+as 1/sqrt(∞) = 0 would make a constant image of any other.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ import math
 
 import torch
 from torch import Tensor
+
+#: positions from which on squares are not added up in one go
+MANY_POSITIONS = 1024
 
 
 def example_moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,8 +71,32 @@ def mix_moments(
         ``(mean, variance)``, both (N, C). Arguments need only broadcast
         together, so (N, C, 1, 1) with (1, C, 1, 1) is equally good.
     """
-    deviation = mean - running_mean
-    return running_mean + alpha * deviation, _mix_variance(variance, running_var, deviation, alpha)
+    weight = alpha.to(mean.dtype) if isinstance(alpha, Tensor) else alpha
+    # lerp counts from the nearer end: at α = 1 nothing is left of m, not even its rounding.
+    mixed_mean = torch.lerp(running_mean, mean, weight)
+    return mixed_mean, _mix_variance(variance, running_var, mean - running_mean, weight)
+
+
+def inverse_deviation(variance: Tensor, eps: float) -> Tensor:
+    """``1 / sqrt(variance + ε)``, and NaN where the variance overflowed."""
+    return torch.rsqrt(variance + eps + (variance - variance))
+
+
+def overflowed_examples(variance: Tensor) -> Tensor | None:
+    """Which examples of (N, ...) have a variance that is not finite in float32; None if there are none.
+
+    Only for those who may wait to know: in eager mode, on a CPU.
+    """
+    if variance.dtype != torch.float32 or variance.device.type != "cpu" or type(variance) is not Tensor:
+        return None
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # vmap and its kin
+        return None
+    if math.isfinite(variance.detach().sum()):
+        return None
+    finite = variance.detach().flatten(1).isfinite().all(1)
+    return (~finite).nonzero()[:, 0]
 
 
 def average_over_groups(mean: Tensor, variance: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
@@ -140,7 +169,7 @@ def example_weighted_norm(
         moving_mean, moving_variance = average_over_groups(moving_mean, moving_variance, num_groups)
     deviation, weighting = own_mean - moving_mean, per_channel(alpha)
     variance = _mix_variance(own_variance, moving_variance, deviation, weighting)
-    scale = torch.rsqrt(variance + eps)
+    scale = inverse_deviation(variance, eps)
     if weight is not None:
         scale = scale * per_channel(weight)
     # x − mean = (x − μᵢ) + (1−α)·(μᵢ − m): a large common offset is gone before
@@ -155,7 +184,13 @@ def example_weighted_norm(
         y = torch.addcmul(shift, centred, scale)
     else:  # `centred` is ours: reusing it saves an allocation the size of x
         y = centred.mul_(scale).add_(shift)
-    return y.to(x.dtype)
+    y = y.to(x.dtype)
+    overflowed = overflowed_examples(variance)
+    if overflowed is not None:  # those and no others: companions do not matter
+        wide = x[overflowed].double()
+        wide = example_weighted_norm(wide, running_mean, running_var, weight, bias, alpha, eps, num_groups)
+        y = y.index_copy(0, overflowed, wide.to(x.dtype))
+    return y
 
 
 def example_weighted_layer_norm(
@@ -192,14 +227,21 @@ def example_weighted_layer_norm(
     centred = x - mean
     own_variance = torch.linalg.vector_norm(centred, dim=1, keepdim=True).square() / x.shape[1]
     deviation, weighting = mean - moving_mean, per_channel(alpha)
-    scale = torch.rsqrt(_mix_variance(own_variance, moving_variance, deviation, weighting) + eps)
+    variance = _mix_variance(own_variance, moving_variance, deviation, weighting)
+    scale = inverse_deviation(variance, eps)
     shift = (1 - weighting) * deviation * scale
     y = centred * scale + shift
     if weight is not None:
         y = y * per_channel(weight)
     if bias is not None:
         y = y + per_channel(bias)
-    return y.to(x.dtype)
+    y = y.to(x.dtype)
+    overflowed = overflowed_examples(variance)
+    if overflowed is not None:
+        wide = x[overflowed].double()
+        wide = example_weighted_layer_norm(wide, running_mean, running_var, weight, bias, alpha, eps)
+        y = y.index_copy(0, overflowed, wide.to(x.dtype))
+    return y
 
 
 def _mix_variance(variance: Tensor, running_var: Tensor, deviation: Tensor, alpha: Tensor | float) -> Tensor:
@@ -221,14 +263,19 @@ def _centre(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mean_square(centred: Tensor) -> Tensor:
-    """Mean over space of the square of (N, C, *), kept as (N, C, 1, ...).
-
-    ``vector_norm`` squares and sums in one read; with ``torch.var_mean`` the
-    whole layer takes several times as long on a CPU (docs/benchmarks.md).
-    """
+    """Mean over space of the square of (N, C, *), kept as (N, C, 1, ...)."""
     if centred.ndim == 2:
         return centred.square()
     spatial = tuple(range(2, centred.ndim))
     positions = math.prod(centred.shape[2:])
+    # On a CPU vector_norm adds up in as many floats as fit a register, or channels-last in one: long sums lose
+    # digits, and channels-last is slow, too. But it needs no squares in memory (docs/benchmarks.md).
+    if centred.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not centred.is_contiguous():
+            return centred.square().mean(spatial, keepdim=True)
+        if positions > MANY_POSITIONS:
+            if centred.shape[-1] ** 2 < positions:  # long lines, or a volume
+                return centred.square().mean(spatial, keepdim=True)
+            centred = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
     norm: Tensor = torch.linalg.vector_norm(centred, dim=spatial, keepdim=True)
     return norm.square() / positions

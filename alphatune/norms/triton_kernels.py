@@ -141,7 +141,8 @@ def _scale_and_shift(own_mean, own_var, pivot, channel, inside, mean, var, weigh
     a = tl.load(alpha + channel * alpha_stride, inside, 0.0).to(tl.float32)
     deviation = (pivot - tl.load(mean + channel, inside, 0.0).to(tl.float32)) + own_mean
     v = tl.load(var + channel, inside, 0.0).to(tl.float32)
-    scale = tl.rsqrt((1 - a) * v + a * own_var + a * (1 - a) * deviation * deviation + eps)
+    variance = (1 - a) * v + a * own_var + a * (1 - a) * deviation * deviation
+    scale = tl.rsqrt(variance + eps + (variance - variance))  # NaN, and not 0, where squares overflowed
     if weight is not None:
         scale *= tl.load(weight + channel, inside, 0.0).to(tl.float32)
     shift = (1 - a) * deviation * scale
