@@ -191,6 +191,55 @@ def batch_group_norm(
     return out, means / counted, variances / counted
 
 
+def batch_group_norm_with_gradient(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    dy: np.ndarray,
+    num_groups: int,
+    size: int,
+    eps: float,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Grouped normalisation of a batch that ``size`` divides, and its gradients for dy.
+
+    For y, mean and unbiased variance averaged over the groups of examples, dx,
+    dγ and dβ: the value, and the sum of magnitudes that it is made of, times
+    1 + κ where digits of x − mean count; κ = |mean| / sqrt(variance + ε).
+    """
+    names = ("y", "mean", "variance", "dx", "dweight", "dbias")
+    channels, groups = x.shape[1], len(x) // size
+    values = [np.zeros_like(x) if name in ("y", "dx") else np.zeros(channels) for name in names]
+    units = [np.zeros_like(v) for v in values]
+    y, means, variances, dx, dweight, dbias = values
+    y_unit, mean_unit, variance_unit, dx_unit, dweight_unit, dbias_unit = units
+    across = (slice(None),) + (None,) * (x.ndim - 2)
+    axes = (0, *range(2, x.ndim))
+    for rows in np.split(np.arange(len(x)), groups):
+        for group in np.split(np.arange(channels), num_groups):
+            here = np.ix_(rows, group)
+            gamma, beta, d = weight[group][across], bias[group][across], dy[here]
+            mean, variance, count = x[here].mean(), x[here].var(), x[here].size
+            rstd = 1 / np.sqrt(variance + eps)
+            lost = 1 + abs(mean) * rstd
+            xhat = (x[here] - mean) * rstd
+            y[here] = gamma * xhat + beta
+            y_unit[here] = np.abs(gamma) * (np.abs(xhat) + lost) + np.abs(beta)
+            means[group] += mean / groups
+            mean_unit[group] += (abs(mean) + np.sqrt(variance)) / groups
+            unbiased = variance * count / (count - 1)
+            variances[group] += unbiased / groups
+            variance_unit[group] += unbiased * lost / groups
+            dxhat = gamma * d
+            dx[here] = rstd * (dxhat - dxhat.mean() - xhat * (dxhat * xhat).mean())
+            sizes = np.abs(dxhat) + np.abs(dxhat).mean() + (np.abs(xhat) + 1) * np.abs(dxhat * xhat).mean()
+            dx_unit[here] = rstd * lost * sizes
+            dweight[group] += (d * xhat).sum(axes)
+            dweight_unit[group] += lost * (np.abs(d) * (np.abs(xhat) + 1)).sum(axes)
+            dbias[group] += d.sum(axes)
+            dbias_unit[group] += np.abs(d).sum(axes)
+    return dict(zip(names, zip(values, units, strict=True), strict=True))
+
+
 def batch_renorm(
     x: np.ndarray,
     weight: np.ndarray,

@@ -17,12 +17,14 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 4096;         // values summed before they join the total: keeps the rounding of long rows small
+constexpr int64_t BLOCK = 1024;         // values summed before they join the total: keeps the rounding of long rows small
 constexpr int64_t CHANNELS = 64;        // most channels of a task over rows
 constexpr int64_t CACHED = 2048;        // values of such a task, to stay in the first cache between two reads
 constexpr int64_t SMALL = 16 * 1024;    // activations below this are not worth waking threads for
-constexpr int64_t COLUMN_BLOCK = 512;   // positions of a channels-last example summed before they join the total
-constexpr float FAR = 64.0f;            // squared deviations from which on the variance is summed anew
+constexpr int64_t COLUMN_BLOCK = 256;   // positions of a channels-last example summed before they join the total
+constexpr float FAR = 16.0f;            // squared deviations from which on the variance is summed anew
+constexpr int64_t FEW = 16;             // far channels, one in so many, that are summed alone and not all of them anew
+constexpr float OFFSET = 4.0f;          // deviations from 0 from which on a centre is subtracted before scaling
 constexpr int PASSES = 6;               // each brings the centre seven digits nearer; float has 77
 
 #define NOT_INLINED __attribute__((noinline))
@@ -112,9 +114,9 @@ inline bool is_far(float centre, double mean, double variance) {
     return mean * mean > FAR * variance && float(centre + mean) != centre;
 }
 
-// Moments of values so large that their squares overflow in float, or that are not finite.
+// Moments in double: for values whose squares overflow in float or that are not finite, and for few that are far.
 template <typename T>
-NOT_INLINED void huge_moments(const T* x, int64_t positions, int64_t stride, float* centre, double* rest,
+NOT_INLINED void wide_moments(const T* x, int64_t positions, int64_t stride, float* centre, double* rest,
                               double* variance) {
     double sum = 0, squares = 0;
     for (int64_t p = 0; p < positions; ++p) sum += load(x[p * stride]);
@@ -163,7 +165,7 @@ inline void row_moments(const T* row, int64_t positions, float* centre, double* 
         *rest = m;
         *variance = std::max(v, 0.0);
     } else {
-        huge_moments(row, positions, 1, centre, rest, variance);
+        wide_moments(row, positions, 1, centre, rest, variance);
     }
 }
 
@@ -220,15 +222,13 @@ inline void column_sums(const T* x, int64_t positions, int64_t channels, const f
     }
 }
 
-// Moments over the positions of a channels-last example, first around the centres that are given. scratch: 2 * channels.
+// Moments over the positions of a channels-last example, first around given centres. scratch: 2 * channels.
 template <typename T>
 inline void column_moments(const T* x, int64_t positions, int64_t channels, const Own& own, float* scratch) {
     float *sum = scratch, *squares = sum + channels;
-    bool far = true;
-    for (int pass = 0; far && pass < PASSES; ++pass) {
-        if (pass > 0)
-            for (int64_t c = 0; c < channels; ++c)
-                if (is_far(own.centre[c], own.rest[c], own.variance[c])) own.centre[c] += float(own.rest[c]);
+    double share = 1.0 / positions;
+    int64_t far = 0;
+    for (int pass = 0; pass < PASSES; ++pass) {
         std::fill_n(own.rest, channels, 0.0);
         std::fill_n(own.variance, channels, 0.0);
         for (int64_t start = 0; start < positions; start += COLUMN_BLOCK) {
@@ -240,18 +240,31 @@ inline void column_moments(const T* x, int64_t positions, int64_t channels, cons
                 own.variance[c] += squares[c];
             }
         }
-        far = false;
-        double share = 1.0 / positions;
+        far = 0;
         for (int64_t c = 0; c < channels; ++c) {
             own.rest[c] *= share;
             own.variance[c] = own.variance[c] * share - own.rest[c] * own.rest[c];
-            far |= is_far(own.centre[c], own.rest[c], own.variance[c]);
+            far += is_far(own.centre[c], own.rest[c], own.variance[c]);
         }
+        if (far * FEW <= channels) break;
+        for (int64_t c = 0; c < channels; ++c)
+            if (is_far(own.centre[c], own.rest[c], own.variance[c])) own.centre[c] += float(own.rest[c]);
     }
     for (int64_t c = 0; c < channels; ++c) {
-        if (std::isfinite(own.variance[c])) own.variance[c] = std::max(own.variance[c], 0.0);
-        else huge_moments(x + c, positions, channels, own.centre + c, own.rest + c, own.variance + c);
+        bool again = !std::isfinite(own.variance[c]) || (far && is_far(own.centre[c], own.rest[c], own.variance[c]));
+        if (again) wide_moments(x + c, positions, channels, own.centre + c, own.rest + c, own.variance + c);
+        else own.variance[c] = std::max(own.variance[c], 0.0);
     }
+}
+
+// Whether x * scale + rest would lose digits that (x - centre) * scale + shift does not.
+inline bool is_offset(const Layer& layer, int64_t channels, const float* centre, const float* scale) {
+    int offset = 0;
+    for (int64_t c = 0; c < channels; ++c) {
+        float gamma = layer.weight ? layer.weight[c] : 1.0f;
+        offset |= std::abs(centre[c] * scale[c]) > OFFSET * std::abs(gamma);
+    }
+    return offset;
 }
 
 template <typename T, Act act>
@@ -266,15 +279,22 @@ void columns(const T* x, T* y, int64_t n, int64_t channels, int64_t positions, c
         for (int64_t example = 0; example < n; ++example) {
             const T* from = x + example * positions * channels;
             T* to = y + example * positions * channels;
+            auto write = [=](auto value) {
+                for (int64_t p = 0; p < positions; ++p) {
+                    const T* in = from + p * channels;
+                    T* out = to + p * channels;
+#pragma omp simd
+                    for (int64_t c = 0; c < channels; ++c) store(out + c, activate<act>(value(load(in[c]), c)));
+                }
+            };
             std::copy_n(layer.mean, channels, centre);
             column_moments(from, positions, channels, own, scale);
             mix(layer, 0, channels, own, scale, shift);
-            for (int64_t p = 0; p < positions; ++p) {
-                const T* in = from + p * channels;
-                T* out = to + p * channels;
-#pragma omp simd
-                for (int64_t c = 0; c < channels; ++c)
-                    store(out + c, activate<act>((load(in[c]) - centre[c]) * scale[c] + shift[c]));
+            if (is_offset(layer, channels, centre, scale)) {
+                write([=](float v, int64_t c) { return (v - centre[c]) * scale[c] + shift[c]; });
+            } else {
+                for (int64_t c = 0; c < channels; ++c) shift[c] -= centre[c] * scale[c];
+                write([=](float v, int64_t c) { return v * scale[c] + shift[c]; });
             }
         }
     }
