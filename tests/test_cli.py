@@ -574,3 +574,37 @@ def test_a_current_folder_that_is_not_utf8(
     assert code == 2
     assert "expected UTF-8" in err
     assert run("--help")[0] == 0
+
+
+# --- stdout that cannot be written, code that leaves -----------------------------------------
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("words", [["schema"], ["schema", "tune"], ["compare", "a", "b", "--format", "json"]])
+def test_a_full_disk_behind_stdout_is_no_failed_gate(words: list[str]) -> None:
+    """Python would end with 1 or 120, and a traceback."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "alphatune", *words], stdout=full, stderr=subprocess.PIPE, text=True,
+                              timeout=60)  # fmt: skip
+    assert done.returncode == (3 if "compare" in words else 5), done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: cannot ")
+
+
+@pytest.mark.parametrize("words", [["schema"], ["schema", "tune"]])
+def test_a_reader_that_left_is_no_failed_gate(words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        done = subprocess.run([sys.executable, "-m", "alphatune", *words], stdout=pipe, stderr=subprocess.PIPE, text=True,
+                              timeout=60)  # fmt: skip
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("code", ["import sys\nsys.exit(0)", "def net():\n    raise SystemExit(1)"])
+def test_code_of_ones_own_that_exits(run: Run, tmp_path: Path, code: str) -> None:
+    """It must not look as if alphatune had done its work, or a gate had failed."""
+    (tmp_path / "own.py").write_text(code)
+    found, _, err = run("inspect", f"{tmp_path / 'own.py'}:net")
+    assert found == 2
+    assert "SystemExit" in err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import signal
@@ -58,6 +60,11 @@ for _panel, _commands in COMMANDS.items():
         app.command(cls=Command, rich_help_panel=_panel)(_command)
 
 
+#: what a shell says of a program that SIGPIPE ended
+READER_LEFT = 128 + 13
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"alphatune {alphatune.__version__}")
@@ -82,10 +89,13 @@ def main(argv: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # an α must not fail where the encoding has none
             stream.reconfigure(errors="backslashreplace")
+    stdout = sys.stdout
     try:
         for word in argv:
             require_utf8(word)
         code = app(args=argv, prog_name="alphatune", standalone_mode=False)
+        if sys.stdout is not None:  # closed by the caller
+            sys.stdout.flush()  # here, where an error can still be told
     except AlphatuneError as error:
         _fail(argv, error.exit_code, error.message, error.hint)
     except typer.TyperException as error:
@@ -94,7 +104,17 @@ def main(argv: list[str] | None = None) -> None:
         _fail(argv, 130, "interrupted")
     except _Terminated:
         _fail(argv, 143, "terminated")
+    except SystemExit as stop:
+        if sys.stdout is stdout:
+            _fail(argv, 70, f"internal error: SystemExit: {stop.code}")
+        _leave_stdout()
+        sys.exit(READER_LEFT)  # typer saw that, and would say 1
+    except BrokenPipeError:
+        _leave_stdout()
+        sys.exit(READER_LEFT)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            _fail(argv, 5, f"cannot write: {one_line(error)}")
         if failure := machine_failure(error):
             _fail(argv, failure.exit_code, failure.message, failure.hint)
         if {"-v", "--verbose"} & set(argv):
@@ -111,7 +131,9 @@ def _fail(argv: list[str], code: int, message: str, hint: str = "") -> None:
     """One line on stderr, or one JSON object on stdout; then exit."""
     message, hint = one_line(message, 1000), one_line(hint, 1000)
     if _wants_json(argv) and os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks
-        print(json.dumps({"error": {"code": code, "message": message, "hint": hint}}))
+        with contextlib.suppress(OSError):  # a full disk may be what there is to tell
+            print(json.dumps({"error": {"code": code, "message": message, "hint": hint}}), flush=True)
+    _leave_stdout()
     print(f"error: {message}" + (f" ({hint})" if hint else ""), file=sys.stderr)
     _end_workers()
     sys.exit(code)
@@ -135,6 +157,15 @@ def _end_workers() -> None:
             worker.join(timeout=5)
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+def _leave_stdout() -> None:
+    """Spare the interpreter a last attempt to write what cannot be written, which has an exit code of its own."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _wants_json(argv: list[str]) -> bool:

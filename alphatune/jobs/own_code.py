@@ -39,7 +39,7 @@ def open_loader(spec: str) -> Iterable[Any]:
                 loader = found()
         except AlphatuneError:
             raise
-        except Exception as error:  # a function of one's own may raise anything
+        except (Exception, SystemExit) as error:  # a function of one's own may raise anything
             raise ConfigurationError(
                 f"{spec} failed: {type(error).__name__}: {one_line(error)}",
                 "it is called without arguments and gives an iterable of (inputs, targets)",

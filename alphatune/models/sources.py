@@ -255,7 +255,7 @@ def _import(location: str, spec: str, what: str = "MODEL", again: bool = True) -
     except ModuleNotFoundError as error:
         hint = (_meant_scheme(spec) if what == "MODEL" else "") or _meant_module(error.name or "", location)
         raise ConfigurationError(f"cannot import {location}: {error}", hint) from None
-    except Exception as error:  # the user's module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # the user's module may raise anything while it is imported
         raise ConfigurationError(
             f"{location} failed to import: {type(error).__name__}: {one_line(error)}"
         ) from None
@@ -277,7 +277,7 @@ def _call(factory: Callable[..., Any], spec: str, *args: Any, **kwargs: Any) -> 
             f"cannot get the pretrained weights of {spec}: {one_line(error)}",
             "give the weights as --checkpoint FILE",
         ) from None
-    except Exception as error:  # any factory may raise anything
+    except (Exception, SystemExit) as error:  # any factory may raise anything
         raise_if_machine_failed(error)
         raise ConfigurationError(f"cannot build {spec}: {type(error).__name__}: {one_line(error)}") from None
 
