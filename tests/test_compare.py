@@ -314,6 +314,22 @@ def test_differences_of_the_conditions_are_remarked(tmp_path: Path) -> None:
     assert remark == "other architecture: net and another"
 
 
+def test_averages_measured_anew_are_remarked(tmp_path: Path, tuned: Path) -> None:
+    """Also of the run before tuning, which by its weights' name is the model as it was given."""
+    given, again = tuned, tmp_path / "again"
+    shutil.copytree(tuned, again)
+    document = json.loads((again / "result.json").read_text())
+    document["recalibration"] = {"data": {"source": "train", "n": 60}, "gain": None, "before": None}
+    (again / "result.json").write_text(json.dumps(document))
+    (remark,) = compared(f"{given}:baseline", f"{again}:baseline")["comparisons"][0]["remarks"]
+    assert remark == "other moving averages: those of the weights and measured anew on 60 examples of train"
+
+
+def test_several_are_listed(tuned: Path) -> None:
+    warnings = " ".join(compared(tuned, tuned, tuned)["warnings"])
+    assert "A, B and C had alpha chosen" in warnings
+
+
 def test_a_score_of_ones_own_is_compared_by_its_mean(tmp_path: Path, tuned: Path) -> None:
     document = json.loads((tuned / "result.json").read_text())
     for name, value in (("a", 0.5), ("b", 0.75)):

@@ -55,6 +55,9 @@ def remarks(first: Compared, other: Compared) -> list[str]:
         notes.append(_differs("architecture", *(c.document["model"]["source"] for c in (first, other))))
     elif _weights(first) != _weights(other):
         notes.append("other weights: {} and {}".format(*(_weights(c) or "unknown" for c in (first, other))))
+    averages = [_averages(c) for c in (first, other)]
+    if averages[0] != averages[1]:
+        notes.append(_differs("moving averages", *averages))
     before, after = (c.document["data"].get("preprocessing") or {} for c in (first, other))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
@@ -98,6 +101,16 @@ def _weights(one: Compared) -> str:
     if digest := model.get("checkpoint_sha256"):
         return f"{Path(str(model.get('checkpoint'))).name} (sha256 {digest[:12]})"
     return str(model.get("checkpoint") or "")
+
+
+def _averages(one: Compared) -> str:
+    """Where the moving averages of a result's run come from, of the plain model's run, too."""
+    parts = [
+        f"{measured} on {found['data']['n']} examples of {found['data']['source']}"
+        for key, measured in (("calibration", "measured"), ("recalibration", "measured anew"))
+        if (found := one.document.get(key))
+    ]
+    return " and ".join(parts) or "those of the weights"
 
 
 def _differs(name: str, first: Any, other: Any) -> str:

@@ -75,7 +75,7 @@ def provenance_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
         ("α looked for", _search(document["search"])),
         (
             "cost of the tune",
-            f"{document['passes']:g} forward passes of the data in {document['seconds']:.1f} s",
+            f"{document['passes']:.3g} forward passes of the data in {document['seconds']:.1f} s",
         ),
         ("run on", f"{env['device']} ({env['device_name']}), {env['dtype']}, {env['kernel']} kernel"),
         ("batch size, processes", f"{env['batch_size']}, {env['processes']}"),

@@ -202,8 +202,13 @@ def _warnings(compared: Sequence[Compared], comparisons: Sequence[dict[str, Any]
     fitted = [label for one, label in zip(compared, LABELS, strict=False) if one.was_chosen]
     if fitted and any(c["same_data"] for c in comparisons):
         notes.append(
-            f"{' and '.join(fitted)} had alpha chosen on the very examples that are compared, which flatters it: "
+            f"{_listed(fitted)} had alpha chosen on the very examples that are compared, which flatters it: "
             "what it is worth on others is the gain in its own result; evaluate --scores on others compares "
             "without that"
         )
     return notes
+
+
+def _listed(words: Sequence[str]) -> str:
+    """``A, B and C``."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
