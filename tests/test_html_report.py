@@ -15,6 +15,7 @@ import pytest
 from made_up_results import HOSTILE, kept_runs, made_result, made_scores, refined, scored, single_run
 
 from alphatune.reports.html import render_html
+from alphatune.reports.markdown import render_markdown
 from alphatune.reports.palette import DARK, LIGHT, READABLE, contrast
 from alphatune.reports.scores import StoredScores
 
@@ -386,3 +387,14 @@ def test_what_these_tests_draw_is_what_a_tune_writes() -> None:
             f"{list(e.absolute_path)}: {e.message[:200]}" for e in validator.iter_errors(variant(name)[0])
         ]
         assert errors == [], name
+
+
+def test_a_gain_beyond_a_temperature_is_called_that() -> None:
+    """Beside a loss that fell by a temperature, "not significant" would seem to be about the temperature."""
+    stored = made_scores()
+    document = refined(made_result(stored))
+    for text in (render_html(document, stored)[0], render_markdown(document)):
+        assert " beyond a temperature" in text
+    document["refinement"]["with_temperature"] = False
+    for text in (render_html(document, stored)[0], render_markdown(document)):
+        assert " beyond a temperature" not in text

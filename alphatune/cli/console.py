@@ -51,11 +51,11 @@ def metrics_text(metrics: dict[str, Any]) -> str:
     return " ".join(f"{name}={metrics[name]:.4f}" for name in ("top1", "top5", "loss", "ece"))
 
 
-def gain_text(gain: dict[str, Any]) -> str:
+def gain_text(gain: dict[str, Any], beyond: str = "") -> str:
     """``Cross-fitted gain in top1: +0.0028 (95 % interval ..., p = ...; method)``."""
     low, high = gain["ci"]
     return (
-        f"{gain['scheme'].capitalize()} gain in {gain['metric']}: {gain['delta']:+.4f} "
+        f"{gain['scheme'].capitalize()} gain in {gain['metric']}{beyond}: {gain['delta']:+.4f} "
         f"({100 * gain['confidence']:.0f} % interval {low:+.4f} to {high:+.4f}, p = {gain['p']:.2g}; "
         f"{gain['method']})"
     )

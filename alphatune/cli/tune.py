@@ -167,7 +167,7 @@ def show_result(document: dict[str, Any], output: str) -> None:
     from alphatune.cli import console
     from alphatune.reports.averages import averages_sentences
     from alphatune.reports.batch_statistics import companions_sentence
-    from alphatune.reports.markdown import headline
+    from alphatune.reports.markdown import beyond, headline
 
     out, curve, chosen = console.stdout(), document["curve"], document["chosen"]["alpha"]
     baseline = document["baseline_alpha"]
@@ -214,7 +214,7 @@ def show_result(document: dict[str, Any], output: str) -> None:
         out.print(_levels(document))
     out.print(Text(headline(document), style="bold"))
     if gain := document["gain"]:
-        out.print(Text(console.gain_text(gain)))
+        out.print(Text(console.gain_text(gain, beyond(document))))
     out.print(
         Text(
             f"Written to {output}: model.safetensors, {'moments.safetensors, ' if document['calibration'] else ''}"

@@ -18,7 +18,7 @@ from alphatune.reports.batch_statistics import companions_sentence
 from alphatune.reports.before_after import compare_runs
 from alphatune.reports.drawings import Drawn, draw_all
 from alphatune.reports.flips import frequent_moves, pictures
-from alphatune.reports.markdown import LABELS, alpha_text, headline, level_name
+from alphatune.reports.markdown import LABELS, alpha_text, beyond, headline, level_name
 from alphatune.reports.page_tables import artifact_rows, layer_rows, provenance_rows, repeatable_command
 from alphatune.reports.palette import DARK, LIGHT
 from alphatune.reports.per_class import ENDS, ClassChange, Selection, most_changed
@@ -117,7 +117,8 @@ def gain_sentence(document: dict[str, Any]) -> str:
         how = f"Chosen on {gain['folds'] - 1} of {gain['folds']} folds and scored on the other, in turn"
     label = LABELS.get(gain["metric"]) or document["score"]["name"]
     return (
-        f"{how}: improvement in {label} {number(gain['delta'])} ({100 * gain['confidence']:.0f} % interval "
+        f"{how}: improvement in {label}{beyond(document)} {number(gain['delta'])} "
+        f"({100 * gain['confidence']:.0f} % interval "
         f"{number(gain['ci'][0])} to {number(gain['ci'][1])}, p = {gain['p']:.2g}; {gain['method']}). "
         f"{'Significant' if gain['significant'] else 'Not significant'}."
     )

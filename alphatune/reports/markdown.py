@@ -21,6 +21,7 @@ def render_markdown(document: dict[str, Any]) -> str:
     return environment.get_template(name).render(
         **document,
         headline=headline(document),
+        beyond=beyond(document),
         labels=LABELS,
         companions=companions_sentence(compared) if compared else "",
         averages=averages_sentences(document) if "calibration" in document else [],
@@ -67,6 +68,12 @@ def alpha_text(alpha: Any) -> str:
     numbers = [v for value in alpha.values() for v in (value if isinstance(value, list) else [value])]
     kind = "channel" if len(numbers) > len(alpha) else "layer"
     return f"{min(numbers):g} to {max(numbers):g} by {kind}"
+
+
+def beyond(document: dict[str, Any]) -> str:
+    """What ``gain`` is relative to, where that is not the plain model as it is."""
+    refinement = document.get("refinement")
+    return " beyond a temperature" if refinement and refinement["with_temperature"] else ""
 
 
 def level_name(level: dict[str, Any], baseline_alpha: float) -> str:
