@@ -139,7 +139,7 @@ def test_another_question_is_another_record(tmp_path: Path) -> None:
         pass_record.pass_name("measure", others, [0.0, 0.1], World()),
         pass_record.pass_name("measure", some, [0.0, 0.2], World()),
         pass_record.pass_name("measure", some, [0.0, layers], World()),
-        pass_record.pass_name("measure", some, [0.0, {**layers, "bn2": [0.2, 0.3]}], World()),
+        pass_record.pass_name("measure", some, [0.0, {**layers, "bn2": torch.tensor([0.2, 0.3])}], World()),
         pass_record.pass_name("measure", some, [0.0, 0.1], World(0, 2)),
         pass_record.pass_name("measure", some, [0.0, 0.1], World(1, 2)),
     }

@@ -33,9 +33,14 @@ def pass_name(
     question: str, positions: NDArray[np.int64], alphas: Sequence[float | Mapping[str, Alpha]], world: World
 ) -> str:
     """A name for what is asked, of which examples, at which α, in this of so many processes."""
-    asked = json.dumps([question, [a if isinstance(a, float) else sorted(a.items()) for a in alphas]])
+    plain = [a if isinstance(a, float) else sorted((k, _numbers(v)) for k, v in a.items()) for a in alphas]
+    asked = json.dumps([question, plain])
     digest = hashlib.sha256(asked.encode() + np.ascontiguousarray(positions).tobytes()).hexdigest()
     return f"pass-{digest[:20]}-{world.rank}of{world.size}"
+
+
+def _numbers(alpha: Alpha) -> float | list[float]:
+    return alpha.tolist() if isinstance(alpha, torch.Tensor) else alpha
 
 
 class PassRecord(Generic[R]):
