@@ -187,6 +187,41 @@ def test_the_oldest_go_first(
     assert {e.name for e in cache.iterdir() if len(e.name) == 64} == entries
 
 
+def test_notes_go_as_well(
+    run: Run, cache: Path, words: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A note names every file that a job read: of many jobs on many images they are not small."""
+    old = cache / "notes" / f"job-{'0' * 64}.json"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b" " * 10_000_000)
+    os.utime(old, (1, 1))
+    monkeypatch.setattr(result_cache, "MOST_BYTES", 10_000_000)
+    tuned(run, words)
+    assert not old.exists()
+    assert tuned(run, words)["cache"] is not None
+
+
+def test_how_long_inference_takes_is_asked_of_this_machine(
+    run: Run, cache: Path, words: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gate is not judged by another runner's clock; without such a gate another runner's answer will do."""
+    gate = ["--max-latency-ratio", 100]
+    tuned(run, words, *gate)
+    assert tuned(run, words, *gate)["cache"] is not None
+    tuned(run, words)
+    monkeypatch.setattr("platform.node", lambda: "another runner")
+    assert tuned(run, words)["cache"] is not None
+    assert tuned(run, words, *gate)["cache"] is None
+
+
+@pytest.mark.parametrize("off", ["off", "OFF", "0", "false", "No"])
+def test_the_cache_can_be_switched_off(off: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALPHATUNE_CACHE", off)
+    assert result_cache.results_folder() is None
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_averages_measured_first(
     run: Run, cache: Path, words: list[object], data: Path, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ from alphatune.data.loading import Batches
 from alphatune.hashing import files_sha256
 from alphatune.jobs.opening import DTYPES, Prepared, resolved
 from alphatune.jobs.plain_values import plain_values
-from alphatune.jobs.result_cache import FREE, CachedResult, results_folder
+from alphatune.jobs.result_cache import FREE, NOTES, CachedResult, results_folder, timed_on
 from alphatune.jobs.settings import TuneSettings
 from alphatune.models.output import is_bundle
 from alphatune.reports.result import environment
@@ -48,7 +48,7 @@ def find_result(
     if root is None or settings.no_cache:
         return None
     try:
-        data = [fingerprint(b.examples, root / "notes") for b in (prepared.batches, *others)]
+        data = [fingerprint(b.examples, root / NOTES) for b in (prepared.batches, *others)]
         if None in data:
             return None
         module = prepared.opened.module
@@ -62,7 +62,8 @@ def find_result(
             "weights": tensors_sha256(sorted(tensors, key=lambda pair: pair[0])),
             "module": repr(module),
             "values": plain_values(module),
-            "code": files_sha256(code, root / "notes"),
+            "code": files_sha256(code, root / NOTES),
+            "timed_on": timed_on(settings),
             "environment": {k: v for k, v in env.items() if k not in _OF_THE_MACHINE},
         }
         inputs = _inputs(settings, prepared, others)

@@ -23,7 +23,7 @@ from typing import Any
 import alphatune
 from alphatune.hashing import file_state, settled, write_note
 from alphatune.jobs.gates import open_gates
-from alphatune.jobs.result_cache import FREE, CachedResult, results_folder, write_again
+from alphatune.jobs.result_cache import FREE, NOTES, CachedResult, results_folder, timed_on, write_again
 from alphatune.jobs.settings import TuneSettings, input_paths
 from alphatune.models.output import check_output
 
@@ -83,7 +83,8 @@ def _note(root: Path, settings: TuneSettings) -> Path:
         "versions": versions,
         "alphatune": str(Path(alphatune.__file__).parent),
         "variables": {name: os.environ.get(name) for name in _VARIABLES},
+        "timed_on": timed_on(settings),
         "cuda": Path("/dev/nvidiactl").exists(),
     }
     name = hashlib.sha256(json.dumps(surroundings, sort_keys=True).encode()).hexdigest()
-    return root / "notes" / f"job-{name}.json"
+    return root / NOTES / f"job-{name}.json"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 import tomllib
 from dataclasses import dataclass
@@ -25,10 +26,11 @@ from alphatune.errors import AlphatuneError
 from alphatune.hashing import sha256
 from alphatune.jobs.gates import Gate, judge
 from alphatune.jobs.settings import TuneSettings, input_paths, to_command, to_toml, values_to_toml
-from alphatune.models.output import staged
+from alphatune.models.output import remove, staged
 from alphatune.reports.artifacts import write_result
 
-VARIABLE, OFF = "ALPHATUNE_CACHE", "off"
+VARIABLE, OFF = "ALPHATUNE_CACHE", ("off", "no", "false", "0")
+NOTES = "notes"
 #: all results together; those that nobody asked for the longest go first
 MOST_BYTES = 2 * 2**30
 #: settings that change nothing of what is measured and kept
@@ -73,7 +75,7 @@ def results_folder() -> Path | None:
     """The folder of all results, made if it is not there; None where nothing is to be kept."""
     named = os.environ.get(VARIABLE)
     if named:
-        return None if named == OFF else private_folder(Path(named))
+        return None if named.lower() in OFF else private_folder(Path(named))
     folder = cache_folder()
     return private_folder(folder / "results") if folder else None
 
@@ -109,11 +111,18 @@ def _run_toml(settings: TuneSettings, earlier: Path) -> str:
 
 
 def _make_room(root: Path) -> None:
-    entries = sorted((p for p in root.iterdir() if len(p.name) == 64), key=lambda p: p.stat().st_mtime)
+    """Remove results, and notes, until the rest is small enough; the oldest first."""
+    entries = [p for p in root.iterdir() if len(p.name) == 64] + [*(root / NOTES).glob("*")]
+    entries.sort(key=lambda p: p.stat().st_mtime)
     sizes = {entry: _size(entry) for entry in entries}
     while entries and sum(sizes[e] for e in entries) > MOST_BYTES:
-        shutil.rmtree(entries.pop(0), ignore_errors=True)
+        remove(entries.pop(0))
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _size(path: Path) -> int:
+    return sum(p.stat().st_size for p in (path, *path.rglob("*")) if p.is_file())
+
+
+def timed_on(settings: TuneSettings) -> str:
+    """The machine, for a job whose gate asks how long inference takes: another one's answer does not count."""
+    return "" if settings.max_latency_ratio is None else platform.node()
