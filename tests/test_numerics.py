@@ -269,7 +269,7 @@ def test_compiled_kernels_lose_nothing_to_an_offset(memory: str, mean: str) -> N
         y = FORMS["compiled"](*replace(this, x=FORMATS[memory](x)).arguments())
         arrays = [None if t is None else t.double().numpy() for t in this.arguments()[:-1]]
         exact, _ = reference.example_weighted_exactly(*arrays, this.eps)
-        assert (np.abs(y.double().numpy() - exact) <= 4 * UNIT * (np.abs(exact) + 1)).all()
+        assert (np.abs(y.double().numpy() - exact) <= CONSTANT * UNIT * (np.abs(exact) + 1)).all()
 
 
 @settings(max_examples=400, deadline=None)

@@ -17,7 +17,16 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 1024;         // values summed before they join the total: keeps the rounding of long rows small
+#if !defined(_OPENMP)
+constexpr int64_t LANES = 1;            // floats that a row is summed in: without OpenMP compilers keep to its order
+#elif defined(__AVX512F__)
+constexpr int64_t LANES = 16;
+#elif defined(__AVX__)
+constexpr int64_t LANES = 8;
+#else
+constexpr int64_t LANES = 4;
+#endif
+constexpr int64_t BLOCK = 64 * LANES;   // values of a row summed before they join the total: keeps their rounding small
 constexpr int64_t CHANNELS = 64;        // most channels of a task over rows
 constexpr int64_t CACHED = 2048;        // values of such a task, to stay in the first cache between two reads
 constexpr int64_t SMALL = 16 * 1024;    // activations below this are not worth waking threads for
