@@ -174,7 +174,7 @@ def test_exchanging_by_hand() -> None:
 def test_same_seed_same_output(tmp_path: Path) -> None:
     paths = [evaluation(tmp_path / f"{i}.npz", made_up(shift=i / 20)) for i in range(3)]
     assert compared(*paths) == compared(*paths)
-    assert by_metric(compared(*paths, seed=1))["loss"]["ci"] != by_metric(compared(*paths))["loss"]["ci"]
+    assert by_metric(compared(*paths, seed=1))["ece"]["ci"] != by_metric(compared(*paths))["ece"]["ci"]
 
 
 def test_several_comparisons_are_adjusted_metric_by_metric(tmp_path: Path) -> None:

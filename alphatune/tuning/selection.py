@@ -4,11 +4,16 @@ Scores are per example and all comparisons are paired: the same examples with
 α and without. Choosing α and measuring its gain on the same examples flatters
 it, so the gain is cross-fitted: α is chosen on k − 1 folds and scored on the
 fold left out, for each fold in turn. The gain reported is the mean over all
-left-out examples, with a paired bootstrap interval; for top-1 and top-5 McNemar's exact
-test counts the examples that changed sides.
+left-out examples.
 
-The α that is returned is the optimum over all examples. The cross-fitted gain
-is what choosing in this way is worth on examples that it has not seen.
+It estimates what choosing in this way is worth on unseen examples:
+
+    worth = Σ_k n_k/n · E[score(α_k) − score(0)]
+
+with α_k the choice without fold k and n_k its examples. Its interval (paired_intervals.py) is one for the worth
+of the choices made, and its p that of a paired t-test or, for top-1 and top-5,
+of McNemar's exact test; both allow for the choosing (fold_luck.py). The α that is
+returned is the optimum over all examples.
 
 scipy.stats takes half a second to import, and is imported where something is tested.
 
@@ -36,6 +41,8 @@ from alphatune.evaluation import (
     expected_calibration_error,
 )
 from alphatune.norms.patching import Alpha
+from alphatune.tuning.fold_luck import Limits, limits_of_choosing
+from alphatune.tuning.paired_intervals import mean_interval, proportion_interval
 from alphatune.tuning.sweep import Sweep
 
 Accept = Literal["significant", "best"]
@@ -88,7 +95,7 @@ def select(
     """Choose α for a metric and decide whether it pays.
 
     With ``accept="significant"`` an α other than the baseline's needs a cross-fitted gain whose interval
-    lies above 0 and, for top-1 and top-5, a McNemar p-value within 1 − confidence.
+    lies above 0 and a p-value within 1 − confidence.
     With ``accept="best"`` the optimum is taken whatever its gain.
     """
     best = {m: sweep.alphas[best_index(sweep, m)] for m in METRICS}
@@ -120,9 +127,7 @@ def select_by_score(
     if n >= FEWEST_EXAMPLES:
         folds = max(2, min(folds, n // 2))
         rng = np.random.default_rng(seed)
-        fold = _stratified_folds(strata, folds, rng)
-        chosen = np.array([_best_row(values[:, fold != k]) for k in range(folds)])
-        measured = _mean_gain(values[chosen[fold], np.arange(n)] - values[0], SCORE, rng)
+        chosen, measured = _cross_fitted_mean(values, _stratified_folds(strata, folds, rng), SCORE, rng)
         gain = _gain(SCORE, measured, "cross-fitted", n, folds, tuple(alphas[i] for i in chosen))
     return decide(SCORE, {SCORE: best}, alphas[0], gain, n, accept)
 
@@ -169,17 +174,32 @@ def cross_fitted_gain(sweep: Sweep, metric: Metric, *, seed: int = 0, folds: int
     folds = max(2, min(folds, n // 2))
     rng = np.random.default_rng(seed)
     fold = _stratified_folds(sweep.baseline.targets, folds, rng)
-    chosen = np.array([best_index(sweep, metric, np.flatnonzero(fold != k)) for k in range(folds)])
-    alphas = tuple(sweep.alphas[i] for i in chosen)
-    rows = np.arange(n)
     if metric == "ece":
+        chosen = np.array([best_index(sweep, metric, np.flatnonzero(fold != k)) for k in range(folds)])
+        rows = np.arange(n)
         confidence = np.stack([s.confidence for s in sweep.scores])[chosen[fold], rows]
         correct = np.stack([s.top1 for s in sweep.scores])[chosen[fold], rows]
         measured = _calibration_gain(confidence, correct, sweep.baseline, rng)
     else:
         values = np.stack([_per_example(s, metric) for s in sweep.scores])
-        measured = _mean_gain(values[chosen[fold], rows] - values[0], metric, rng)
-    return _gain(metric, measured, "cross-fitted", n, folds, alphas)
+        chosen, measured = _cross_fitted_mean(values, fold, metric, rng)
+    return _gain(metric, measured, "cross-fitted", n, folds, tuple(sweep.alphas[i] for i in chosen))
+
+
+def _cross_fitted_mean(
+    values: FloatArray, fold: NDArray[np.int64], metric: Measure, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], Measured]:
+    """The best row of scores (alphas, n) without each fold, and its gain on the fold."""
+    # Row by row, so that equal rows have equal sums and the first of them wins.
+    sums = np.stack([np.bincount(fold, weights=row) for row in values])
+    others = (sums.sum(axis=1, keepdims=True) - sums) / (len(fold) - np.bincount(fold))
+    chosen = others.argmax(axis=0)
+    differences = values - values[0]
+    limits = Limits.without_choice(CONFIDENCE)
+    if chosen.any():
+        limits = limits_of_choosing(differences, fold, chosen, CONFIDENCE, rng)
+    difference = differences[chosen[fold], np.arange(len(fold))]
+    return chosen, _mean_gain(difference, metric, limits, changed=bool(chosen.any()))
 
 
 def progressive_gain(
@@ -223,7 +243,8 @@ def paired_gain(
         measured = _calibration_gain(scores.confidence, scores.top1, baseline, rng, confidence)
     else:
         difference = _per_example(scores, metric) - _per_example(baseline, metric)
-        measured = _mean_gain(difference, metric, rng, confidence)
+        changed = not np.array_equal(scores.loss, baseline.loss)
+        measured = _mean_gain(difference, metric, Limits.without_choice(confidence), changed)
     return _gain(metric, measured, scheme, len(scores), folds, (), confidence)
 
 
@@ -279,22 +300,32 @@ def _stratified_folds(targets: NDArray[Any], folds: int, rng: np.random.Generato
     return fold
 
 
-def _mean_gain(
-    difference: FloatArray, metric: Measure, rng: np.random.Generator, confidence: float = CONFIDENCE
-) -> Measured:
+def _mean_gain(difference: FloatArray, metric: Measure, limits: Limits, changed: bool) -> Measured:
+    """Gain of a mean over examples.
+
+    Args:
+        changed: whether any output is another. If so, and none of these examples turned
+            from right to wrong or back, others may.
+    """
     delta = float(difference.mean())
-    if np.ptp(difference) == 0:  # nothing varies: nothing to resample or to test
+    # A score of one's own may be a count of right and wrong as well.
+    counts = metric in ("top1", "top5") or (metric == SCORE and bool(np.isin(difference, (-1, 0, 1)).all()))
+    if np.ptp(difference) == 0 and not (counts and changed):  # nothing varies: nothing to test
         return delta, (delta, delta), 1.0 if delta == 0 else 0.0, "no example differs"
     from scipy import stats
 
-    ci = _interval(difference, rng, confidence)
-    # A score of one's own may be a count of right and wrong as well.
-    if metric == "loss" or (metric == SCORE and not np.isin(difference, (-1, 0, 1)).all()):
+    if counts:
+        better, worse = int((difference > 0).sum()), int((difference < 0).sum())
+        ci = proportion_interval(better, worse, len(difference), limits.low, limits.high)
+        p = float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
+        method = f"paired score interval, McNemar exact test ({better} better, {worse} worse)"
+    else:
+        ci = mean_interval(difference, limits.low, limits.high)
         p = float(stats.ttest_1samp(difference, 0.0).pvalue)
-        return delta, ci, p, "paired bootstrap interval, paired t-test"
-    better, worse = int((difference > 0).sum()), int((difference < 0).sum())
-    p = float(stats.binomtest(better, better + worse).pvalue)
-    return delta, ci, p, f"paired bootstrap interval, McNemar exact test ({better} better, {worse} worse)"
+        method = "paired t interval that allows for skewness, paired t-test"
+    if limits.trials > 1:
+        p, method = min(1.0, p * limits.trials), f"{method}, p times {limits.trials:.2f} for choosing"
+    return delta, ci, p, method
 
 
 def _calibration_gain(
@@ -326,19 +357,3 @@ def _calibration_gain(
     beyond = min((reflected <= 0).sum(), (reflected >= 0).sum())
     p = min(1.0, 2 * (beyond + 1) / (RESAMPLES + 1))
     return delta, (float(low), float(high)), float(p), "paired basic bootstrap, conservative"
-
-
-def _interval(difference: FloatArray, rng: np.random.Generator, confidence: float) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean."""
-    from scipy import stats
-
-    result = stats.bootstrap(
-        (difference,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=max(1, 4_000_000 // len(difference)),
-        confidence_level=confidence,
-        method="percentile",
-        rng=rng,
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
