@@ -9,6 +9,9 @@ from pathlib import Path
 
 from alphatune.errors import ConfigurationError
 
+#: descriptors of what this process holds
+_held: set[int] = set()
+
 
 @contextmanager
 def locked(folder: Path, doing: str, hint: str = "") -> Iterator[None]:
@@ -24,12 +27,26 @@ def locked(folder: Path, doing: str, hint: str = "") -> Iterator[None]:
         OSError: it is not there.
     """
     descriptor = os.open(folder, os.O_RDONLY)
+    _held.add(descriptor)
     try:
         if not _try_lock(descriptor):
             raise ConfigurationError(f"another process is {doing}", hint)
         yield
     finally:
+        if descriptor in _held:  # not in a child
+            _held.discard(descriptor)
+            os.close(descriptor)
+
+
+def _let_go_in_a_child() -> None:
+    """A lock lasts until every process that has its descriptor closed it, and a child may outlive us."""
+    for descriptor in _held:
         os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_let_go_in_a_child)
 
 
 def _try_lock(descriptor: int) -> bool:

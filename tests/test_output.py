@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -10,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from alphatune.errors import ConfigurationError
-from alphatune.models.output import claimed, filling, staged
-from alphatune.models.output_file import staged_file
+from alphatune.models.output import check_output, claimed, filling, staged
+from alphatune.models.output_file import check_output_file, staged_file
+from alphatune.reports.file import check_file
 
 PARTIAL = ".out.alphatune-partial"
 
@@ -141,3 +144,68 @@ def test_a_file_is_claimed_as_well(tmp_path: Path) -> None:
             pass
         assert [p.name for p in tmp_path.iterdir()] == [".model.onnx.alphatune-partial"]
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_killed_process_holds_nothing_through_its_children(tmp_path: Path) -> None:
+    """Processes that read images are forked off, and outlive a main process that is killed by some seconds."""
+    doing = """
+        import time
+        with claimed(folder / "out") as stage:
+            if (child := os.fork()) == 0:
+                time.sleep(60)
+                os._exit(0)
+            (folder / "child").write_text(str(child))
+            os.kill(os.getpid(), 9)
+    """
+    killed_while(doing, tmp_path)
+    try:
+        bundle(tmp_path / "out", "new")
+    finally:
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+
+
+def test_a_child_lets_its_parent_hold_on(tmp_path: Path) -> None:
+    with claimed(tmp_path / "out"):
+        if (child := os.fork()) == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        with pytest.raises(ConfigurationError, match="another process"):
+            bundle(tmp_path / "out", "other")
+
+
+HANGS = "import signal\nsignal.alarm(20)\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_place_where_no_folder_can_be_made() -> None:
+    """It says that it can be written to, and that it is not there when one does."""
+    code = HANGS + textwrap.dedent("""
+        from alphatune.models.output import claimed
+        with claimed("/proc/out"):
+            pass
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "ResourceError: cannot write /proc/out" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("name", ["x" * 240, "x" * 300, "ü" * 125])
+def test_a_name_that_is_too_long(name: str, tmp_path: Path) -> None:
+    """Refused before anything is measured: the name under which it is written is longer still."""
+    with pytest.raises(ConfigurationError, match="at most 236 bytes"):
+        check_output(tmp_path / name, overwrite=False)
+    with pytest.raises(ConfigurationError, match="at most 236 bytes"):
+        check_output_file(tmp_path / f"{name}.onnx", ".onnx", overwrite=False)
+    with pytest.raises(ConfigurationError, match="at most 236 bytes"):
+        check_file(tmp_path / f"{name}.json", "compare", overwrite=False)
+    bundle(tmp_path / ("x" * 236), "fits")
+
+
+def test_folders_that_cannot_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The root of a file system, and the folder that one is in."""
+    with pytest.raises(ConfigurationError, match="cannot be replaced"):
+        check_output(Path("/"), overwrite=True)
+    with pytest.raises(ConfigurationError, match="cannot be replaced"):
+        check_output(Path("/proc"), overwrite=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match="cannot be replaced"):
+        check_output(Path(), overwrite=True)

@@ -13,7 +13,7 @@ from alphatune.errors import ConfigurationError, InputError
 from alphatune.folder_lock import locked
 from alphatune.jobs.opening import resolved_paths
 from alphatune.jobs.settings import TrainSettings, input_paths, to_toml
-from alphatune.models.output import MANIFEST, check_output, disk_errors, is_bundle, remove
+from alphatune.models.output import MANIFEST, check_name, check_output, disk_errors, is_bundle, remove
 from alphatune.training.state import replace_file
 
 CHECKPOINT, RUN, LOG, TENSORBOARD = "checkpoint.pt", "run.toml", "log.csv", "tensorboard"
@@ -29,6 +29,7 @@ def check_run_folder(output: Path, settings: TrainSettings) -> None:
     """Refuse an output that is somebody else's, or that this run would change unasked."""
     if settings.resume and settings.overwrite:
         raise ConfigurationError("--resume continues a run and --overwrite starts anew", "give one")
+    check_name(output)
     for path in filter(None, (settings.data, settings.val_data)):
         if Path(path).is_dir() and output.resolve().is_relative_to(Path(path).resolve()):
             raise ConfigurationError(

@@ -17,6 +17,8 @@ from alphatune.folder_lock import locked
 
 #: the file that marks a folder as written by alphatune
 MANIFEST = "alphatune.json"
+#: bytes of a name at most, so that the hidden names made of it (``beside``) have no more than file systems take
+LONGEST_NAME = 255 - len("..alphatune-partial")
 
 
 def is_bundle(path: str | os.PathLike[str]) -> bool:
@@ -53,11 +55,11 @@ def claimed(output: str | os.PathLike[str]) -> Iterator[Path]:
         ResourceError: the disk refused.
     """
     output = Path(os.path.abspath(output))  # not resolve(): a link is to be refused, not followed
-    stage = _beside(output, "partial")
+    stage = beside(output, "partial")
     with ExitStack() as held:
         with disk_errors(output):
             output.parent.mkdir(parents=True, exist_ok=True)
-            while not (made := _lock_or_make(stage, output, held)):
+            while not (made := _make_and_lock(stage, output, held)):
                 held.pop_all().close()
             _restore(output)
             for left in stage.iterdir():  # by a process that was killed
@@ -70,14 +72,14 @@ def claimed(output: str | os.PathLike[str]) -> Iterator[Path]:
                 shutil.rmtree(stage, ignore_errors=True)
 
 
-def _lock_or_make(stage: Path, output: Path, held: ExitStack) -> os.stat_result | None:
+def _make_and_lock(stage: Path, output: Path, held: ExitStack) -> os.stat_result | None:
     """Hold the folder, made if need be; None if it went while it was being locked."""
+    made = True
     try:
-        made = True
-        try:
-            stage.mkdir()
-        except FileExistsError:
-            made = False
+        stage.mkdir()
+    except FileExistsError:
+        made = False
+    try:
         status = stage.lstat()
         # A link, or a folder of somebody else's in a place that all can write to, would have us delete or publish
         # what is not ours. (Some file systems give what we make to somebody else.)
@@ -128,7 +130,7 @@ def _replace(output: Path, stage: Path) -> None:
     """Let a folder take a name from another, which is removed; where the system can, in one step."""
     with locked(output, f"writing {output}"):  # so that nobody claims it under the name that it gets
         if not _swap(stage, output):
-            old = _beside(output, "old")
+            old = beside(output, "old")
             output.rename(old)
             try:
                 stage.rename(output)
@@ -175,14 +177,20 @@ def check_output(output: Path, *, overwrite: bool, keep: Iterable[str | os.PathL
         raise ConfigurationError(
             f"--output names a folder, got {output}", "for the result alone: --format json > FILE"
         )
+    check_name(output)
     output = Path(os.path.abspath(output))
-    parent = next(p for p in output.parents if p.exists())
+    parent = next((p for p in output.parents if p.exists()), output)
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ConfigurationError(f"cannot write to {parent}, where the output {output} would be")
     if output.is_symlink():
         raise ConfigurationError(f"the output {output} is a symbolic link", "name the folder itself")
     if not output.exists():
         return
+    if os.path.ismount(output) or Path.cwd().is_relative_to(output.resolve()):
+        raise ConfigurationError(
+            f"the output {output} cannot be replaced: a file system is mounted there, or it is the folder we are in",
+            "name a folder inside it",
+        )
     if not overwrite:
         raise ConfigurationError(f"the output {output} exists", "--overwrite replaces it")
     if not output.is_dir() or (any(output.iterdir()) and not is_bundle(output)):
@@ -192,7 +200,19 @@ def check_output(output: Path, *, overwrite: bool, keep: Iterable[str | os.PathL
             raise ConfigurationError(f"the output {output} holds the input {path}", "write somewhere else")
 
 
-def _beside(output: Path, kind: str) -> Path:
+def check_name(output: Path) -> None:
+    """Refuse a name that the file system has no room for.
+
+    Raises:
+        ConfigurationError: says how long it may be.
+    """
+    if len(os.fsencode(output.name)) > LONGEST_NAME:
+        raise ConfigurationError(
+            f"the name of the output {output} is too long", f"it may have at most {LONGEST_NAME} bytes"
+        )
+
+
+def beside(output: Path, kind: str) -> Path:
     """A hidden name on the same file system, so that renaming is atomic; nobody else's, as it is emptied."""
     return output.with_name(f".{output.name}.alphatune-{kind}")
 
@@ -207,7 +227,7 @@ def remove(path: Path) -> None:
 
 def _restore(output: Path) -> None:
     """Undo the first half of a replacement in two steps, or finish its second."""
-    old = _beside(output, "old")
+    old = beside(output, "old")
     if old.is_dir() and not output.exists():
         old.rename(output)
     elif old.is_dir():

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from alphatune.errors import ConfigurationError
-from alphatune.models.output import claimed, disk_errors, sync
+from alphatune.models.output import check_name, claimed, disk_errors, sync
 
 #: stands in every file that export writes: in ONNX's and safetensors' metadata and in the record of a .pt2
 MARK = "alphatune_version"
@@ -24,6 +24,7 @@ def check_output_file(
         suffix: what the name must end in.
         keep: inputs, files or folders, which the output must neither be nor lie in.
     """
+    check_name(path)
     path = Path(os.path.abspath(path))  # not resolve(): a link is to be refused, not followed
     if path.is_dir():
         raise ConfigurationError(f"--output names a file, got the folder {path}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alphatune.errors import ConfigurationError
-from alphatune.models.output import claimed, disk_errors, sync
+from alphatune.models.output import check_name, claimed, disk_errors, sync
 from alphatune.reports.serialisation import to_json
 
 
@@ -28,6 +28,7 @@ def check_file(
         option: what names the file.
         ours: whether a file is such a result, where results are not JSON.
     """
+    check_name(path)
     parent = Path(os.path.abspath(path)).parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ConfigurationError(f"cannot write to {parent}, where the output {path} would be")
