@@ -72,6 +72,19 @@ def test_a_hit_says_so(run: Run, cache: Path, words: list[object]) -> None:
     assert "from the cache: measured 20" in err
 
 
+def test_a_hit_leaves_nothing_to_go_on_from(
+    run: Run, cache: Path, words: list[object], tmp_path: Path
+) -> None:
+    """A run that broke off had kept its state beside the output; an answer from the cache ends it."""
+    tuned(run, words)
+    state = tmp_path / ".again.alphatune-resume"
+    for extra in ([], ["--resume"]):
+        state.mkdir()
+        (state / "job.json").write_text("{}")
+        assert tuned(run, words, "-o", tmp_path / "again", "--overwrite", *extra)["cache"] is not None
+        assert not state.exists()
+
+
 def test_gates_are_judged_anew(run: Run, cache: Path, words: list[object]) -> None:
     assert tuned(run, words)["gates"] == []
     code, out, _ = run(*words, "--min-gain", 100)

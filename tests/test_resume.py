@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -198,3 +199,41 @@ def test_the_command_goes_on(
     assert run(*job, "-o", tmp_path / "whole")[0] == 0
     for name in ("model.safetensors", "alphatune.json", "curve.csv", "scores.npz"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def resumed(folder: Path, job: dict[str, Any]) -> Journal:
+    return open_journal(folder, job, resume=True, minutes=0)
+
+
+def test_records_of_nobody_knows_what_are_not_used(tmp_path: Path) -> None:
+    """The folder was being removed when the process was killed, and what says whose it is went first."""
+    pass_record.PassRecord[Any](resumed(tmp_path / "j", {"data": 1}), "p").add([np.arange(3)], 3)
+    assert (tmp_path / "j" / "p-0.pt").exists()
+    (tmp_path / "j" / "job.json").unlink()
+    assert pass_record.PassRecord[Any](resumed(tmp_path / "j", {"data": 2}), "p").examples == 0
+
+
+def test_parts_that_do_not_follow_are_not_used(tmp_path: Path) -> None:
+    """The folder went meanwhile, and only later parts were kept; then a run began anew."""
+    job = {"data": 1}
+    record = pass_record.PassRecord[Any](resumed(tmp_path / "j", job), "p")
+    record.add([np.arange(3)], 3)
+    shutil.rmtree(tmp_path / "j")
+    record.add([np.arange(3, 5)], 2)  # part 1, examples 3 to 5
+    again = pass_record.PassRecord[Any](resumed(tmp_path / "j", job), "p")
+    assert again.examples == 0
+    again.add([np.arange(4)], 4)  # part 0, examples 0 to 4
+    last = pass_record.PassRecord[Any](resumed(tmp_path / "j", job), "p")
+    assert last.examples == 4
+    assert len(last.results) == 1
+
+
+def test_what_says_whose_it_is_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saving = resumed(tmp_path / "j", {"data": 1})
+    monkeypatch.setattr(
+        Path, "write_text", lambda self, *_, **__: self.touch()
+    )  # killed before a byte is written
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        saving.begin()
+    assert not (tmp_path / "j" / "job.json").exists()

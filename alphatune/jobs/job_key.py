@@ -14,16 +14,17 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
 
 import alphatune
+from alphatune.data.examples import Examples
 from alphatune.data.fingerprint import files_of, fingerprint, tensors_sha256
 from alphatune.data.loading import Batches
-from alphatune.hashing import files_sha256
+from alphatune.hashing import file_state, files_sha256
 from alphatune.jobs.opening import DTYPES, Prepared, resolved
 from alphatune.jobs.plain_values import plain_values
 from alphatune.jobs.result_cache import FREE, NOTES, CachedResult, results_folder, timed_on
@@ -51,26 +52,53 @@ def find_result(
         data = [fingerprint(b.examples, root / NOTES) for b in (prepared.batches, *others)]
         if None in data:
             return None
-        module = prepared.opened.module
-        code = sorted({*_own_code(), *code_of(module, settings.model)})
-        tensors = [*module.named_parameters(), *module.named_buffers()]
-        env = environment(prepared.opened.device, DTYPES[settings.dtype])
-        parts = {
-            "settings": {k: v for k, v in asdict(resolved(settings, prepared)).items() if k not in FREE},
-            "data": data,
-            "preprocessing": prepared.opened.preprocessing.to_dict(),  # of the weights, where no option says
-            "weights": tensors_sha256(sorted(tensors, key=lambda pair: pair[0])),
-            "module": repr(module),
-            "values": plain_values(module),
-            "code": files_sha256(code, root / NOTES),
-            "timed_on": timed_on(settings),
-            "environment": {k: v for k, v in env.items() if k not in _OF_THE_MACHINE},
-        }
+        code = _code(settings, prepared)
+        key = _key(settings, prepared, [*data, timed_on(settings)], files_sha256(code, root / NOTES))
         inputs = _inputs(settings, prepared, others)
     except (OSError, RuntimeError):  # a file that went away, a tensor that has no bytes
         return None
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
     return CachedResult(root / key, key, None if inputs is None else (*inputs, *code))
+
+
+def quick_key(settings: TuneSettings, prepared: Prepared, others: tuple[Batches, ...]) -> str:
+    """A key that no image is read for: files of data count by name, size and time. Of a stream nothing is known."""
+    try:
+        data = [_state(b.examples) for b in (prepared.batches, *others)]
+        return _key(settings, prepared, data, files_sha256(_code(settings, prepared)))
+    except (OSError, RuntimeError):
+        return ""
+
+
+def _state(examples: Examples) -> str | None:
+    """``fingerprint`` by the states of files in place of their content."""
+    if (files := files_of(examples)) is None:
+        return fingerprint(examples)
+    # Not by inode: the data may have been unpacked anew on the machine that goes on.
+    states = [file_state(file)[:3] for file in files]
+    numbers = (examples.indices.tolist(), examples.targets.tolist())
+    return hashlib.sha256(repr((states, numbers, examples.classes, examples.decoder)).encode()).hexdigest()
+
+
+def _key(settings: TuneSettings, prepared: Prepared, data: Sequence[str | None], code: str) -> str:
+    """What ``data`` and ``code`` stand for, and all else that a result depends on."""
+    module = prepared.opened.module
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    env = environment(prepared.opened.device, DTYPES[settings.dtype])
+    parts = {
+        "settings": {k: v for k, v in asdict(resolved(settings, prepared)).items() if k not in FREE},
+        "data": data,
+        "preprocessing": prepared.opened.preprocessing.to_dict(),  # of the weights, where no option says
+        "weights": tensors_sha256(sorted(tensors, key=lambda pair: pair[0])),
+        "module": repr(module),
+        "values": plain_values(module),
+        "code": code,
+        "environment": {k: v for k, v in env.items() if k not in _OF_THE_MACHINE},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _code(settings: TuneSettings, prepared: Prepared) -> list[str]:
+    return sorted({*_own_code(), *code_of(prepared.opened.module, settings.model)})
 
 
 def _inputs(settings: TuneSettings, prepared: Prepared, others: tuple[Batches, ...]) -> list[str] | None:

@@ -26,7 +26,7 @@ from alphatune.errors import AlphatuneError
 from alphatune.hashing import sha256
 from alphatune.jobs.gates import Gate, judge
 from alphatune.jobs.settings import TuneSettings, input_paths, to_command, to_toml, values_to_toml
-from alphatune.models.output import remove, staged
+from alphatune.models.output import beside, remove, staged
 from alphatune.reports.artifacts import write_result
 
 VARIABLE, OFF = "ALPHATUNE_CACHE", ("off", "no", "false", "0")
@@ -98,6 +98,8 @@ def write_again(
         of_the_run = shutil.ignore_patterns(_RUN, _RESULT)
         shutil.copytree(known.folder, stage, ignore=of_the_run, dirs_exist_ok=True)
         (stage / _RUN).write_text(_run_toml(settings, known.folder / _RUN), encoding="utf-8")
+        # What an earlier run was to go on from is of no more use.
+        shutil.rmtree(beside(Path(os.path.abspath(settings.output)), "resume"), ignore_errors=True)
         return write_result(stage, document)
 
 

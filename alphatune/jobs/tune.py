@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 import alphatune
+from alphatune.data.loading import Batches
 from alphatune.deployment import deployment_cost
 from alphatune.distributed import World, joined
 from alphatune.errors import AlphatuneError, UnsupportedModelError
@@ -20,16 +22,16 @@ from alphatune.evaluation import Progress
 from alphatune.jobs.averages import describe_averages, open_averages, replace_averages_
 from alphatune.jobs.describe import describe_data, describe_env, describe_model, describe_plan
 from alphatune.jobs.gates import Gate, judge, open_gates
-from alphatune.jobs.job_key import find_result
+from alphatune.jobs.job_key import find_result, quick_key
 from alphatune.jobs.opening import DTYPES, Prepared, predictor_of, prepare, resolved
 from alphatune.jobs.own_score import run_score
 from alphatune.jobs.recall import remember
-from alphatune.jobs.result_cache import FREE, CachedResult, write_again
+from alphatune.jobs.result_cache import FREE, write_again
 from alphatune.jobs.settings import TuneSettings, input_paths, to_command, to_toml
 from alphatune.jobs.thumbnails import make_thumbnails
 from alphatune.models.bundle import write_model
 from alphatune.models.health import require_health
-from alphatune.models.output import check_output, claimed, filling
+from alphatune.models.output import beside, check_output, claimed, filling
 from alphatune.models.probe import Probe
 from alphatune.models.temperature import set_temperature_
 from alphatune.norms.patching import patch_, patched, unpatch_, unpatched_alpha
@@ -101,8 +103,8 @@ def run_tune(
         claims = world.share(lambda: held.enter_context(claimed(output)) if world.first else output)
         stage = claims[0]
         shown = progress if world.first else None
+        journal = _journal(settings, prepared, world, known.key if known else None, averages.batches())
         replaced = replace_averages_(averages, settings, prepared, predictor, world, shown)
-        journal = _journal(settings, prepared, world, known)
         result = tune(
             module,
             prepared.batches,
@@ -142,25 +144,35 @@ def run_tune(
     return document
 
 
-def _journal(settings: TuneSettings, prepared: Prepared, world: World, known: CachedResult | None) -> Journal:
-    """Where a run keeps its state: beside the output, until that is written."""
-    output = Path(settings.output).absolute()
-    folder = output.with_name(f".{output.name}.alphatune-resume")
+def _journal(
+    settings: TuneSettings, prepared: Prepared, world: World, key: str | None, images: tuple[Batches, ...]
+) -> Journal:
+    """Where a run keeps its state: beside the output, until that is written.
+
+    Args:
+        key: of the result, where it was worked out.
+        images: further ones that the result depends on.
+    """
+    folder = beside(Path(os.path.abspath(settings.output)), "resume")
     checkpoint = prepared.opened.checkpoint
     job: dict[str, Any] = {k: v for k, v in asdict(resolved(settings, prepared)).items() if k not in FREE}
     job |= {
         "alphatune": alphatune.__version__,
         "checkpoint_sha256": checkpoint.sha256 if checkpoint else "",
         "examples": len(prepared.batches),
-        "content": known.key if known else "",  # of model, data and code, where it could be told
+        "content": key or quick_key(settings, prepared, images),  # of model, data and code
     }
-    minutes = settings.checkpoint_minutes
+    job = world.share(lambda: job)[0]  # the others have other devices
 
-    def opened() -> Journal | None:
-        return open_journal(folder, job, resume=settings.resume, minutes=minutes) if world.first else None
+    def opened() -> Journal:
+        return open_journal(folder, job, resume=settings.resume, minutes=settings.checkpoint_minutes)
 
-    (first,) = (journal for journal in world.share(opened) if journal)
-    return Journal(first.folder, first.job, first.seconds)  # each with a clock of its own
+    # The first clears the folder that all share, before anybody writes; where they share no disk, each its own.
+    first = world.share(lambda: opened() if world.first else None)[0]
+    others = world.share(lambda: None if world.first else opened())
+    journal = first if world.first else others[world.rank]
+    assert journal is not None
+    return journal
 
 
 def _write(

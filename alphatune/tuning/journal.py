@@ -8,6 +8,7 @@ of saving writes nothing.
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -76,7 +77,11 @@ class Journal:
         key = self.folder / _KEY
         if not key.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            key.write_text(self.job, encoding="utf-8")
+            partial = key.with_suffix(
+                f".{secrets.token_hex(4)}.tmp"
+            )  # several processes may come here at once
+            partial.write_text(self.job, encoding="utf-8")
+            partial.replace(key)
 
     @property
     def due(self) -> bool:
@@ -118,7 +123,7 @@ def open_journal(folder: Path, job: dict[str, Any], *, resume: bool, minutes: fl
     text = json.dumps(job, sort_keys=True, indent=2)
     key = folder / _KEY
     try:
-        if not resume and folder.exists():
+        if folder.exists() and not (resume and key.exists()):  # without its job nobody knows whose it is
             shutil.rmtree(folder)
         if key.exists() and key.read_text(encoding="utf-8") != text:
             raise InputError(

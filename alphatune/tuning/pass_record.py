@@ -52,9 +52,12 @@ class PassRecord(Generic[R]):
         self._journal, self._name = journal, name
         self._segment = 0
         self._new: list[R] = []
+        self._written = 0  # examples of the segments so far
         while journal and (saved := journal.entry(f"{name}-{self._segment}").read()):
+            if saved["after"] != self.examples:
+                break  # left by a run whose earlier segments are gone
             self.results += [_from_plain(each) for each in saved["results"]]
-            self.examples = int(saved["examples"])
+            self.examples = self._written = int(saved["examples"])
             self._segment += 1
 
     def add(self, result: R, examples: int) -> None:
@@ -72,9 +75,11 @@ class PassRecord(Generic[R]):
         """All batches were seen: what is new is saved when it is time."""
         if self._journal is None or not self._new:
             return
-        state = {"results": [_to_plain(each) for each in self._new], "examples": self.examples}
+        results = [_to_plain(each) for each in self._new]
+        state = {"results": results, "after": self._written, "examples": self.examples}
         self._journal.write_later(self._journal.entry(f"{self._name}-{self._segment}"), state)
         self._segment += 1
+        self._written = self.examples
         self._new = []
 
 
