@@ -101,7 +101,8 @@ def machine_failure(error: BaseException) -> ResourceError | None:
     if is_out_of_memory(error):
         first = text.partition(". ")[0] or "out of memory"
         return ResourceError(f"memory ran out: {first}", "try a smaller --batch-size or fewer --workers")
-    if "DataLoader worker" in text:  # torch raises it wherever the main process happens to be
+    # Torch raises it wherever the main process happens to be. (An error *in* a worker is "Caught … in DataLoader worker".)
+    if "DataLoader worker (pid" in text:
         return dead_worker(text)
     failed = type(error).__name__ == "AcceleratorError" or any(sign in text for sign in _OF_A_DEVICE)
     if isinstance(error, RuntimeError) and failed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY, write_images
 from forks import SIZE, is_whole, run_forked, run_whole
 
+from alphatune.data.loading import from_workers
 from alphatune.errors import machine_failure
 from alphatune.hashing import sha256
 
@@ -225,6 +228,31 @@ def test_what_cannot_be_helped(tune: list[object], tmp_path: Path, fault: str, s
         assert sha256(tmp_path / "out" / name) == sha256(tmp_path / "whole" / name)
 
 
+@pytest.mark.parametrize("changed", ["images", "labels", "weights"])
+def test_nothing_goes_on_with_other_data(
+    tune: list[object], image_folder: Path, tiny_checkpoint: Path, tmp_path: Path, changed: str
+) -> None:
+    """Under the same names, and without a cache of results that would have hashed them."""
+    data, checkpoint = tmp_path / "data", tmp_path / "weights.pth"
+    shutil.copytree(image_folder, data)
+    shutil.copy(tiny_checkpoint, checkpoint)
+    words = [*tune, "--data", data, "--checkpoint", checkpoint, "--checkpoint-minutes", 0]
+    code, err = run_forked(words, environment={"FAULT": "gpu 5"})
+    assert code == 5, err
+    if changed == "images":
+        shutil.copy(data / "bee" / "000.png", data / "ant" / "000.png")
+    elif changed == "labels":
+        shutil.move(data / "ant" / "000.png", data / "bee" / "more.png")
+    else:
+        content = torch.load(checkpoint)
+        content["state_dict"]["module.head.bias"] += 1
+        torch.save(content, checkpoint)
+    code, err = run_forked([*words, "--resume"])
+    assert code == 3, err
+    assert "other settings, model or data" in one_error(err)
+    run_whole(words)
+
+
 @pytest.mark.parametrize(
     ("fault", "said"), [("oom 6", "a batch of 9 does not fit"), ("gpu 6", "the device failed"), ("gpu 1", "the device")]
 )  # fmt: skip
@@ -238,8 +266,6 @@ def test_training_goes_on_after_a_fault(train: list[object], tmp_path: Path, fau
 
 
 def test_what_torch_says() -> None:
-    import torch
-
     assert "memory" in machine_failure(MemoryError()).message  # type: ignore[union-attr]
     assert "memory" in machine_failure(torch.OutOfMemoryError("CUDA out of memory. Tried")).message  # type: ignore[union-attr]
     assert machine_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
@@ -311,3 +337,30 @@ def test_a_worker_that_dies(command: str, many_images: Path, tiny_checkpoint: Pa
     assert "a worker process that reads images died" in one_error(err)
     assert not (tmp_path / "out" / "alphatune.json").exists()
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+class Broken(torch.utils.data.Dataset[torch.Tensor]):
+    """Somebody's own data with a bug in it."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("of mine"), ConnectionResetError("of mine"), EOFError("of mine")]
+)
+def test_an_error_in_a_worker_is_not_its_death(error: Exception, workers: int) -> None:
+    loader = torch.utils.data.DataLoader(Broken(error), num_workers=workers)
+    with pytest.raises(type(error), match="of mine"):
+        list(from_workers(loader))
+    try:
+        list(loader)
+    except Exception as raised:
+        assert machine_failure(raised) is None

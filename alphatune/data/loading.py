@@ -137,8 +137,10 @@ def from_workers(loader: Iterable[Any]) -> Iterator[Any]:
     """What a loader yields; a dead worker is an error of ours."""
     try:
         yield from _begin(loader)
-    except (ConnectionError, EOFError) as error:  # it died while it was handing over images
-        raise dead_worker(type(error).__name__) from None
+    except (ConnectionError, EOFError) as error:
+        if not getattr(loader, "num_workers", 0) or "in DataLoader worker process" in str(error):
+            raise  # what a dataset raised
+        raise dead_worker(type(error).__name__) from None  # while it was handing over images
     except RuntimeError as error:
         raise_if_machine_failed(error)
         raise
