@@ -257,10 +257,10 @@ def test_a_descent_goes_on_to_the_same_result(after: int, tmp_path: Path) -> Non
         if done > after:
             raise Stop
 
-    journal = open_journal(tmp_path / "j", {"seed": 0}, resume=False, minutes=1)
+    journal = open_journal(tmp_path / "j", {"seed": 0}, resume=False, minutes=0)
     with pytest.raises(Stop):
         run(journal.entry("layer-0"), stop)
-    again = open_journal(tmp_path / "j", {"seed": 0}, resume=True, minutes=1)
+    again = open_journal(tmp_path / "j", {"seed": 0}, resume=True, minutes=0)
     assert run(again.entry("layer-0")) == whole
     again.close()
     assert not (tmp_path / "j").exists()

@@ -237,3 +237,28 @@ def test_what_says_whose_it_is_appears_whole(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(KeyboardInterrupt):
         saving.begin()
     assert not (tmp_path / "j" / "job.json").exists()
+
+
+@pytest.mark.parametrize("command", ["tune", "train"])
+@pytest.mark.parametrize("minutes", ["nan", "-1"])
+def test_times_that_are_none(command: str, minutes: str, tmp_path: Path, run: Callable[..., Any]) -> None:
+    """NaN would save nothing, without a word."""
+    words = [
+        command,
+        TINY,
+        "--data",
+        tmp_path / "nowhere",
+        "--checkpoint-minutes",
+        minutes,
+        "-o",
+        tmp_path / "out",
+    ]
+    code, _, err = run(*words)
+    assert code == 2
+    assert "--checkpoint-minutes" in err
+
+
+def test_a_descent_keeps_nothing_before_it_is_time(tmp_path: Path) -> None:
+    patient = open_journal(tmp_path / "j", {}, resume=False, minutes=60)
+    alphatune.tune(Counting(), data(), metric="loss", accept="best", granularity="layer", journal=patient)
+    assert list(tmp_path.iterdir()) == []

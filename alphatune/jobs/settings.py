@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import tomli_w
 
+from alphatune.errors import ConfigurationError
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
@@ -207,6 +209,16 @@ class TrainSettings(ModelSettings):
     output: str = "alphatune-train"
     resume: bool = False
     overwrite: bool = False
+
+
+def check_minutes(minutes: float) -> None:
+    """Refuse a time between two times of saving that is none.
+
+    Raises:
+        ConfigurationError: it is negative or NaN.
+    """
+    if not minutes >= 0:
+        raise ConfigurationError(f"--checkpoint-minutes takes a number from 0, got {minutes:g}")
 
 
 #: settings that a saved configuration neither holds nor gives: consent comes with each command

@@ -24,7 +24,7 @@ from alphatune.jobs.run_folder import (
     finished_result,
     opened_run_folder,
 )
-from alphatune.jobs.settings import TrainSettings
+from alphatune.jobs.settings import TrainSettings, check_minutes
 from alphatune.jobs.training_job import (
     TrainingJob,
     evaluation_batches,
@@ -60,6 +60,7 @@ def run_train(
     Raises:
         AlphatuneError: in one of its kinds; the last checkpoint stays as it is.
     """
+    check_minutes(settings.checkpoint_minutes)
     recipe_of(settings)  # an error in the options should not wait for the data
     device = local_device(resolve_device(settings.device))
     output = Path(settings.output)

@@ -27,7 +27,7 @@ from alphatune.jobs.opening import DTYPES, Prepared, predictor_of, prepare, reso
 from alphatune.jobs.own_score import run_score
 from alphatune.jobs.recall import remember
 from alphatune.jobs.result_cache import FREE, write_again
-from alphatune.jobs.settings import TuneSettings, input_paths, to_command, to_toml
+from alphatune.jobs.settings import TuneSettings, check_minutes, input_paths, to_command, to_toml
 from alphatune.jobs.thumbnails import make_thumbnails
 from alphatune.models.bundle import write_model
 from alphatune.models.health import require_health
@@ -62,6 +62,7 @@ def run_tune(
     """
     if settings.score is not None:
         return run_score(settings, progress, dry_run=dry_run)
+    check_minutes(settings.checkpoint_minutes)
     check_output(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings))
     started = time.time_ns()
     gates = open_gates(settings)  # an error in them should not wait for the model

@@ -222,8 +222,9 @@ def descend(
                 state.waits += 1
                 if found.objective < state.best.objective:
                     state.best, state.waits = found, 0
-                if journal:
+                if journal and journal.journal.due:
                     journal.write(state.to_dict())
+                    journal.journal.write_due()
     return state.best
 
 
