@@ -24,10 +24,10 @@ def examine(model: nn.Module) -> tuple[Health, ...]:
 
     A variance that is negative (arithmetic on averaged weights makes them) or
     a value that is NaN (training with one value per channel does) is a
-    problem: inference is undefined. So are zeros in every channel, which a
-    recomputation over no batch leaves (torch's ``update_bn``). Mean 0 and variance 1 in every channel is
-    a remark: the layer was never trained, or its statistics were folded into
-    its weights, and α > 0 would mix with numbers that mean nothing.
+    problem: inference is undefined. So are mean 0 and variance 0 in every
+    channel, which sums over no example leave. Mean 0 and variance 1 in every
+    channel is a remark: the layer was never trained, or its statistics were
+    folded into its weights, and α > 0 would mix with numbers that mean nothing.
     """
     reports = []
     for name, module in model.named_modules():
