@@ -75,3 +75,26 @@ def test_results_are_identical(alphas: str, images: Path, tiny_checkpoint: Path,
     assert alone["data"]["n"] == 1301
     for other in others:
         assert other == alone
+
+
+def test_several_processes_go_on(images: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A device that fails in all of them at some batch; each goes on from its own share of the passes."""
+    faulty = f"{Path(__file__).parent / 'faulty.py'}:faulty"
+    job: list[object] = [
+        faulty, "--checkpoint", tiny_checkpoint, "--data", images, "--input-size", 12, "--crop-pct", 1,
+        "--mean", 0.5, "--std", 0.25, "--alphas", "0,0.1", "--metric", "loss", "--accept", "best", "--workers", 0,
+        "--batch-size", 50, "--format", "json", "--checkpoint-minutes", 0,
+    ]  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "alphatune", "tune", *map(str, job), "-o", str(tmp_path / "out")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env={**ENV, "FAULT": "gpu 15"}
+    )
+    assert done.returncode != 0
+    left = {
+        path.name.rpartition("-")[0][-4:] for path in (tmp_path / ".out.alphatune-resume").glob("pass-*.pt")
+    }
+    assert left == {"0of2", "1of2"}
+    resumed = tuned(2, *job, "-o", tmp_path / "out", "--resume")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert resumed == tuned(2, *job, "-o", tmp_path / "whole")
