@@ -277,6 +277,10 @@ def test_a_journal_is_of_one_job(tmp_path: Path) -> None:
         open_journal(folder, {"seed": 0}, resume=True, minutes=1).entry("a").read()
     assert open_journal(folder, {"seed": 1}, resume=False, minutes=1).entry("a").read() is None
     (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(InputError, match="of ours"):
+        open_journal(tmp_path / "link", {"seed": 1}, resume=False, minutes=1)
+    assert (tmp_path / "file").exists()
     refused = open_journal(tmp_path / "file" / "j", {}, resume=False, minutes=1)
     refused.entry("a").write({})  # costs the journal, not the job
     assert "could not be kept" in refused.given_up

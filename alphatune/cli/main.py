@@ -149,7 +149,8 @@ def _end_workers() -> None:
     import multiprocessing
 
     workers = [child for child in multiprocessing.active_children() if child.daemon]
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error of its own
+    # torch's handler would raise an error of its own
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) or signal.SIG_DFL
     try:
         for worker in workers:
             worker.kill()

@@ -8,6 +8,7 @@ of saving writes nothing.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 import time
@@ -117,12 +118,14 @@ def open_journal(folder: Path, job: dict[str, Any], *, resume: bool, minutes: fl
         minutes: between two times of saving.
 
     Raises:
-        InputError: the folder belongs to another job.
+        InputError: the folder belongs to another job, or to somebody else.
         ResourceError: it cannot be written.
     """
     text = json.dumps(job, sort_keys=True, indent=2)
     key = folder / _KEY
     try:
+        if folder.is_symlink() or (folder.exists() and folder.stat().st_uid != os.geteuid()):
+            raise InputError(f"expected {folder} to be a folder of ours, or not to exist", "remove it")
         if folder.exists() and not (resume and key.exists()):  # without its job nobody knows whose it is
             shutil.rmtree(folder)
         if key.exists() and key.read_text(encoding="utf-8") != text:
