@@ -87,7 +87,7 @@ def test_workers_change_nothing(image_folder: Path, tmp_path: Path, workers: int
     assert got[1:] == expected[1:]
 
 
-@pytest.mark.parametrize("length", [70, 76, 120])
+@pytest.mark.parametrize("length", [70, 74, 75, 76, 90, 120])
 def test_a_temporary_folder_with_a_long_path(
     image_folder: Path, tmp_path: Path, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,10 +95,14 @@ def test_a_temporary_folder_with_a_long_path(
     folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="x" * (length - len("/tmp/") - 8)))
     assert len(str(folder)) == length
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))  # what torch's own processes go by
+    before = set(Path("/tmp").glob("pymp-*"))
     try:
         examples = open_data(image_folder)
         expected, got = all_of(batches(examples)), all_of(batches(examples, workers=2))
         assert torch.equal(got[0], expected[0])
+        assert set(Path("/tmp").glob("pymp-*")) <= before
+        assert list(folder.iterdir()) == []
     finally:
         shutil.rmtree(folder)
 

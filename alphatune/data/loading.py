@@ -23,6 +23,8 @@ from alphatune.errors import ConfigurationError, DataError, dead_worker, one_lin
 
 #: a Unix socket's path has at most 107 bytes, of which multiprocessing takes 32 ("/pymp-…/listener-…")
 _LONGEST_TEMPORARY_FOLDER = 75
+#: where sockets can be instead, for this process and its images only
+_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,9 @@ def begin_worker(_worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_TEMPORARY_FOLDER:
-        torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
+        shorter = next((folder for folder in _SHORT_FOLDERS if os.access(folder, os.W_OK | os.X_OK)), None)
+        # Not torch's other way of sharing, by named files: it keeps a socket in that folder as well.
+        tempfile.tempdir = shorter
 
 
 def decoded(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
