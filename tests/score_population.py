@@ -1,14 +1,13 @@
 """Networks that are made up: scores whose true worth is known, paired and correlated along α as real ones are.
 
-Logits of an example of class y, at a distance α from the unpatched model:
+Logits of an example of class y, with the sureness s and the noise u, v ~ N(0, I) of its own:
 
-    z(α) = s·((m + b·g(α))·e_y + u·cos φ(α) + v·sin φ(α)),   φ(α) = θ·(α/α_K)^ρ
+    z(α) = s·((m_y + b·g(α))·e_y + u·cos φ(α) + v·sin φ(α)),   φ(α) = θ·α/0.3
 
-with noise u, v ~ N(0, I) and a sureness s that is log-normal, so that the loss of what is wrong is
-heavy-tailed; m differs by class, and classes are of unequal size. As u·cos φ + v·sin φ has the same distribution
-at every φ, no α is better or worse than 0 by any metric where b = 0: an exact null. θ says
-how many predictions change, ρ < 1 how much of that at small α already, g how the effect b rises and falls. With
-``rough`` each α has a v of its own: scores along α then have nothing but u in common.
+Classes are of unequal size and difficulty m_y. s is log-normal, so that losses are heavy-tailed where s is large.
+u·cos φ + v·sin φ has one distribution for all φ: where b = 0 no α is better or worse than another by any metric,
+exactly. θ says how many predictions change on the way; g(α) = t·exp(1 − t), t = α/0.05, how the effect b rises and falls.
+With ``rough`` each α has a v of its own: scores along α have nothing in common but those at 0.
 """
 
 from __future__ import annotations
@@ -16,68 +15,74 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alphatune.evaluation import Scores
+from alphatune.tuning.alphas import AUTO
 from alphatune.tuning.sweep import Sweep
 
-METRIC_SIGN = {"top1": 1, "loss": -1, "ece": -1}
+CLASSES = 10
+BEST = 0.05
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What is an example's own, at any α."""
+
+    targets: NDArray[np.int32]
+    margin: NDArray[np.float32]
+    sureness: NDArray[np.float32]
+    u: NDArray[np.float32]
+    v: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Population:
     """Where examples come from."""
 
-    alphas: tuple[float, ...] = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
-    classes: int = 10
-    margin: float = 2.5  # m of an average class
+    effect: float = 0.0  # b
+    alphas: tuple[float, ...] = AUTO
+    margin: float = 2.5  # of an average class
     sureness: float = 1.5  # median of s
     tail: float = 0.3  # standard deviation of log s
     turn: float = 0.5  # θ, radians
-    bend: float = 1.0  # ρ
-    effect: float = 0.0  # b
-    best: float = 0.05  # where g is 1
     rough: bool = False
+
+    def examples(self, n: int, rng: np.random.Generator) -> Examples:
+        size = np.arange(1, CLASSES + 1) ** -0.5
+        targets = rng.choice(CLASSES, n, p=size / size.sum()).astype(np.int32)
+        margin = (self.margin + np.linspace(-0.75, 0.75, CLASSES)[targets]).astype(np.float32)
+        sureness = self.sureness * np.exp(self.tail * rng.standard_normal(n, dtype=np.float32))
+        u, v = rng.standard_normal((2, n, CLASSES), dtype=np.float32)
+        return Examples(targets, margin, sureness.astype(np.float32), u, v)
+
+    def logits(self, examples: Examples, alpha: float) -> NDArray[np.float32]:
+        """z(α), of a v that is smooth in α."""
+        phi, t = self.turn * alpha / 0.3, alpha / BEST
+        z: NDArray[np.float32] = examples.u * np.float32(np.cos(phi)) + examples.v * np.float32(np.sin(phi))
+        rows = np.arange(len(z))
+        z[rows, examples.targets] += examples.margin + np.float32(self.effect * t * np.exp(1 - t))
+        return z * examples.sureness[:, None]
 
     def draw(self, n: int, rng: np.random.Generator) -> Sweep:
         """Scores of n examples at every α."""
-        size = 1 / np.arange(1, self.classes + 1) ** 0.5
-        targets = rng.choice(self.classes, n, p=size / size.sum()).astype(np.int32)
-        m = self.margin + np.linspace(-0.5, 0.5, self.classes)[targets] * 1.5
-        s = (self.sureness * np.exp(self.tail * rng.standard_normal(n))).astype(np.float32)
-        shape = n, self.classes
-        u, v = rng.standard_normal(shape, dtype=np.float32), rng.standard_normal(shape, dtype=np.float32)
-        rows, ids = np.arange(n), np.arange(n)
+        examples = self.examples(n, rng)
         scores = []
         for alpha in self.alphas:
-            phi = (
-                0.0
-                if alpha == 0
-                else self.turn * (1.0 if self.rough else (alpha / self.alphas[-1]) ** self.bend)
-            )
+            z = self.logits(examples, alpha)
             if self.rough and alpha:
-                v = rng.standard_normal(shape, dtype=np.float32)
-            z = u * np.float32(np.cos(phi)) + v * np.float32(np.sin(phi))
-            z[rows, targets] += m + self.effect * self.shape(alpha)
-            z *= s[:, None]
-            predicted = z.argmax(1).astype(np.int32)
-            top = z[rows, predicted]
-            spread = np.log(np.exp(z - top[:, None]).sum(1))
-            right = predicted == targets
-            loss = top - z[rows, targets] + spread
-            scores.append(Scores(ids, targets, predicted, loss, right, right, np.exp(-spread)))
+                own = Examples(**{**vars(examples), "v": rng.standard_normal((n, CLASSES), dtype=np.float32)})
+                t = alpha / BEST
+                still = Population(self.effect * t * np.exp(1 - t), turn=self.turn)
+                z = still.logits(own, BEST)
+            scores.append(scored(z, examples.targets))
         return Sweep(self.alphas, tuple(scores))
 
-    def shape(self, alpha: float) -> float:
-        """g: from 0 at 0 to 1 at the best α and down again."""
-        t = alpha / self.best
-        return float(t * np.exp(1 - t))
 
-    def worth(self, n: int = 2_000_000, seed: int = 12345) -> dict[str, np.ndarray]:
-        """The true gain of each α by metric, from n independent examples, drawn in parts."""
-        rng, total, part = np.random.default_rng(seed), None, 100_000
-        for _ in range(n // part):
-            sweep = self.draw(part, rng)
-            sums = np.array([[s.top1.mean(dtype=float), -s.loss.mean(dtype=float)] for s in sweep.scores])
-            total = sums if total is None else total + sums
-        total = (total - total[0]) / (n // part)
-        return {"top1": total[:, 0], "loss": total[:, 1]}
+def scored(z: NDArray[np.float32], targets: NDArray[np.int32]) -> Scores:
+    """What ``score_logits`` gives, but for top-5."""
+    rows = np.arange(len(z))
+    predicted = z.argmax(axis=1).astype(np.int32)
+    top, right = z[rows, predicted], predicted == targets
+    spread = np.log(np.exp(z - top[:, None]).sum(axis=1))
+    return Scores(rows, targets, predicted, top - z[rows, targets] + spread, right, right, np.exp(-spread))

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from tiny import tiny
 from torch import nn
 
 import alphatune
 from alphatune.errors import ConfigurationError, NumericError
-from alphatune.evaluation import Scores, summarise
+from alphatune.evaluation import summarise
 from alphatune.norms.conversion import Norm, convert_
 from alphatune.norms.patching import patched, set_alpha_
 from alphatune.tuning.search import stratified_order
-from alphatune.tuning.selection import CONFIDENCE, progressive_gain
 from alphatune.tuning.tune import TuneResult
 
 N = 1600
@@ -281,63 +277,6 @@ def test_order_is_stratified_and_a_function_of_the_seed() -> None:
     for share in (0.1, 0.35, 0.6):
         counts = np.bincount(targets[order[: int(share * 909)]], minlength=3)
         assert np.abs(counts - share * np.array([600, 300, 9])).max() <= 3
-
-
-def scores_of(values: np.ndarray, ids: np.ndarray, metric: str) -> Scores:
-    n = len(ids)
-    blank = np.zeros(n)
-    scores = Scores(
-        ids, blank, blank, blank.astype(np.float32), blank > 0, blank > 0, blank.astype(np.float32)
-    )
-    return replace(scores, **{metric: values})
-
-
-@pytest.mark.parametrize(("metric", "repetitions"), [
-    ("loss", 300), ("top1", 300),
-    pytest.param("loss", 2000, marks=pytest.mark.slow), pytest.param("top1", 2000, marks=pytest.mark.slow),
-])  # fmt: skip
-@pytest.mark.parametrize("effect", [0.0, 1.0])
-def test_significance_and_coverage(metric: str, repetitions: int, effect: float) -> None:
-    """No effect is called significant in at most 5 %; the interval covers what the choices are worth."""
-    rng = np.random.default_rng(1)
-    n, points, looks = 1000, 9, (150, 300, 450, 600, 1000)
-    alarms = covered = 0
-    for _ in range(repetitions):
-        if metric == "loss":
-            truth = effect * 0.15 * np.linspace(0, 1, points)
-            differences = np.cumsum(rng.standard_t(4, (points, n)) * 0.3, axis=0) + truth[:, None]
-            differences[0] = 0
-            before = np.zeros(n)
-            better = differences
-        else:
-            rate = 0.02 * np.arange(points)
-            moved = rng.random((points, n)) < rate[:, None]
-            share = 0.5 + 0.3 * effect
-            up = rng.random(n) < share
-            before = (rng.random(n) < 0.5).astype(float)
-            before = np.where(moved.any(0), ~up, before > 0).astype(float)
-            better = np.where(moved, up - before, 0.0)
-            truth = rate * (2 * share - 1)
-        alphas, lots, worth = [], [], 0.0
-        for start, stop in pairwise(looks):
-            best = int(better[:, :start].mean(1).argmax())
-            rows = np.arange(start, stop)
-            value = -better[best, rows] if metric == "loss" else (before[rows] + better[best, rows]) > 0
-            lots.append(scores_of(value.astype(np.float32 if metric == "loss" else bool), rows, metric))
-            alphas.append(float(best))
-            worth += truth[best] * len(rows) / (n - looks[0])
-        baseline = scores_of(
-            -before.astype(np.float32) if metric == "loss" else before > 0, np.arange(n), metric
-        )
-        gain = progressive_gain(lots, baseline, tuple(alphas), metric)
-        alarms += gain.significant
-        covered += gain.ci[0] <= worth <= gain.ci[1]
-    if effect == 0:
-        assert alarms / repetitions <= stats.binom.isf(0.001, repetitions, 0.05) / repetitions
-    assert covered / repetitions >= CONFIDENCE - 4 * np.sqrt(0.05 / repetitions)
-    print(
-        f"{metric}, effect {effect:g}: significant {alarms / repetitions:.1%}, covered {covered / repetitions:.1%}"
-    )
 
 
 def test_metrics_of_the_baseline_are_exact(model: nn.Module) -> None:

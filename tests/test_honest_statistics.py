@@ -1,0 +1,431 @@
+"""What is called significant without an effect, and how often an interval holds what choosing α is worth.
+
+Examples are drawn anew in each run from populations whose true worth is known (score_population.py): α is chosen
+over the whole grid, and its gain measured, as in a tune. "Worth" is that of the choices made: the mean, over the
+folds or lots, of the true gain of the α that each was scored at. It is computed from 2 000 000 independent examples.
+
+``pytest tests/test_honest_statistics.py -m slow -s`` prints the tables of docs/benchmarks/statistics.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import pairwise, product
+from typing import TypeVar
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import optimize, stats
+from scipy.special import xlogy
+from score_population import Examples, Population, scored
+from torch import nn
+
+from alphatune.data.prefetch import Batch
+from alphatune.distributed import World
+from alphatune.evaluation import HIGHER_IS_BETTER, Metric, Predictor, Scores, concatenate
+from alphatune.norms.patching import Alpha
+from alphatune.tuning.fold_luck import Limits, limits_of_choosing
+from alphatune.tuning.paired_intervals import mean_interval, proportion_interval
+from alphatune.tuning.search import LOOKS, Passes, stratified_order
+from alphatune.tuning.selection import (
+    CONFIDENCE,
+    Gain,
+    cross_fitted_gain,
+    paired_gain,
+    progressive_gain,
+    select_by_score,
+)
+from alphatune.tuning.sweep import Sweep
+from alphatune.tuning.temperature import TemperatureScores, score_temperatures
+from alphatune.tuning.tune import _searched
+
+T = TypeVar("T")
+Z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+
+POPULATIONS = {
+    # 13 % of the predictions change up to α = 0.3, 2 % up to 0.05
+    "ordinary": Population(),
+    # 1 % change up to 0.3; losses are heavy-tailed (kurtosis of their differences over 60)
+    "few changes, heavy tails": Population(margin=3.5, sureness=4, tail=0.7, turn=0.1),
+    # what no network does: every α draws anew whether it helps an example
+    "unrelated α": Population(rough=True, turn=1.2),
+}
+EFFECTS = {"small": 0.02, "medium": 0.1, "large": 0.3}
+MEANS: tuple[Metric, ...] = ("loss", "top1")
+
+
+@cache
+def true_gains(population: Population, parts: int) -> dict[str, NDArray[np.float64]]:
+    """By metric, of each α: means over 50 000 independent examples in each of the parts."""
+    rng, totals = np.random.default_rng(987), dict.fromkeys(MEANS, np.zeros(len(population.alphas)))
+    for _ in range(parts):
+        sweep = population.draw(50_000, rng)
+        for metric in MEANS:
+            totals[metric] = totals[metric] + [signed_mean(scores, metric) for scores in sweep.scores]
+    return {metric: (total - total[0]) / parts for metric, total in totals.items()}
+
+
+def signed_mean(scores: Scores, metric: Metric) -> float:
+    mean = float(getattr(scores, metric).mean(dtype=np.float64))
+    return mean if HIGHER_IS_BETTER[metric] else -mean
+
+
+def lot_by_lot(sweep: Sweep, metric: Metric, seed: int) -> Gain:
+    """The progressive gain as after a search, of an exact grid."""
+    n = len(sweep.baseline)
+    order = stratified_order(sweep.baseline.targets.astype(np.int64), seed)
+    values = np.stack([getattr(scores, metric) for scores in sweep.scores]).astype(np.float64)
+    values = values if HIGHER_IS_BETTER[metric] else -values
+    lots, alphas = [], []
+    for start, stop in pairwise([*(int(share * n) for share in LOOKS), n]):
+        best = int(values[:, order[:start]].mean(axis=1).argmax())
+        lots.append(sweep.scores[best].take(np.sort(order[start:stop])))
+        alphas.append(sweep.alphas[best])
+    return progressive_gain(lots, sweep.baseline, tuple(alphas), metric, seed=seed)
+
+
+def fold_by_fold(sweep: Sweep, metric: Metric, seed: int) -> Gain:
+    return cross_fitted_gain(sweep, metric, seed=seed)
+
+
+SCHEMES: dict[str, Callable[[Sweep, Metric, int], Gain]] = {
+    "cross-fitted": fold_by_fold,
+    "progressive": lot_by_lot,
+}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of some runs in one setting."""
+
+    runs: int
+    significant: int
+    too_high: int  # the interval lies above the worth of the choices
+    too_low: int
+    deployed: int  # the interval holds the true gain of the α that is best on all examples
+    width: float
+
+    @property
+    def covered(self) -> int:
+        return self.runs - self.too_high - self.too_low
+
+    def __str__(self) -> str:
+        shares = (self.significant, self.covered, self.too_high, self.too_low, self.deployed)
+        return " | ".join(f"{100 * share / self.runs:.1f} %" for share in shares) + f" | {self.width:.4f}"
+
+
+def simulate(
+    population: Population,
+    n: int,
+    runs: int,
+    metrics: Sequence[Metric] = MEANS,
+    schemes: Sequence[str] = tuple(SCHEMES),
+    parts: int = 40,
+) -> dict[tuple[str, Metric], Counts]:
+    """Draw, choose and measure again and again; the same examples for all schemes and metrics."""
+    none = np.zeros(len(population.alphas))
+    truth = true_gains(population, parts) if population.effect else dict.fromkeys(metrics, none)
+    found: dict[tuple[str, Metric], list[tuple[float, ...]]] = {}
+    for seed in range(runs):
+        sweep = population.draw(n, np.random.default_rng((n, seed)))
+        for scheme, metric in product(schemes, metrics):
+            gain = SCHEMES[scheme](sweep, metric, seed)
+            place = [sweep.alphas.index(alpha) for alpha in gain.fold_alphas]
+            shares = np.diff([*LOOKS, 1]) if scheme == "progressive" else np.ones(len(place))
+            worth = float(np.average(truth[metric][place], weights=shares))
+            best = int(np.argmax([signed_mean(scores, metric) for scores in sweep.scores]))
+            (low, high), deployed = gain.ci, truth[metric][best]
+            row = gain.significant, low > worth, high < worth, low <= deployed <= high, high - low
+            found.setdefault((scheme, metric), []).append(row)
+    return {
+        key: Counts(runs, *(int(sum(column)) for column in list(zip(*rows, strict=True))[:4]),
+                    float(np.median([row[4] for row in rows])))
+        for key, rows in found.items()
+    }  # fmt: skip
+
+
+def most(runs: int, share: float, chance: float = 0.001) -> int:
+    """Of so many runs more would have what a share of them has only by such a chance."""
+    return int(stats.binom.isf(chance, runs, share))
+
+
+# --- the intervals ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "n"), [(12, 3, 100), (0, 0, 50), (5, 0, 20), (0, 7, 1000), (40, 38, 200)]
+)
+def test_the_limits_of_a_proportion_are_where_the_score_test_says_so(better: int, worse: int, n: int) -> None:
+    """With q found by maximising the multinomial likelihood instead of by Tango's equation."""
+
+    def statistic(d: float) -> float:
+        def unlikelihood(q: float) -> float:
+            cells = [(better, q + d), (worse, q), (n - better - worse, 1 - 2 * q - d)]
+            return -sum(float(xlogy(count, max(p, 1e-300))) for count, p in cells)
+
+        bounds = max(0.0, -d), (1 - d) / 2
+        q = optimize.minimize_scalar(
+            unlikelihood, bounds=bounds, method="bounded", options={"xatol": 1e-12}
+        ).x
+        return (better - worse - n * d) / (n * (2 * q + d * (1 - d))) ** 0.5
+
+    low, high = proportion_interval(better, worse, n, -1.7, 2.2)
+    assert -1 <= low <= (better - worse) / n <= high <= 1
+    assert statistic(low) == pytest.approx(2.2, abs=2e-3)
+    assert statistic(high) == pytest.approx(-1.7, abs=2e-3)
+    swapped = proportion_interval(worse, better, n, -2.2, 1.7)
+    assert swapped == pytest.approx((-high, -low), abs=1e-9)
+
+
+@pytest.mark.parametrize("changed", [1, 2, 4, 8, 20])
+@pytest.mark.parametrize("share", [0.5, 0.75, 1.0])
+@pytest.mark.parametrize("n", [200, 10_000])
+def test_coverage_of_a_proportion_by_all_outcomes(changed: int, share: float, n: int) -> None:
+    """No simulation: of every count of examples that change sides, and of how many of them get better."""
+    covered, worth = 0.0, changed / n * (2 * share - 1)
+    for total in range(int(stats.binom.isf(1e-7, n, changed / n)) + 1):
+        for better in range(total + 1) if share < 1 else [total]:
+            chance = stats.binom.pmf(total, n, changed / n) * stats.binom.pmf(better, total, share)
+            low, high = proportion_interval(better, total - better, n, -Z, Z) if chance > 1e-9 else (-1, 1)
+            covered += chance * (low <= worth <= high)
+    assert covered >= 0.93
+    assert covered <= 0.97 or changed < 8  # a count of a few cannot be nearer to 95 %
+
+
+def test_a_mean_without_skewness_has_students_interval() -> None:
+    x = np.random.default_rng(0).normal(1, 2, 50)
+    x = np.concatenate([x, 2 * x.mean() - x])  # symmetric
+    expected = stats.ttest_1samp(x, 0).confidence_interval(CONFIDENCE)
+    assert mean_interval(x, -Z, Z) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize("n", [200, 1000])
+@pytest.mark.parametrize("shape", ["skewed", "symmetric"])
+def test_coverage_of_a_heavy_tailed_mean(shape: str, n: int) -> None:
+    """Log-normal with σ = 1 (skewness 6, kurtosis 111), and the same with a random sign."""
+    rng, runs, missed, students = np.random.default_rng(4), 2000, 0, 0
+    mean = float(np.exp(0.5)) if shape == "skewed" else 0.0
+    for _ in range(runs):
+        x = np.exp(rng.standard_normal(n)) * (1 if shape == "skewed" else rng.choice([-1, 1], n))
+        low, high = mean_interval(x, -Z, Z)
+        missed += not low <= mean <= high
+        students += abs(stats.ttest_1samp(x, mean).statistic) > stats.t.ppf(0.975, n - 1)
+    assert most(runs, 0.03, 0.999) <= missed <= most(runs, 0.07)
+    assert missed <= students
+
+
+# --- what choosing does ----------------------------------------------------------------------
+
+
+def test_one_clearly_best_alpha_has_normal_limits() -> None:
+    rng = np.random.default_rng(0)
+    differences = rng.normal([[0], [0.1], [0.1], [0.4]], 1, (4, 2000))
+    differences[0] = 0
+    fold = np.arange(2000) % 10
+    limits = limits_of_choosing(differences, fold, np.full(10, 3), CONFIDENCE, rng)
+    assert (limits.low, limits.high) == pytest.approx((-Z, Z), abs=0.15)
+    assert limits.trials > 1.5  # the test supposes that none is better
+
+
+def test_limits_are_wider_the_more_alphas_are_level() -> None:
+    rng = np.random.default_rng(1)
+    fold = np.arange(1000) % 10
+    trials = []
+    for alphas in (1, 4, 16):
+        differences = np.concatenate([np.zeros((1, 1000)), rng.standard_normal((alphas, 1000))])
+        differences[1:] -= differences[1:].mean(axis=1, keepdims=True)
+        limits = limits_of_choosing(differences, fold, np.ones(10, int), CONFIDENCE, rng)
+        assert limits.low < -2.2
+        trials.append(limits.trials)
+    assert trials[0] < 1.5 < trials[1] < trials[2] < 17
+    # Equal α count once.
+    copies = np.repeat(differences[[0, 1]], [1, 16], axis=0)
+    assert limits_of_choosing(copies, fold, np.ones(10, int), CONFIDENCE, rng).trials < 1.5
+
+
+def test_counts_of_few_and_a_fine_grid_are_no_trouble() -> None:
+    rng = np.random.default_rng(2)
+    fold = np.arange(300) % 10
+    one = np.zeros((2, 300))
+    one[1, 0] = 1
+    assert limits_of_choosing(one, fold, np.ones(10, int), CONFIDENCE, rng) == Limits.without_choice(
+        CONFIDENCE
+    )
+    steps = rng.standard_normal((1500, 300)) * 0.01
+    steps[0] = 0
+    fine = np.cumsum(steps, axis=0)
+    assert limits_of_choosing(fine, fold, np.full(10, 1499), CONFIDENCE, rng).trials < 10
+
+
+def test_nothing_that_changed_is_not_no_uncertainty() -> None:
+    """α was chosen by examples of other lots; that none of these changed sides does not say that none will."""
+    sweep = replace(POPULATIONS["ordinary"], alphas=(0.0, 0.3)).draw(100, np.random.default_rng(0))
+    after = replace(sweep.scores[1], top1=sweep.baseline.top1)
+    gain = progressive_gain([after], sweep.baseline, (0.3,), "top1")
+    assert gain.delta == 0
+    assert gain.ci == pytest.approx((-0.037, 0.037), abs=1e-3)  # z²/(n + z²)
+    assert gain.p == 1
+    same = progressive_gain([sweep.baseline], sweep.baseline, (0.0,), "top1")
+    assert same.ci == (0, 0)
+
+
+# --- a few hundred runs ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", POPULATIONS)
+def test_false_alarms_are_rare(name: str) -> None:
+    runs = 200
+    for counts in simulate(POPULATIONS[name], 200, runs).values():
+        assert counts.significant <= most(runs, 0.05)
+        assert counts.covered >= runs - most(runs, 0.07)
+
+
+def test_intervals_hold_the_worth_of_an_effect() -> None:
+    runs, population = 200, replace(POPULATIONS["ordinary"], effect=EFFECTS["medium"])
+    for counts in simulate(population, 200, runs, parts=8).values():
+        assert counts.covered >= runs - most(runs, 0.07)
+        assert counts.significant > 10
+
+
+def test_a_score_of_ones_own_is_judged_as_the_loss_is() -> None:
+    sweep = POPULATIONS["ordinary"].draw(400, np.random.default_rng(0))
+    values = -np.stack([scores.loss for scores in sweep.scores]).astype(np.float64)
+    own = select_by_score(values, sweep.alphas, sweep.baseline.targets.astype(np.int64)).gain
+    loss = cross_fitted_gain(sweep, "loss")
+    assert own is not None
+    assert replace(own, metric="loss") == loss
+
+
+# --- a thousand runs -------------------------------------------------------------------------
+
+RUNS = 1000
+HEAD = (
+    "| population | effect (best true gains) | n | metric | scheme | significant | holds the worth | too high "
+    "| too low | holds that of the deployed α | median width |"
+)
+
+
+def report(title: str, counts: dict[tuple[str, Metric], Counts]) -> None:
+    print(f"\n{HEAD}")
+    for (scheme, metric), each in counts.items():
+        print(f"| {title} | {metric} | {scheme} | {each} |", flush=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [200, 1000, 10_000])
+@pytest.mark.parametrize("name", POPULATIONS)
+def test_false_alarms_in_a_thousand_runs(name: str, n: int) -> None:
+    """Of 1 000 runs at exactly 5 % the standard error is 0.7 points."""
+    counts = simulate(POPULATIONS[name], n, RUNS)
+    report(f"{name} | none | {n}", counts)
+    for each in counts.values():
+        assert each.significant <= most(RUNS, 0.05)
+        assert each.covered >= RUNS - most(RUNS, 0.07)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [200, 1000, 3000, 10_000])
+@pytest.mark.parametrize("effect", EFFECTS)
+@pytest.mark.parametrize("name", ["ordinary", "few changes, heavy tails"])
+def test_coverage_in_a_thousand_runs(name: str, effect: str, n: int) -> None:
+    """Of 1 000 runs at exactly 93 % the standard error is 0.8 points, at 97 % 0.5."""
+    population = replace(POPULATIONS[name], effect=EFFECTS[effect])
+    counts = simulate(population, n, RUNS)
+    gains = ", ".join(f"{metric} {true_gains(population, 40)[metric].max():.4f}" for metric in MEANS)
+    report(f"{name} | {effect} ({gains}) | {n}", counts)
+    for each in counts.values():
+        assert each.covered >= RUNS - most(RUNS, 0.07)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "runs"), [(200, 1000), (1000, 1000), (10_000, 300)])
+def test_false_alarms_by_ece(n: int, runs: int) -> None:
+    counts = simulate(POPULATIONS["ordinary"], n, runs, ["ece"], ["cross-fitted"])
+    report(f"ordinary | none | {n}", counts)
+    assert counts["cross-fitted", "ece"].significant <= most(runs, 0.05)
+
+
+class Drawn:
+    """Targets of examples that have no images."""
+
+    batch_size = 10_000
+
+    def __init__(self, targets: NDArray[np.int64]) -> None:
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class MadeUp(Passes):
+    """Passes over a population's logits, in place of a model's."""
+
+    population: Population = field(default_factory=Population)
+    examples: Examples | None = None
+
+    def run(
+        self,
+        question: str,
+        positions: NDArray[np.int64],
+        alphas: Sequence[float | Mapping[str, Alpha]],
+        look: Callable[[Batch, list[torch.Tensor]], T],
+    ) -> list[T]:
+        assert self.examples is not None
+        some = Examples(*(values[positions] for values in vars(self.examples).values()))
+        targets, ids = torch.from_numpy(some.targets).long(), torch.from_numpy(positions)
+        logits = [torch.from_numpy(self.population.logits(some, float(alpha))) for alpha in alphas]  # type: ignore[arg-type]
+        return [look(Batch(ids, targets, ids), logits)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", MEANS)
+@pytest.mark.parametrize("n", [1000, 3000])
+@pytest.mark.parametrize("effect", ["none", *EFFECTS])
+def test_the_search_itself(effect: str, n: int, metric: Metric) -> None:
+    """Pilot, race, interpolation and all, on logits."""
+    population = replace(POPULATIONS["ordinary"], effect=EFFECTS.get(effect, 0.0))
+    grid = tuple(np.linspace(0, 0.3, 31).round(2).tolist())
+    truth = true_gains(replace(population, alphas=grid), 20)[metric] if population.effect else np.zeros(31)
+    significant = too_high = too_low = 0
+    for seed in range(RUNS):
+        examples = population.examples(n, np.random.default_rng((n, seed)))
+        data, model = Drawn(examples.targets.astype(np.int64)), Predictor(nn.Identity())
+        passes = MadeUp(model, data, 0.0, World(), lambda _: None, None, population, examples)  # type: ignore[arg-type]
+        found, _, gain = _searched(passes, metric, "significant", "auto", 0.002, 0.05, seed, 0.3)
+        sizes = [*map(len, found.challenged), len(found.confirming)]
+        worth = np.average(np.interp(gain.fold_alphas, grid, truth), weights=sizes)
+        significant += gain.significant
+        too_high += bool(gain.ci[0] > worth)
+        too_low += bool(gain.ci[1] < worth)
+    shares = (significant, RUNS - too_high - too_low, too_high, too_low)
+    text = " | ".join(f"{100 * share / RUNS:.1f} %" for share in shares)
+    print(f"| search | {effect} | {n} | {metric} | {text} |", flush=True)
+    assert too_high + too_low <= most(RUNS, 0.07)
+    if effect == "none":
+        assert significant <= most(RUNS, 0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [200, 1000, 3000])
+def test_a_temperature_where_none_is_needed(n: int) -> None:
+    """Labels are drawn from the network's own probabilities: T = 1 is the best there is."""
+    significant = 0
+    for seed in range(RUNS):
+        rng = np.random.default_rng((n, seed))
+        population = POPULATIONS["ordinary"]
+        z = population.logits(population.examples(n, rng), 0.0)
+        targets = (z + rng.gumbel(size=z.shape)).argmax(axis=1)
+        losses, confidences = score_temperatures(torch.from_numpy(z), torch.from_numpy(targets))
+        everything = TemperatureScores(scored(z, targets.astype(np.int32)), losses, confidences)
+        order = stratified_order(targets, seed)
+        halves = [everything.take(np.sort(order[k::2])) for k in (0, 1)]
+        calibrated = [half.at(other.best()) for half, other in zip(halves, reversed(halves), strict=True)]
+        gain = paired_gain(concatenate(calibrated), concatenate([half.scores for half in halves]), "loss")
+        significant += gain.significant
+    print(f"| temperature | none | {n} | loss | {significant} of {RUNS} |", flush=True)
+    assert significant <= most(RUNS, 0.05)
