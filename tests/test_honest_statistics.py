@@ -34,6 +34,7 @@ from alphatune.tuning.search import LOOKS, Passes, stratified_order
 from alphatune.tuning.selection import (
     CONFIDENCE,
     Gain,
+    best_index,
     cross_fitted_gain,
     paired_gain,
     progressive_gain,
@@ -137,7 +138,7 @@ def simulate(
             place = [sweep.alphas.index(alpha) for alpha in gain.fold_alphas]
             shares = np.diff([*LOOKS, 1]) if scheme == "progressive" else np.ones(len(place))
             worth = float(np.average(truth[metric][place], weights=shares))
-            best = int(np.argmax([signed_mean(scores, metric) for scores in sweep.scores]))
+            best = best_index(sweep, metric)
             (low, high), deployed = gain.ci, truth[metric][best]
             row = gain.significant, low > worth, high < worth, low <= deployed <= high, high - low
             found.setdefault((scheme, metric), []).append(row)
