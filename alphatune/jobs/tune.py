@@ -169,11 +169,11 @@ def _journal(
         return open_journal(folder, job, resume=settings.resume, minutes=settings.checkpoint_minutes)
 
     # The first clears the folder that all share, before anybody writes; where they share no disk, each its own.
-    first = world.share(lambda: opened() if world.first else None)[0]
-    others = world.share(lambda: None if world.first else opened())
-    journal = first if world.first else others[world.rank]
-    assert journal is not None
-    return journal
+    turns = (
+        world.share(lambda: opened() if world.first else None),
+        world.share(lambda: None if world.first else opened()),
+    )
+    return next(mine for turn in turns if (mine := turn[world.rank]))
 
 
 def _write(
