@@ -111,7 +111,18 @@ def test_a_tuned_folder_is_tuned_anew(folder: Path, job: list[str], tmp_path: Pa
 
 def test_an_interrupted_run_goes_on_to_the_same_result(folder: Path, job: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    options = ["--granularity", "layer", "--temperature", "--accept", "best", "-o", str(out), "--quiet"]
+    options = [
+        "--granularity",
+        "layer",
+        "--temperature",
+        "--accept",
+        "best",
+        "-o",
+        str(out),
+        "--quiet",
+        "--checkpoint-minutes",
+        "0",
+    ]
     command = [sys.executable, "-m", "alphatune", *job, *options]
     state = tmp_path / ".out.alphatune-resume"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
