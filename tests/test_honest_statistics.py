@@ -343,11 +343,12 @@ def test_coverage_in_a_thousand_runs(name: str, effect: str, n: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "runs"), [(200, 300), (1000, 100)])
+@pytest.mark.parametrize(("n", "runs"), [(200, 1000), (1000, 1000), (10_000, 300)])
 def test_false_alarms_by_ece(n: int, runs: int) -> None:
     counts = simulate(POPULATIONS["ordinary"], n, runs, ["ece"], ["cross-fitted"])
     report(f"ordinary | none | {n}", counts)
     assert counts["cross-fitted", "ece"].significant <= most(runs, 0.05)
+    assert counts["cross-fitted", "ece"].covered >= runs - most(runs, 0.07)
 
 
 class Drawn:

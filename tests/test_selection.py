@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from alphatune.errors import ConfigurationError
-from alphatune.evaluation import Scores
+from alphatune.evaluation import Scores, summarise
 from alphatune.tuning.alphas import AUTO, resolve_alphas
 from alphatune.tuning.selection import best_index, cross_fitted_gain, paired_difference, select
 from alphatune.tuning.sweep import Sweep
@@ -137,6 +137,13 @@ def test_calibration_metric() -> None:
     assert decision.alpha == 0.1
     assert decision.gain is not None
     assert decision.gain.delta == pytest.approx(0.28, abs=0.03)
+
+
+def test_the_mean_of_the_shares_is_the_calibration_error() -> None:
+    from alphatune.tuning.selection import _calibration_shares
+
+    scores = simulate(700, 0.1, 3).scores[2]
+    assert _calibration_shares(scores).mean() == pytest.approx(summarise(scores).ece, abs=1e-9)
 
 
 def test_same_seed_same_numbers() -> None:

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from alphatune.evaluation import (
+    ECE_BINS,
     HIGHER_IS_BETTER,
     METRICS,
     Metric,
@@ -176,10 +177,14 @@ def cross_fitted_gain(sweep: Sweep, metric: Metric, *, seed: int = 0, folds: int
     fold = _stratified_folds(sweep.baseline.targets, folds, rng)
     if metric == "ece":
         chosen = np.array([best_index(sweep, metric, np.flatnonzero(fold != k)) for k in range(folds)])
+        limits = Limits.without_choice(CONFIDENCE)
+        if chosen.any():
+            shares = np.stack([_calibration_shares(s) for s in sweep.scores])
+            limits = limits_of_choosing(shares[0] - shares, fold, chosen, CONFIDENCE, rng)
         rows = np.arange(n)
         confidence = np.stack([s.confidence for s in sweep.scores])[chosen[fold], rows]
         correct = np.stack([s.top1 for s in sweep.scores])[chosen[fold], rows]
-        measured = _calibration_gain(confidence, correct, sweep.baseline, rng)
+        measured = _calibration_gain(confidence, correct, sweep.baseline, rng, limits=limits)
     else:
         values = np.stack([_per_example(s, metric) for s in sweep.scores])
         chosen, measured = _cross_fitted_mean(values, fold, metric, rng)
@@ -323,9 +328,22 @@ def _mean_gain(difference: FloatArray, metric: Measure, limits: Limits, changed:
         ci = mean_interval(difference, limits.low, limits.high)
         p = float(stats.ttest_1samp(difference, 0.0).pvalue)
         method = "paired t interval that allows for skewness, paired t-test"
-    if limits.trials > 1:
-        p, method = min(1.0, p * limits.trials), f"{method}, p times {limits.trials:.2f} for choosing"
-    return delta, ci, p, method
+    return delta, ci, *_adjusted(p, method, limits)
+
+
+def _adjusted(p: float, method: str, limits: Limits) -> tuple[float, str]:
+    """p with what choosing does to it."""
+    if limits.trials == 1:
+        return p, method
+    return min(1.0, p * limits.trials), f"{method}, p times {limits.trials:.2f} for choosing"
+
+
+def _calibration_shares(scores: Scores) -> FloatArray:
+    """Each example's share of the ECE, which is their mean: its gap, with the sign of its bin's sum."""
+    sure = scores.confidence.astype(np.float64)
+    bins, gaps = np.ceil(sure * ECE_BINS).astype(np.int64), sure - scores.top1
+    shares: FloatArray = np.sign(np.bincount(bins, weights=gaps))[bins] * gaps
+    return shares
 
 
 def _calibration_gain(
@@ -334,8 +352,11 @@ def _calibration_gain(
     baseline: Scores,
     rng: np.random.Generator,
     confidence: float = CONFIDENCE,
+    limits: Limits | None = None,
 ) -> Measured:
     """ECE is no mean over examples: resample the examples and compute it anew."""
+    plain = Limits.without_choice(confidence)
+    limits = limits or plain
     rows = np.arange(len(sure))
     before = (baseline.confidence, baseline.top1)
 
@@ -356,4 +377,8 @@ def _calibration_gain(
     low, high = np.quantile(reflected, [tail, 1 - tail])
     beyond = min((reflected <= 0).sum(), (reflected >= 0).sum())
     p = min(1.0, 2 * (beyond + 1) / (RESAMPLES + 1))
-    return delta, (float(low), float(high)), float(p), "paired basic bootstrap, conservative"
+    # Of a gain's limits these are the ratio to those of one that had no choice.
+    low = delta - (delta - float(low)) * limits.high / plain.high
+    high = delta + (float(high) - delta) * limits.low / plain.low
+    p, method = _adjusted(float(p), "paired basic bootstrap, conservative", limits)
+    return delta, (low, high), p, method
