@@ -9,7 +9,7 @@ import numpy as np
 
 from alphatune.evaluation import Scores, summarise
 from alphatune.reports.scores import StoredScores, Thumbnail
-from alphatune.tuning.selection import paired_difference
+from alphatune.tuning.gain import paired_difference
 
 COMMAND = (
     "alphatune tune my.py:net --data 'a folder' --metric loss --workers 2 --output /tmp/secret --overwrite"

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from breadth import with_moving_averages_
 from torch import nn
 
 from alphatune import patch_, set_alpha_, unpatch_
@@ -61,16 +62,6 @@ def build(source: str, name: str) -> nn.Module:
         return timm.create_model(name, num_classes=7)
     extra = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
     return torchvision.models.get_model(name, num_classes=7, **extra)
-
-
-def with_moving_averages_(model: nn.Module) -> nn.Module:
-    """Averages other than 0 and 1, near what the layers really see, so that depth does not blow up."""
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if getattr(module, "running_mean", None) is not None:
-            module.running_mean.copy_(0.1 * torch.randn(module.running_mean.shape, generator=generator))
-            module.running_var.copy_(0.5 + torch.rand(module.running_var.shape, generator=generator))
-    return model.eval()
 
 
 CASES = [("timm", n, s) for n, s in TIMM.items()] + [("torchvision", n, s) for n, s in TORCHVISION.items()]

@@ -24,8 +24,8 @@ from alphatune.reports.compared import Compared, read_compared
 from alphatune.reports.evaluation_scores import read_evaluation, write_evaluation
 from alphatune.reports.side_by_side import compare_document
 from alphatune.tuning.exchange import exchange_p
+from alphatune.tuning.gain import paired_gain
 from alphatune.tuning.holm import holm
-from alphatune.tuning.selection import paired_gain
 
 SETTINGS: dict[str, Any] = {
     "input_size": "12", "crop_pct": 1.0, "mean": "0.5", "std": "0.25", "workers": "0", "trust_code": True,

@@ -249,11 +249,8 @@ def test_the_model_card(folders: Path) -> None:
 
     text = (folders / "channel-hf" / "README.md").read_text()
     data = ModelCard(text).data
-    assert (data.library_name, data.license, data.pipeline_tag) == (
-        "timm",
-        "apache-2.0",
-        "image-classification",
-    )
+    facts = [getattr(data, name) for name in ("library_name", "license", "pipeline_tag")]
+    assert facts == ["timm", "apache-2.0", "image-classification"]
     assert "alphatune" in data.tags
     assert data.model_name == "x"
     assert 'timm.create_model("hf-hub:me/x", pretrained=True)' in text

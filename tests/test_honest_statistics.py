@@ -29,17 +29,11 @@ from alphatune.distributed import World
 from alphatune.evaluation import HIGHER_IS_BETTER, Metric, Predictor, Scores, concatenate
 from alphatune.norms.patching import Alpha
 from alphatune.tuning.fold_luck import Limits, limits_of_choosing
+from alphatune.tuning.gain import CONFIDENCE, Gain, paired_gain
 from alphatune.tuning.paired_intervals import mean_interval, proportion_interval
-from alphatune.tuning.search import LOOKS, Passes, stratified_order
-from alphatune.tuning.selection import (
-    CONFIDENCE,
-    Gain,
-    best_index,
-    cross_fitted_gain,
-    paired_gain,
-    progressive_gain,
-    select_by_score,
-)
+from alphatune.tuning.passes import Passes
+from alphatune.tuning.search import LOOKS, stratified_order
+from alphatune.tuning.selection import best_index, cross_fitted_gain, progressive_gain, select_by_score
 from alphatune.tuning.sweep import Sweep
 from alphatune.tuning.temperature import TemperatureScores, score_temperatures
 from alphatune.tuning.tune import _searched

@@ -20,11 +20,12 @@ from alphatune.evaluation import Predictor, Scores
 from alphatune.norms.patching import get_alpha, patch_, patched
 from alphatune.tuning import descent
 from alphatune.tuning.descent import descend, objective
+from alphatune.tuning.gain import paired_gain
 from alphatune.tuning.granularity import units_of
 from alphatune.tuning.journal import open_journal
+from alphatune.tuning.passes import Passes
 from alphatune.tuning.refinement import refine
-from alphatune.tuning.search import Passes, stratified_order
-from alphatune.tuning.selection import paired_gain
+from alphatune.tuning.search import stratified_order
 
 Data = list[tuple[torch.Tensor, torch.Tensor]]
 

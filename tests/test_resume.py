@@ -26,7 +26,7 @@ from alphatune.evaluation import Predictor, Scores
 from alphatune.norms.patching import patch_
 from alphatune.tuning import pass_record
 from alphatune.tuning.journal import Journal, open_journal
-from alphatune.tuning.search import Passes
+from alphatune.tuning.passes import Passes
 from alphatune.tuning.tune import TuneResult
 
 N = 1200

@@ -9,7 +9,8 @@ from scipy import stats
 from alphatune.errors import ConfigurationError
 from alphatune.evaluation import Scores, summarise
 from alphatune.tuning.alphas import AUTO, resolve_alphas
-from alphatune.tuning.selection import best_index, cross_fitted_gain, paired_difference, select
+from alphatune.tuning.gain import paired_difference
+from alphatune.tuning.selection import best_index, cross_fitted_gain, select
 from alphatune.tuning.sweep import Sweep
 
 

@@ -40,8 +40,7 @@ app = typer.Typer(
     epilog=(
         "Exit codes: 0 done, also when alpha = 0 is best; 1 a gate failed; 2 usage; 3 model or data unreadable, "
         "untrusted or corrupt; 4 model not supported; 5 out of resources, or broken (doctor); 6 numeric failure, or an "
-        "export that differs; "
-        "70 internal; 130/143 interrupted."
+        "export that differs; 70 internal; 130/143 interrupted; 141 the reader of stdout left."
     ),
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,

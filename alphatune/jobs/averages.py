@@ -36,7 +36,8 @@ from alphatune.norms.calibrated import Calibrated
 from alphatune.norms.surgery import become_calibrated_, become_uncalibrated_
 from alphatune.norms.survey import survey
 from alphatune.reports.averages import calibration_summary, recalibration_summary
-from alphatune.tuning.selection import FEWEST_EXAMPLES, paired_gain
+from alphatune.tuning.gain import paired_gain
+from alphatune.tuning.selection import FEWEST_EXAMPLES
 from alphatune.tuning.tune import TuneResult
 
 

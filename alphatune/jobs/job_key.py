@@ -126,9 +126,8 @@ def _inputs(settings: TuneSettings, prepared: Prepared, others: tuple[Batches, .
         if files is None:
             return None
         found += [data, *files]
-        if Path(
-            examples.root
-        ).is_dir():  # a file that is added changes its folder, and any may become a split
+        if Path(examples.root).is_dir():
+            # A file that is added changes its folder, and any folder may become a split.
             found += [walked for walked, _, _ in os.walk(examples.root, followlinks=True)]
             found += [str(entry) for entry in Path(data).iterdir() if entry.is_dir()]
     return [str(Path(path).absolute()) for path in found]

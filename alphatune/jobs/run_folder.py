@@ -69,9 +69,8 @@ def opened_run_folder(output: Path, settings: TrainSettings) -> Iterator[None]:
             output.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(output, f"training into {output}", "give another --output"))
             check_run_folder(output, settings)  # again, now that nobody else changes it
-            leftovers = [
-                entry for entry in output.iterdir() if _is_partial(entry)
-            ]  # of a run that was killed
+            # Of a run that was killed.
+            leftovers = [entry for entry in output.iterdir() if _is_partial(entry)]
             if not settings.resume:
                 leftovers += [output / name for name in _FILES if (output / name).exists()]
             for path in leftovers:

@@ -105,16 +105,11 @@ def load_weights_(model: nn.Module, checkpoint: Checkpoint) -> None:
 
 def _is_finite(weight: Tensor) -> bool:
     """Whether no value is NaN or infinite; without the copies that torch.isfinite makes of a large tensor."""
-    if weight.numel() == 0 or weight.dtype not in (
-        torch.float32,
-        torch.float64,
-        torch.float16,
-        torch.bfloat16,
-    ):
+    floats = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    if weight.numel() == 0 or weight.dtype not in floats:
         return bool(torch.isfinite(weight).all())
-    return all(
-        math.isfinite(extreme.item()) for extreme in torch.aminmax(weight.detach())
-    )  # NaN goes through both
+    extremes = torch.aminmax(weight.detach())  # NaN goes through both
+    return all(math.isfinite(extreme.item()) for extreme in extremes)
 
 
 def load_body_(model: nn.Module, checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what is shown of a result does not wait for torch
     from alphatune.evaluation import Metrics
     from alphatune.models.calibration import Calibration
-    from alphatune.tuning.selection import Gain
+    from alphatune.tuning.gain import Gain
 
 _OF_GAIN = ("metric", "examples", "delta", "ci", "p", "method", "confidence", "significant")
 

@@ -21,7 +21,7 @@ from alphatune.hashing import sha256
 from alphatune.reports import evaluation_scores, scores
 from alphatune.reports.result import SCHEMA
 from alphatune.reports.scores import StoredScores
-from alphatune.tuning.selection import SCORE
+from alphatune.tuning.gain import SCORE
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import numpy as np
 
 from alphatune.evaluation import Scores
 from alphatune.reports.compared import Compared
-from alphatune.tuning.selection import FEWEST_EXAMPLES, SCORE
+from alphatune.tuning.gain import SCORE
+from alphatune.tuning.selection import FEWEST_EXAMPLES
 
 
 def why_other_data(first: Compared, other: Compared) -> str:

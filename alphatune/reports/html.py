@@ -25,7 +25,7 @@ from alphatune.reports.per_class import ENDS, ClassChange, Selection, most_chang
 from alphatune.reports.printable import printable
 from alphatune.reports.scores import StoredScores
 from alphatune.reports.templating import open_templates
-from alphatune.tuning.selection import CONFIDENCE
+from alphatune.tuning.gain import CONFIDENCE
 
 #: whether more is better of each figure
 RISES = {"top1": True, "top5": True, "loss": False, "ece": False, "score": True}

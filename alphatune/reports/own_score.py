@@ -6,8 +6,8 @@ from typing import Any
 
 import alphatune
 from alphatune.reports.result import SCHEMA, gain_summary
+from alphatune.tuning.gain import SCORE
 from alphatune.tuning.own_score import ScoreResult
-from alphatune.tuning.selection import SCORE
 
 
 def score_document(

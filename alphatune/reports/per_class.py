@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit
 
 from alphatune.evaluation import Scores
-from alphatune.tuning.selection import CONFIDENCE
+from alphatune.tuning.gain import CONFIDENCE
 
 Interval = tuple[float, float]
 FloatArray = NDArray[np.float64]

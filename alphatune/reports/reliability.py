@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from alphatune.evaluation import ECE_BINS, Scores
-from alphatune.tuning.selection import CONFIDENCE
+from alphatune.tuning.gain import CONFIDENCE
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from alphatune.evaluation import Metrics
 from alphatune.norms.patching import Alpha
 from alphatune.reports.batch_statistics import batch_statistics_summary
 from alphatune.tuning.curve import CurvePoint
+from alphatune.tuning.gain import Gain
 from alphatune.tuning.refinement import Refinement
-from alphatune.tuning.selection import Gain
 from alphatune.tuning.tune import TuneResult
 
 SCHEMA = 1

@@ -19,8 +19,8 @@ from alphatune.reports.compared import Compared
 from alphatune.reports.comparison_remarks import remarks, why_other_data, why_unpaired
 from alphatune.reports.result import SCHEMA
 from alphatune.tuning.exchange import exchange_p
+from alphatune.tuning.gain import CONFIDENCE, SCORE, paired_gain
 from alphatune.tuning.holm import holm
-from alphatune.tuning.selection import CONFIDENCE, SCORE, paired_gain
 
 LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

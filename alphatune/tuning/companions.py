@@ -22,8 +22,8 @@ from alphatune.errors import ConfigurationError
 from alphatune.evaluation import Metrics, Scores, concatenate, evaluation_mode, score_logits, summarise
 from alphatune.norms.batch_statistics import PSEUDO_COUNT, batch_statistics
 from alphatune.tuning.curve import MEANS, Interval
-from alphatune.tuning.search import Data, Passes
-from alphatune.tuning.selection import paired_difference
+from alphatune.tuning.gain import paired_difference
+from alphatune.tuning.passes import Data, Passes
 
 #: inputs that are held at a time to draw batches from; with more of them the data are read in parts
 HELD_BYTES = 2 * 2**30

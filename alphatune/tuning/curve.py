@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alphatune.evaluation import Metric, Metrics, Scores, expected_calibration_error, summarise
+from alphatune.tuning.gain import paired_difference, paired_interval
 from alphatune.tuning.search import Search
-from alphatune.tuning.selection import paired_difference, paired_interval
 from alphatune.tuning.sweep import Sweep
 
 Interval = tuple[float, float]

@@ -33,7 +33,8 @@ from alphatune.evaluation import Metric, Predictor, evaluation_mode
 from alphatune.norms.patching import differentiable_alpha, example_weighted_layers, set_alpha_
 from alphatune.tuning.granularity import Units
 from alphatune.tuning.journal import Entry
-from alphatune.tuning.search import Data, stratified_order
+from alphatune.tuning.passes import Data
+from alphatune.tuning.search import stratified_order
 from alphatune.tuning.temperature import TEMPERATURES, score_temperatures
 
 #: optimiser steps at most, and examples of each
@@ -222,9 +223,8 @@ def descend(
                 state.waits += 1
                 if found.objective < state.best.objective:
                     state.best, state.waits = found, 0
-                if journal and journal.journal.due:
-                    journal.write(state.to_dict())
-                    journal.journal.write_due()
+                if journal:
+                    journal.write_when_due(state.to_dict)
     return state.best
 
 

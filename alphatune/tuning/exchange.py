@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alphatune.evaluation import ECE_BINS, Scores
-from alphatune.tuning.selection import RESAMPLES
+from alphatune.tuning.gain import RESAMPLES
 
 #: differences closer than that are equal but for rounding
 _ROUNDING = 1e-12

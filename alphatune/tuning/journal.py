@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,12 @@ class Entry:
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's own writer on a full disk
             self.journal.give_up(error)
 
+    def write_when_due(self, state: Callable[[], dict[str, Any]]) -> None:
+        """Replace the state if it is time to save, and write what has waited."""
+        if self.journal.due:
+            self.journal.write_later(self, state())
+            self.journal.write_due()
+
 
 @dataclass
 class Journal:
@@ -78,9 +85,8 @@ class Journal:
         key = self.folder / _KEY
         if not key.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = key.with_suffix(
-                f".{secrets.token_hex(4)}.tmp"
-            )  # several processes may come here at once
+            # Several processes may come here at once.
+            partial = key.with_suffix(f".{secrets.token_hex(4)}.tmp")
             partial.write_text(self.job, encoding="utf-8")
             partial.replace(key)
 

@@ -38,8 +38,9 @@ from alphatune.norms.patching import patched, set_alpha_, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.curve import Interval
+from alphatune.tuning.gain import SCORE, Gain, paired_interval
 from alphatune.tuning.remarks import remark_on_end, remark_on_layers
-from alphatune.tuning.selection import SCORE, Accept, Decision, Gain, paired_interval, select_by_score
+from alphatune.tuning.selection import Accept, Decision, select_by_score
 from alphatune.tuning.shared_prefix import shared_prefix
 from alphatune.tuning.sweep import counting
 
@@ -234,8 +235,7 @@ def _outputs(model: nn.Module, inputs: Any, dtype: torch.dtype) -> Any:
     except AlphatuneError:
         raise
     except Exception as error:  # a model that gets inputs it was not made for raises anything
-        _raise_if_out_of_memory(error)
-        raise_if_machine_failed(error)
+        _raise_if_not_at_fault(error)
         raise ConfigurationError(
             f"the model failed on the loader's inputs, {_described(inputs)}: "
             f"{type(error).__name__}: {one_line(error)}",
@@ -258,8 +258,7 @@ def _scores(
     except AlphatuneError:
         raise
     except Exception as error:  # a function of one's own may raise anything
-        _raise_if_out_of_memory(error)
-        raise_if_machine_failed(error)
+        _raise_if_not_at_fault(error)
         raise ConfigurationError(
             f"{name} failed: {type(error).__name__}: {one_line(error)}",
             "it is called as score(outputs, targets), with what the model returns and the loader yields",
@@ -299,12 +298,14 @@ def _point(alpha: float, scores: NDArray[np.float64], baseline: NDArray[np.float
     return ScorePoint(alpha, float(scores.mean()), ci)
 
 
-def _raise_if_out_of_memory(error: Exception) -> None:
+def _raise_if_not_at_fault(error: Exception) -> None:
+    """Before an error is put down to somebody's model or score."""
     if is_out_of_memory(error):
         raise ResourceError(
             "a batch does not fit into the device's memory",
             "let the loader give smaller batches, or use --dtype bfloat16 or --device cpu",
         ) from error
+    raise_if_machine_failed(error)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -30,10 +30,12 @@ from alphatune.data.prefetch import Batch
 from alphatune.evaluation import Metric, Metrics, Scores, concatenate, summarise
 from alphatune.norms.patching import Alpha
 from alphatune.tuning.descent import Fit, descend, rounded
+from alphatune.tuning.gain import Gain, paired_gain
 from alphatune.tuning.granularity import GRANULARITIES, Granularity, Units, units_of
 from alphatune.tuning.journal import Journal
-from alphatune.tuning.search import Passes, stratified_order
-from alphatune.tuning.selection import FEWEST_EXAMPLES, Accept, Gain, paired_gain
+from alphatune.tuning.passes import Passes
+from alphatune.tuning.search import stratified_order
+from alphatune.tuning.selection import FEWEST_EXAMPLES, Accept
 from alphatune.tuning.sweep import score_at
 from alphatune.tuning.temperature import (
     TemperatureScores,

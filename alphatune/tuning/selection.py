@@ -10,12 +10,9 @@ It estimates what choosing in this way is worth on unseen examples:
 
     worth = Σ_k n_k/n · E[score(α_k) − score(0)]
 
-with α_k the choice without fold k and n_k its examples. Its interval (paired_intervals.py) is one for the worth
-of the choices made, and its p that of a paired t-test or, for top-1 and top-5,
-of McNemar's exact test; both allow for the choosing (fold_luck.py). The α that is
+with α_k the choice without fold k and n_k its examples. Its interval and its p (gain.py) are
+those of the worth of the choices made, and allow for the choosing (fold_luck.py). The α that is
 returned is the optimum over all examples.
-
-scipy.stats takes half a second to import, and is imported where something is tested.
 
 A search (search.py) chooses on a part of the examples, in lots. Its gain is
 measured on each lot at the α that the lots before it chose, and on the examples
@@ -30,11 +27,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from alphatune.evaluation import (
     ECE_BINS,
-    HIGHER_IS_BETTER,
     METRICS,
     Metric,
     Scores,
@@ -43,41 +38,25 @@ from alphatune.evaluation import (
 )
 from alphatune.norms.patching import Alpha
 from alphatune.tuning.fold_luck import Limits, limits_of_choosing
-from alphatune.tuning.paired_intervals import mean_interval, proportion_interval
+from alphatune.tuning.gain import (
+    CONFIDENCE,
+    SCORE,
+    FloatArray,
+    Gain,
+    Measure,
+    Measured,
+    calibration_gain,
+    make_gain,
+    mean_gain,
+    paired_gain,
+    per_example,
+)
 from alphatune.tuning.sweep import Sweep
 
 Accept = Literal["significant", "best"]
-Scheme = Literal["cross-fitted", "progressive"]
-#: a score of one's own (own_score.py) goes by one name, whatever it measures
-Measure = Metric | Literal["score"]
-SCORE: Literal["score"] = "score"
-
 FOLDS = 10
-RESAMPLES = 2000
-CONFIDENCE = 0.95
 #: with fewer examples no interval means anything, and α = 0 is kept
 FEWEST_EXAMPLES = 20
-
-FloatArray = NDArray[np.float64]
-#: gain, interval, p and method
-Measured = tuple[float, tuple[float, float], float, str]
-
-
-@dataclass(frozen=True)
-class Gain:
-    """What choosing α is worth on unseen examples, in the metric's unit; positive is better."""
-
-    metric: Measure
-    delta: float
-    ci: tuple[float, float]
-    p: float
-    method: str
-    confidence: float
-    scheme: Scheme
-    examples: int  # whose scores the gain is the mean of
-    folds: int  # 0 for a progressive gain
-    fold_alphas: tuple[float, ...]  # the α that each fold, or lot, was scored at
-    significant: bool
 
 
 @dataclass(frozen=True)
@@ -129,7 +108,7 @@ def select_by_score(
         folds = max(2, min(folds, n // 2))
         rng = np.random.default_rng(seed)
         chosen, measured = _cross_fitted_mean(values, _stratified_folds(strata, folds, rng), SCORE, rng)
-        gain = _gain(SCORE, measured, "cross-fitted", n, folds, tuple(alphas[i] for i in chosen))
+        gain = make_gain(SCORE, measured, "cross-fitted", n, folds, tuple(alphas[i] for i in chosen))
     return decide(SCORE, {SCORE: best}, alphas[0], gain, n, accept)
 
 
@@ -184,11 +163,11 @@ def cross_fitted_gain(sweep: Sweep, metric: Metric, *, seed: int = 0, folds: int
         rows = np.arange(n)
         confidence = np.stack([s.confidence for s in sweep.scores])[chosen[fold], rows]
         correct = np.stack([s.top1 for s in sweep.scores])[chosen[fold], rows]
-        measured = _calibration_gain(confidence, correct, sweep.baseline, rng, limits=limits)
+        measured = calibration_gain(confidence, correct, sweep.baseline, rng, limits=limits)
     else:
-        values = np.stack([_per_example(s, metric) for s in sweep.scores])
+        values = np.stack([per_example(s, metric) for s in sweep.scores])
         chosen, measured = _cross_fitted_mean(values, fold, metric, rng)
-    return _gain(metric, measured, "cross-fitted", n, folds, tuple(sweep.alphas[i] for i in chosen))
+    return make_gain(metric, measured, "cross-fitted", n, folds, tuple(sweep.alphas[i] for i in chosen))
 
 
 def _cross_fitted_mean(
@@ -204,7 +183,7 @@ def _cross_fitted_mean(
     if chosen.any():
         limits = limits_of_choosing(differences, fold, chosen, CONFIDENCE, rng)
     difference = differences[chosen[fold], np.arange(len(fold))]
-    return chosen, _mean_gain(difference, metric, limits, changed=bool(chosen.any()))
+    return chosen, mean_gain(difference, metric, limits, changed=bool(chosen.any()))
 
 
 def progressive_gain(
@@ -223,77 +202,11 @@ def progressive_gain(
     return replace(gain, fold_alphas=alphas)
 
 
-def paired_gain(
-    scores: Scores,
-    baseline: Scores,
-    metric: Metric,
-    *,
-    seed: int = 0,
-    comparisons: int = 1,
-    folds: int = 0,
-    scheme: Scheme = "cross-fitted",
-) -> Gain:
-    """Gain of the same examples' scores over others.
-
-    Args:
-        scores: of examples that each had no part in choosing how they are scored.
-        baseline: of the same examples.
-        comparisons: gains that are looked at before one is believed; the interval and
-            what counts as significant allow for them all (Bonferroni).
-        folds, scheme: for the record.
-    """
-    rng = np.random.default_rng(seed)
-    confidence = 1 - (1 - CONFIDENCE) / comparisons
-    if metric == "ece":
-        measured = _calibration_gain(scores.confidence, scores.top1, baseline, rng, confidence)
-    else:
-        difference = _per_example(scores, metric) - _per_example(baseline, metric)
-        changed = not np.array_equal(scores.loss, baseline.loss)
-        measured = _mean_gain(difference, metric, Limits.without_choice(confidence), changed)
-    return _gain(metric, measured, scheme, len(scores), folds, (), confidence)
-
-
-def _gain(
-    metric: Measure,
-    measured: Measured,
-    scheme: Scheme,
-    examples: int,
-    folds: int,
-    alphas: tuple[float, ...],
-    confidence: float = CONFIDENCE,
-) -> Gain:
-    delta, ci, p, method = measured
-    significant = ci[0] > 0 and p <= 1 - confidence
-    return Gain(metric, delta, ci, p, method, confidence, scheme, examples, folds, alphas, significant)
-
-
-def paired_difference(scores: Scores, baseline: Scores, metric: Metric) -> tuple[float, float]:
-    """Interval of metric(scores) − metric(baseline) over the same examples.
-
-    The normal interval of a paired mean, for the band of a curve; it is not
-    corrected for looking at many α.
-    """
-    difference = _per_example(scores, metric) - _per_example(baseline, metric)
-    return paired_interval(difference if HIGHER_IS_BETTER[metric] else -difference)
-
-
-def paired_interval(difference: FloatArray) -> tuple[float, float]:
-    """Normal interval of the mean of paired differences."""
-    half = ndtri(0.5 + CONFIDENCE / 2) * difference.std(ddof=1) / np.sqrt(len(difference))
-    return float(difference.mean() - half), float(difference.mean() + half)
-
-
 def _value(scores: Scores, metric: Metric) -> float:
     """The metric with its sign turned so that larger is better."""
     if metric == "ece":
         return -expected_calibration_error(scores.confidence, scores.top1)
-    return float(_per_example(scores, metric).mean())
-
-
-def _per_example(scores: Scores, metric: Metric) -> FloatArray:
-    """One number an example, larger is better, whose mean is the metric."""
-    values: FloatArray = getattr(scores, metric).astype(np.float64)
-    return values if HIGHER_IS_BETTER[metric] else -values
+    return float(per_example(scores, metric).mean())
 
 
 def _stratified_folds(targets: NDArray[Any], folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -305,80 +218,9 @@ def _stratified_folds(targets: NDArray[Any], folds: int, rng: np.random.Generato
     return fold
 
 
-def _mean_gain(difference: FloatArray, metric: Measure, limits: Limits, changed: bool) -> Measured:
-    """Gain of a mean over examples.
-
-    Args:
-        changed: whether any output is another. If so, and none of these examples turned
-            from right to wrong or back, others may.
-    """
-    delta = float(difference.mean())
-    # A score of one's own may be a count of right and wrong as well.
-    counts = metric in ("top1", "top5") or (metric == SCORE and bool(np.isin(difference, (-1, 0, 1)).all()))
-    if np.ptp(difference) == 0 and not (counts and changed):  # nothing varies: nothing to test
-        return delta, (delta, delta), 1.0 if delta == 0 else 0.0, "no example differs"
-    from scipy import stats
-
-    if counts:
-        better, worse = int((difference > 0).sum()), int((difference < 0).sum())
-        ci = proportion_interval(better, worse, len(difference), limits.low, limits.high)
-        p = float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
-        method = f"paired score interval, McNemar exact test ({better} better, {worse} worse)"
-    else:
-        ci = mean_interval(difference, limits.low, limits.high)
-        p = float(stats.ttest_1samp(difference, 0.0).pvalue)
-        method = "paired t interval that allows for skewness, paired t-test"
-    return delta, ci, *_adjusted(p, method, limits)
-
-
-def _adjusted(p: float, method: str, limits: Limits) -> tuple[float, str]:
-    """p with what choosing does to it."""
-    if limits.trials == 1:
-        return p, method
-    return min(1.0, p * limits.trials), f"{method}, p times {limits.trials:.2f} for choosing"
-
-
 def _calibration_shares(scores: Scores) -> FloatArray:
     """Each example's share of the ECE, which is their mean: its gap, with the sign of its bin's sum."""
     sure = scores.confidence.astype(np.float64)
     bins, gaps = np.ceil(sure * ECE_BINS).astype(np.int64), sure - scores.top1
     shares: FloatArray = np.sign(np.bincount(bins, weights=gaps))[bins] * gaps
     return shares
-
-
-def _calibration_gain(
-    sure: NDArray[np.float32],
-    correct: NDArray[np.bool_],
-    baseline: Scores,
-    rng: np.random.Generator,
-    confidence: float = CONFIDENCE,
-    limits: Limits | None = None,
-) -> Measured:
-    """ECE is no mean over examples: resample the examples and compute it anew."""
-    plain = Limits.without_choice(confidence)
-    limits = limits or plain
-    rows = np.arange(len(sure))
-    before = (baseline.confidence, baseline.top1)
-
-    def gain(sample: Any) -> float:
-        return expected_calibration_error(before[0][sample], before[1][sample]) - expected_calibration_error(
-            sure[sample], correct[sample]
-        )
-
-    delta = gain(rows)
-    if np.array_equal(sure, before[0]) and np.array_equal(correct, before[1]):
-        return 0.0, (0.0, 0.0), 1.0, "no example differs"
-    resampled = np.array([gain(rng.integers(0, len(rows), len(rows))) for _ in range(RESAMPLES)])
-    tail = (1 - confidence) / 2
-    # Noise adds to an ECE, in the sample and once more in each resample. Reflecting
-    # the resamples about the estimate (the basic bootstrap) takes that second
-    # dose out; the first makes the interval err on the side of too small a gain.
-    reflected = 2 * delta - resampled
-    low, high = np.quantile(reflected, [tail, 1 - tail])
-    beyond = min((reflected <= 0).sum(), (reflected >= 0).sum())
-    p = min(1.0, 2 * (beyond + 1) / (RESAMPLES + 1))
-    # Of a gain's limits these are the ratio to those of one that had no choice.
-    low = delta - (delta - float(low)) * limits.high / plain.high
-    high = delta + (float(high) - delta) * limits.low / plain.low
-    p, method = _adjusted(float(p), "paired basic bootstrap, conservative", limits)
-    return delta, (low, high), p, method

@@ -25,12 +25,14 @@ from alphatune.norms.survey import NormLayer, survey
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.companions import BatchStatistics, compare_batch_statistics
 from alphatune.tuning.curve import CurvePoint, interpolated_curve, measured_curve
+from alphatune.tuning.gain import Gain
 from alphatune.tuning.granularity import GRANULARITIES, Granularity
 from alphatune.tuning.journal import Journal
+from alphatune.tuning.passes import Passes
 from alphatune.tuning.refinement import Refinement, refine
 from alphatune.tuning.remarks import remark_on_end, remark_on_layers
-from alphatune.tuning.search import FEWEST_EXAMPLES, Passes, Search, best_on, search, within_finite_range
-from alphatune.tuning.selection import Accept, Decision, Gain, best_index, decide, progressive_gain, select
+from alphatune.tuning.search import FEWEST_EXAMPLES, Search, best_on, search, within_finite_range
+from alphatune.tuning.selection import Accept, Decision, best_index, decide, progressive_gain, select
 from alphatune.tuning.sweep import Sweep, counting
 
 Curve = Literal["auto", "full"]

@@ -25,7 +25,7 @@ from alphatune.jobs.averages import mixed, open_images
 from alphatune.jobs.opening import prepare
 from alphatune.jobs.settings import TuneSettings
 from alphatune.models.calibration import ORDERS, recalibrate_
-from alphatune.tuning.selection import paired_gain
+from alphatune.tuning.gain import paired_gain
 
 
 def timed(work: Callable[[], Any]) -> float:
