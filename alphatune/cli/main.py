@@ -11,7 +11,6 @@ import sys
 import traceback
 from io import TextIOWrapper
 from itertools import pairwise
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -28,6 +27,7 @@ from alphatune.cli.inspect import inspect
 from alphatune.cli.memory import keep_freed_memory
 from alphatune.cli.report import report
 from alphatune.cli.schema import schema
+from alphatune.cli.signals import Terminated, signals_raised
 from alphatune.cli.train import train
 from alphatune.cli.tune import tune
 from alphatune.cli.usage import explain, require_utf8
@@ -82,9 +82,12 @@ def _global_options(
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point: run the command line and exit with its code."""
-    argv = sys.argv[1:] if argv is None else argv
-    signal.signal(signal.SIGTERM, _terminate)
     keep_freed_memory()
+    with signals_raised():
+        _run(sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv: list[str]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # an α must not fail where the encoding has none
             stream.reconfigure(errors="backslashreplace")
@@ -101,13 +104,15 @@ def main(argv: list[str] | None = None) -> None:
         _fail(argv, 2, *explain(error))
     except (KeyboardInterrupt, typer.Abort):
         _fail(argv, 130, "interrupted")
-    except _Terminated:
+    except Terminated:
         _fail(argv, 143, "terminated")
     except SystemExit as stop:
-        if sys.stdout is stdout:
-            _fail(argv, 70, f"internal error: SystemExit: {stop.code}")
-        _leave_stdout()
-        sys.exit(READER_LEFT)  # typer saw that, and would say 1
+        if sys.stdout is not stdout:  # typer saw that the reader left, and would say 1
+            _leave_stdout()
+            sys.exit(READER_LEFT)
+        if _is_from_typer(stop):  # completion has been answered
+            raise
+        _fail(argv, 70, f"internal error: SystemExit: {stop.code}")
     except BrokenPipeError:
         _leave_stdout()
         sys.exit(READER_LEFT)
@@ -124,6 +129,12 @@ def main(argv: list[str] | None = None) -> None:
     if code == 130:  # typer's own translation of Ctrl-C
         _fail(argv, 130, "interrupted")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_from_typer(stop: SystemExit) -> bool:
+    """Whether typer itself ended the command, not a model's or a data set's own code that looked like success."""
+    *_, (frame, _line) = traceback.walk_tb(stop.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("typer.")
 
 
 def _fail(argv: list[str], code: int, message: str, hint: str = "") -> None:
@@ -174,11 +185,3 @@ def _wants_json(argv: list[str]) -> bool:
     return any(f"{option}=json" in argv for option in options) or any(
         option in options and value == "json" for option, value in pairwise(argv)
     )
-
-
-class _Terminated(BaseException):
-    """SIGTERM, on its way up through every ``finally``."""
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise _Terminated

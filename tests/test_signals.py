@@ -1,0 +1,97 @@
+"""A signal is not lost where Python loses exceptions; own code that exits has not done the work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alphatune.cli.signals import Terminated, signals_raised
+
+NET = """
+import os, signal, sys, time, weakref
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(3)
+        self.head = torch.nn.Linear(3, 4)
+
+    def forward(self, x):
+        time.sleep(0.02)  # work enough to be interrupted in
+        {happens}
+        return self.head(self.norm(x).mean((2, 3)))
+
+class Deleted:
+    def __del__(self):
+        os.kill(os.getpid(), NUMBER)
+        for _ in range(100):
+            pass
+
+class Referred:
+    pass
+
+def signalled(_reference):
+    os.kill(os.getpid(), NUMBER)
+    for _ in range(100):
+        pass
+
+NUMBER = int(os.environ.get("NUMBER", 0))
+"""
+LOSERS = {
+    "__del__": "Deleted()",
+    "weak reference": "thing = Referred(); ref = weakref.ref(thing, signalled); del thing",
+    "after fork": "os.register_at_fork(after_in_parent=lambda: signalled(0)); os.fork() or os._exit(0)",
+}
+
+
+def evaluate(tmp_path: Path, data: Path, happens: str, number: int = 0) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "own.py").write_text(NET.format(happens=happens))
+    return subprocess.run(
+        [sys.executable, "-m", "alphatune", "evaluate", f"{tmp_path / 'own.py'}:Net", "--data", data, "--workers", "0",
+         "--input-size", "12", "--mean", "0.5", "--std", "0.25", "--batch-size", "1"],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "NUMBER": str(int(number))},
+        # A job in the background inherits "ignore Ctrl-C", which is no terminal's state.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("happens", LOSERS.values(), ids=LOSERS)
+def test_a_signal_that_python_drops(
+    tmp_path: Path, image_folder: Path, happens: str, number: int, code: int
+) -> None:
+    done = evaluate(tmp_path, image_folder, happens, number)
+    assert done.returncode == code, done.stderr
+    assert "ignored" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize("happens", ["sys.exit(0)", "raise SystemExit"])
+def test_a_model_that_exits_has_not_been_evaluated(tmp_path: Path, image_folder: Path, happens: str) -> None:
+    done = evaluate(tmp_path, image_folder, happens)
+    assert done.returncode == 70, done.stderr
+    assert "SystemExit" in done.stderr
+
+
+def test_everything_is_as_before_afterwards() -> None:
+    class Broken:
+        def __del__(self) -> None:
+            raise ZeroDivisionError("seen")
+
+    hook, handler, told = sys.unraisablehook, signal.getsignal(signal.SIGTERM), []
+    try:
+        sys.unraisablehook = told.append
+        with pytest.raises(Terminated), signals_raised():
+            Broken()
+            signal.raise_signal(signal.SIGTERM)
+        assert sys.unraisablehook == told.append
+    finally:
+        sys.unraisablehook = hook
+    assert [type(error.exc_value) for error in told] == [ZeroDivisionError]
+    assert signal.getsignal(signal.SIGTERM) is handler
