@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 from conftest import Run, write_images
 
+import alphatune
 from alphatune import hashing
 from alphatune.jobs.recall import recall_tune
 from alphatune.jobs.settings import TuneSettings, to_command
 
 CODE = """
+import json, sys
+sys.path.insert(0, sys.argv[2])
 from alphatune.jobs.recall import recall_tune
 from alphatune.jobs.settings import TuneSettings
-import json, sys
 document = recall_tune(TuneSettings(**json.loads(sys.argv[1])))
 print(document["cache"]["key"] if document else "", "torch" in sys.modules)
 """
@@ -64,7 +66,9 @@ def settings(run: Run, cache: Path, tmp_path: Path) -> dict:
 
 
 def test_torch_is_not_waited_for(settings: dict, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", CODE, json.dumps(settings)], capture_output=True, text=True,
+    # The installation that these tests run, which need not be the one in the current folder.
+    installed = Path(alphatune.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", CODE, json.dumps(settings), installed], capture_output=True, text=True,
                           timeout=60, env=os.environ)  # fmt: skip
     key, torch = done.stdout.split()
     assert len(key) == 64, done.stderr
