@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, Run
+from conftest import CLASSES, TINY, Run
 
 from alphatune.jobs import result_cache
 
@@ -140,6 +140,34 @@ def test_code_of_ones_own_that_changed(cache: Path, words: list[object], tmp_pat
     with (tmp_path / "tiny_copy.py").open("a") as code:
         code.write("\n# anything\n")
     assert not cached()
+
+
+EDITS = """
+class Edits(Tiny):
+    def forward(self, x):
+        if len(x) > 8 and os.path.exists(EDITED):  # not where the model is tried
+            os.replace(EDITED, IMAGE)
+        return super().forward(x)
+
+def tiny():
+    return Edits()
+"""
+
+
+def test_an_image_that_changed_meanwhile(
+    run: Run, cache: Path, words: list[object], data: Path, tmp_path: Path
+) -> None:
+    """The key is that of the images before: they are put back, and nothing was kept of them."""
+    image, other = (data / name / "000.png" for name in CLASSES[:2])
+    content = image.read_bytes()
+    edited = shutil.copy(other, tmp_path / "edited")
+    with (tmp_path / "tiny_copy.py").open("a") as code:
+        code.write(f"import os\nEDITED, IMAGE = {str(edited)!r}, {str(image)!r}\n{EDITS}")
+    tuned(run, words)
+    assert image.read_bytes() == other.read_bytes()
+    image.write_bytes(content)
+    assert tuned(run, words)["cache"] is None
+    assert tuned(run, words)["cache"] is not None
 
 
 def test_no_cache(run: Run, cache: Path, words: list[object]) -> None:

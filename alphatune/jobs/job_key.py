@@ -49,7 +49,9 @@ def find_result(
     if root is None or settings.no_cache:
         return None
     try:
-        data = [fingerprint(b.examples, root / NOTES) for b in (prepared.batches, *others)]
+        images = [b.examples for b in (prepared.batches, *others)]
+        states = [file_state(file) for examples in images for file in files_of(examples) or ()]
+        data = [fingerprint(examples, root / NOTES) for examples in images]
         if None in data:
             return None
         code = _code(settings, prepared)
@@ -57,7 +59,7 @@ def find_result(
         inputs = _inputs(settings, prepared, others)
     except (OSError, RuntimeError):  # a file that went away, a tensor that has no bytes
         return None
-    return CachedResult(root / key, key, None if inputs is None else (*inputs, *code))
+    return CachedResult(root / key, key, None if inputs is None else (*inputs, *code), tuple(states))
 
 
 def quick_key(settings: TuneSettings, prepared: Prepared, others: tuple[Batches, ...]) -> str:

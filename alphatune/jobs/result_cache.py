@@ -23,7 +23,7 @@ from typing import Any
 
 from alphatune.cache_folder import cache_folder, private_folder
 from alphatune.errors import AlphatuneError
-from alphatune.hashing import sha256
+from alphatune.hashing import FileState, file_state, sha256
 from alphatune.jobs.gates import Gate, judge
 from alphatune.jobs.settings import TuneSettings, input_paths, to_command, to_toml, values_to_toml
 from alphatune.models.output import beside, remove, staged
@@ -49,6 +49,8 @@ class CachedResult:
     key: str
     #: every file and folder that the job read; None where that cannot be told
     inputs: tuple[str, ...] | None = None
+    #: the files of the images as they were when the key was found, before anything was measured
+    images: tuple[FileState, ...] = ()
 
     def read(self) -> dict[str, Any] | None:
         """The document, if the folder is there and whole."""
@@ -63,9 +65,13 @@ class CachedResult:
         return document if isinstance(document, dict) else None
 
     def keep(self, output: Path) -> None:
-        """Copy a tuned folder here; a cache that cannot be written to costs time, nothing else."""
+        """Copy a tuned folder here, unless images changed while they were measured: the key is of what they were.
+
+        A cache that cannot be written to costs time, nothing else.
+        """
         with contextlib.suppress(OSError, AlphatuneError):
-            if _size(output) <= MOST_BYTES:
+            unchanged = all(file_state(path) == (path, *rest) for path, *rest in self.images)
+            if unchanged and _size(output) <= MOST_BYTES:
                 with staged(self.folder, overwrite=True) as stage:
                     shutil.copytree(output, stage, dirs_exist_ok=True)
                 _make_room(self.folder.parent)
