@@ -33,6 +33,10 @@ class Deleted:
         for _ in range(100):
             pass
 
+class Broken:
+    def __del__(self):
+        raise ZeroDivisionError("of mine")
+
 class Referred:
     pass
 
@@ -50,11 +54,13 @@ LOSERS = {
 }
 
 
-def evaluate(tmp_path: Path, data: Path, happens: str, number: int = 0) -> subprocess.CompletedProcess[str]:
+def evaluate(
+    tmp_path: Path, data: Path, happens: str, number: int = 0, *more: str
+) -> subprocess.CompletedProcess[str]:
     (tmp_path / "own.py").write_text(NET.format(happens=happens))
     return subprocess.run(
         [sys.executable, "-m", "alphatune", "evaluate", f"{tmp_path / 'own.py'}:Net", "--data", data, "--workers", "0",
-         "--input-size", "12", "--mean", "0.5", "--std", "0.25", "--batch-size", "1"],
+         "--input-size", "12", "--mean", "0.5", "--std", "0.25", "--batch-size", "1", *more],
         capture_output=True, text=True, timeout=60, env={**os.environ, "NUMBER": str(int(number))},
         # A job in the background inherits "ignore Ctrl-C", which is no terminal's state.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -79,6 +85,16 @@ def test_a_model_that_exits_has_not_been_evaluated(tmp_path: Path, image_folder:
     assert "SystemExit" in done.stderr
 
 
+def test_any_other_error_that_python_drops_is_one_line(tmp_path: Path, image_folder: Path) -> None:
+    done = evaluate(tmp_path, image_folder, "Broken()")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    told = [line for line in done.stderr.splitlines() if "ZeroDivisionError" in line]
+    assert told
+    assert all(line.startswith("warning: exception ignored in") and "of mine" in line for line in told)
+    assert "Traceback" in evaluate(tmp_path, image_folder, "Broken()", 0, "-v").stderr
+
+
 def test_everything_is_as_before_afterwards() -> None:
     class Broken:
         def __del__(self) -> None:
@@ -87,7 +103,7 @@ def test_everything_is_as_before_afterwards() -> None:
     hook, handler, told = sys.unraisablehook, signal.getsignal(signal.SIGTERM), []
     try:
         sys.unraisablehook = told.append
-        with pytest.raises(Terminated), signals_raised():
+        with pytest.raises(Terminated), signals_raised(verbose=True):
             Broken()
             signal.raise_signal(signal.SIGTERM)
         assert sys.unraisablehook == told.append

@@ -82,9 +82,10 @@ def _global_options(
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point: run the command line and exit with its code."""
+    argv = sys.argv[1:] if argv is None else argv
     keep_freed_memory()
-    with signals_raised():
-        _run(sys.argv[1:] if argv is None else argv)
+    with signals_raised(_is_verbose(argv)):
+        _run(argv)
 
 
 def _run(argv: list[str]) -> None:
@@ -121,7 +122,7 @@ def _run(argv: list[str]) -> None:
             _fail(argv, 5, f"cannot write: {one_line(error)}")
         if failure := machine_failure(error):
             _fail(argv, failure.exit_code, failure.message, failure.hint)
-        if {"-v", "--verbose"} & set(argv):
+        if _is_verbose(argv):
             traceback.print_exc()
         _fail(
             argv, 70, f"internal error: {type(error).__name__}: {one_line(error)}", "-v shows the traceback"
@@ -177,6 +178,10 @@ def _leave_stdout() -> None:
             sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _is_verbose(argv: list[str]) -> bool:
+    return bool({"-v", "--verbose"} & set(argv))
 
 
 def _wants_json(argv: list[str]) -> bool:
