@@ -79,6 +79,27 @@ class Population:
         return Sweep(self.alphas, tuple(scores))
 
 
+@dataclass(frozen=True)
+class Sharpened:
+    """Networks that are too sure by a factor of each α; at 1 they know how often they are right, but for a little noise."""
+
+    factors: tuple[float, ...]
+    alphas: tuple[float, ...] = (0, 0.05, 0.1, 0.2, 0.3, 0.5)
+
+    def draw(self, n: int, rng: np.random.Generator) -> Sweep:
+        """Scores of n examples at every α."""
+        z = 2 * rng.standard_normal((n, CLASSES)).astype(np.float32)
+        p = np.exp(z - z.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        targets = (p.cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1).astype(np.int32)
+        noise = rng.standard_normal((n, CLASSES)).astype(np.float32)
+        at_each = zip(self.alphas, self.factors, strict=True)
+        scores = [
+            scored((z + 0.3 * alpha * noise) * np.float32(factor), targets) for alpha, factor in at_each
+        ]
+        return Sweep(self.alphas, tuple(scores))
+
+
 def scored(z: NDArray[np.float32], targets: NDArray[np.int32]) -> Scores:
     """What ``score_logits`` gives, but for top-5."""
     rows = np.arange(len(z))

@@ -128,8 +128,7 @@ def test_command_takes_the_smallest_of_every_family(run: Run, family: str) -> No
         "images have 1 or 3 channels, the input size asks for 4",
     )
     inspect("--input-size", side, "--model-kwargs", "num_classes=0")
-    code, _ = inspect("--input-size", side, "--model-kwargs", "features_only=True")
-    assert code == 2
+    inspect("--input-size", side, "--model-kwargs", "features_only=True")  # maps in place of logits
 
 
 @pytest.mark.parametrize(

@@ -228,26 +228,31 @@ def test_what_cannot_be_helped(tune: list[object], tmp_path: Path, fault: str, s
         assert sha256(tmp_path / "out" / name) == sha256(tmp_path / "whole" / name)
 
 
-@pytest.mark.parametrize("changed", ["images", "labels", "weights"])
+@pytest.mark.parametrize("cache", ["off", "on"])
+@pytest.mark.parametrize("changed", ["images", "images for a while", "labels", "weights"])
 def test_nothing_goes_on_with_other_data(
-    tune: list[object], image_folder: Path, tiny_checkpoint: Path, tmp_path: Path, changed: str
+    tune: list[object], image_folder: Path, tiny_checkpoint: Path, tmp_path: Path, changed: str, cache: str
 ) -> None:
-    """Under the same names, and without a cache of results that would have hashed them."""
+    """Under the same names; nobody knows what the first run saw of images that were put back since."""
     data, checkpoint = tmp_path / "data", tmp_path / "weights.pth"
     shutil.copytree(image_folder, data)
     shutil.copy(tiny_checkpoint, checkpoint)
     words = [*tune, "--data", data, "--checkpoint", checkpoint, "--checkpoint-minutes", 0]
-    code, err = run_forked(words, environment={"FAULT": "gpu 5"})
+    place = {"ALPHATUNE_CACHE": str(tmp_path / "cache") if cache == "on" else "off"}
+    code, err = run_forked(words, environment={"FAULT": "gpu 5"} | place)
     assert code == 5, err
     if changed == "images":
         shutil.copy(data / "bee" / "000.png", data / "ant" / "000.png")
+    elif changed == "images for a while":
+        image = data / "ant" / "000.png"
+        image.write_bytes(image.read_bytes())
     elif changed == "labels":
         shutil.move(data / "ant" / "000.png", data / "bee" / "more.png")
     else:
         content = torch.load(checkpoint)
         content["state_dict"]["module.head.bias"] += 1
         torch.save(content, checkpoint)
-    code, err = run_forked([*words, "--resume"])
+    code, err = run_forked([*words, "--resume"], environment=place)
     assert code == 3, err
     assert "other settings, model or data" in one_error(err)
     run_whole(words)

@@ -21,12 +21,19 @@ import torch
 from numpy.typing import NDArray
 from scipy import optimize, stats
 from scipy.special import xlogy
-from score_population import Examples, Population, scored
+from score_population import Examples, Population, Sharpened, scored
 from torch import nn
 
 from alphatune.data.prefetch import Batch
 from alphatune.distributed import World
-from alphatune.evaluation import HIGHER_IS_BETTER, Metric, Predictor, Scores, concatenate
+from alphatune.evaluation import (
+    HIGHER_IS_BETTER,
+    Metric,
+    Predictor,
+    Scores,
+    concatenate,
+    expected_calibration_error,
+)
 from alphatune.norms.patching import Alpha
 from alphatune.tuning.fold_luck import Limits, limits_of_choosing
 from alphatune.tuning.gain import CONFIDENCE, Gain, paired_gain
@@ -343,6 +350,47 @@ def test_false_alarms_by_ece(n: int, runs: int) -> None:
     report(f"ordinary | none | {n}", counts)
     assert counts["cross-fitted", "ece"].significant <= most(runs, 0.05)
     assert counts["cross-fitted", "ece"].covered >= runs - most(runs, 0.07)
+
+
+CALIBRATIONS = {
+    "too sure": Sharpened((1.2, 1.15, 1.1, 1.05, 1.12, 1.2)),
+    "far too sure": Sharpened((1.4, 1.3, 1.2, 1.1, 1.2, 1.4)),
+    "too sure, then calibrated": Sharpened((1.12, 1.08, 1.04, 1.0, 1.04, 1.1)),
+    "far too sure, then calibrated": Sharpened((1.3, 1.2, 1.1, 1.0, 1.1, 1.3)),
+    "few changes, heavy tails": replace(POPULATIONS["few changes, heavy tails"], effect=EFFECTS["large"]),
+}
+
+
+@cache
+def true_ece(population: Population | Sharpened) -> NDArray[np.float64]:
+    """Of each α, from 2 000 000 independent examples."""
+    rng = np.random.default_rng(987)
+    sweeps = [population.draw(50_000, rng).scores for _ in range(40)]
+    at_each = [
+        [np.concatenate([getattr(scores, name) for scores in parts]) for name in ("confidence", "top1")]
+        for parts in zip(*sweeps, strict=True)
+    ]
+    return np.array([expected_calibration_error(confidence, right) for confidence, right in at_each])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "runs"), [(300, 300), (1000, 300), (5000, 150)])
+@pytest.mark.parametrize("name", CALIBRATIONS)
+def test_coverage_by_ece(name: str, n: int, runs: int) -> None:
+    """Noise moves what is measured, and the interval is wide enough for it, but for a tiny gain of few changes."""
+    population = CALIBRATIONS[name]
+    gains = true_ece(population)[0] - true_ece(population)
+    rows = []
+    for seed in range(runs):
+        gain = fold_by_fold(population.draw(n, np.random.default_rng((n, seed))), "ece", seed)
+        worth = gains[[population.alphas.index(alpha) for alpha in gain.fold_alphas]].mean()
+        rows.append((worth, gain.delta, gain.significant, gain.ci[0] <= worth <= gain.ci[1]))
+    worth, measured, significant, covered = np.mean(rows, axis=0)
+    print(f"| {name} | {n} | {worth:.4f} | {measured:.4f} | {100 * significant:.1f} | {100 * covered:.1f} |")
+    if isinstance(population, Sharpened):
+        assert measured < worth
+        assert covered * runs >= runs - most(runs, 0.07)
+    assert covered * runs >= runs - most(runs, 0.12)
 
 
 class Drawn:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -37,6 +39,27 @@ class Broken:
     def __del__(self):
         raise ZeroDivisionError("of mine")
 
+class BadError(Exception):
+    def __str__(self):
+        raise OSError
+
+class Unspeakable:
+    def __repr__(self):
+        raise OSError
+    def __del__(self):
+        raise BadError
+
+class SignalledError(Exception):
+    def __str__(self):
+        os.kill(os.getpid(), NUMBER)
+        for _ in range(100):
+            pass
+        return ""
+
+class Late:
+    def __del__(self):
+        raise SignalledError
+
 class Referred:
     pass
 
@@ -50,12 +73,13 @@ NUMBER = int(os.environ.get("NUMBER", 0))
 LOSERS = {
     "__del__": "Deleted()",
     "weak reference": "thing = Referred(); ref = weakref.ref(thing, signalled); del thing",
+    "while another error is told": "Late()",
     "after fork": "os.register_at_fork(after_in_parent=lambda: signalled(0)); os.fork() or os._exit(0)",
 }
 
 
 def evaluate(
-    tmp_path: Path, data: Path, happens: str, number: int = 0, *more: str
+    tmp_path: Path, data: Path, happens: str, number: int = 0, *more: str, stderr: bool = True
 ) -> subprocess.CompletedProcess[str]:
     (tmp_path / "own.py").write_text(NET.format(happens=happens))
     return subprocess.run(
@@ -63,7 +87,7 @@ def evaluate(
          "--input-size", "12", "--mean", "0.5", "--std", "0.25", "--batch-size", "1", *more],
         capture_output=True, text=True, timeout=60, env={**os.environ, "NUMBER": str(int(number))},
         # A job in the background inherits "ignore Ctrl-C", which is no terminal's state.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) if stderr else os.close(2),
     )  # fmt: skip
 
 
@@ -78,7 +102,9 @@ def test_a_signal_that_python_drops(
     assert done.stderr.splitlines()[-1].startswith("error: ")
 
 
-@pytest.mark.parametrize("happens", ["sys.exit(0)", "raise SystemExit"])
+@pytest.mark.parametrize(
+    "happens", ["sys.exit(0)", "raise SystemExit", "import typer; typer.run(print) or sys.exit(0)"]
+)
 def test_a_model_that_exits_has_not_been_evaluated(tmp_path: Path, image_folder: Path, happens: str) -> None:
     done = evaluate(tmp_path, image_folder, happens)
     assert done.returncode == 70, done.stderr
@@ -93,6 +119,35 @@ def test_any_other_error_that_python_drops_is_one_line(tmp_path: Path, image_fol
     assert told
     assert all(line.startswith("warning: exception ignored in") and "of mine" in line for line in told)
     assert "Traceback" in evaluate(tmp_path, image_folder, "Broken()", 0, "-v").stderr
+
+
+def test_an_error_that_cannot_be_told(tmp_path: Path, image_folder: Path) -> None:
+    done = evaluate(tmp_path, image_folder, "Unspeakable()")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "BadError: <BadError>" in done.stderr
+
+
+@pytest.mark.parametrize("happens", ["pass", "Broken()"])
+@pytest.mark.parametrize("words", [(), ("--quiet",)])
+def test_stderr_that_is_closed(
+    tmp_path: Path, image_folder: Path, happens: str, words: tuple[str, ...]
+) -> None:
+    """Then stdout holds the result all the same, and nothing else."""
+    done = evaluate(tmp_path, image_folder, happens, 0, "--format", "json", *words, stderr=False)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["command"] == "evaluate"
+
+
+@pytest.mark.parametrize("stream", [2, "/dev/full"])
+def test_an_error_that_stderr_does_not_take(stream: int | str) -> None:
+    """The exit code says it."""
+    if stream != 2 and not Path(str(stream)).exists():
+        pytest.skip(f"no {stream}")
+    command = shlex.join([sys.executable, "-m", "alphatune", "report", "nowhere"])
+    redirect = "2>&-" if stream == 2 else f"2>{stream}"
+    done = subprocess.run(f"{command} {redirect}", shell=True, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (3, "")
 
 
 def test_everything_is_as_before_afterwards() -> None:

@@ -56,7 +56,7 @@ def bench(
     settings = o.settings_from(ctx, BenchSettings)
     if verbose:
         console.note(f"settings: {settings}")
-    document = run_bench(settings, console.note if not quiet and sys.stderr.isatty() else None)
+    document = run_bench(settings, console.note if not quiet and console.is_terminal(sys.stderr) else None)
     if not quiet:
         console.remark_on(document)
     if format == "json":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -16,11 +16,16 @@ BARS = "▁▂▃▄▅▆▇█"
 
 def stdout() -> Console:
     """For the result. Wide when piped, so that no table is cut to 80 columns."""
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    return Console(width=None if is_terminal(sys.stdout) else 140, highlight=False)
 
 
 def stderr() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person may be reading; None is a stream that the caller closed."""
+    return stream is not None and stream.isatty()
 
 
 def note(message: str) -> None:
@@ -82,7 +87,7 @@ def sparkline(values: Sequence[float]) -> str:
 @contextmanager
 def progress_bar(title: str, quiet: bool) -> Iterator[Callable[[int, int | None], None] | None]:
     """A bar with rate and time left on stderr, on a terminal only."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not is_terminal(sys.stderr):
         yield None
         return
     from rich.progress import (

@@ -111,7 +111,7 @@ def _run(argv: list[str]) -> None:
         if sys.stdout is not stdout:  # typer saw that the reader left, and would say 1
             _leave_stdout()
             sys.exit(READER_LEFT)
-        if _is_from_typer(stop):  # completion has been answered
+        if _asks_for_completion(argv):
             raise
         _fail(argv, 70, f"internal error: SystemExit: {stop.code}")
     except BrokenPipeError:
@@ -132,10 +132,11 @@ def _run(argv: list[str]) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _is_from_typer(stop: SystemExit) -> bool:
-    """Whether typer itself ended the command, not a model's or a data set's own code that looked like success."""
-    *_, (frame, _line) = traceback.walk_tb(stop.__traceback__)
-    return str(frame.f_globals.get("__name__")).startswith("typer.")
+def _asks_for_completion(argv: list[str]) -> bool:
+    """Whether typer answers a shell, and leaves when it has; no command is run then."""
+    return "_ALPHATUNE_COMPLETE" in os.environ or bool(
+        {"--install-completion", "--show-completion"} & set(argv[:1])
+    )
 
 
 def _fail(argv: list[str], code: int, message: str, hint: str = "") -> None:
@@ -145,7 +146,9 @@ def _fail(argv: list[str], code: int, message: str, hint: str = "") -> None:
         with contextlib.suppress(OSError):  # a full disk may be what there is to tell
             print(json.dumps({"error": {"code": code, "message": message, "hint": hint}}), flush=True)
     _leave_stdout()
-    print(f"error: {message}" + (f" ({hint})" if hint else ""), file=sys.stderr)
+    with contextlib.suppress(OSError):
+        if sys.stderr is not None:
+            print(f"error: {message}" + (f" ({hint})" if hint else ""), file=sys.stderr, flush=True)
     _end_workers()
     sys.exit(code)
 

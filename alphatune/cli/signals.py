@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from alphatune.errors import one_line
 
@@ -21,7 +22,7 @@ class Terminated(BaseException):
 
 @contextmanager
 def signals_raised(verbose: bool = False) -> Iterator[None]:
-    """Inside, SIGTERM raises ``Terminated``, and neither it nor KeyboardInterrupt can be lost.
+    """Inside, SIGTERM raises ``Terminated``, and where Python drops it or KeyboardInterrupt it is raised again.
 
     Python drops what is raised in ``__del__``, in a weak reference's callback or in a hook around fork ("Exception
     ignored in"). A loader that starts its workers spends so much of its time there that some Ctrl-C had no effect.
@@ -31,39 +32,43 @@ def signals_raised(verbose: bool = False) -> Iterator[None]:
         verbose: tell it as Python does, with its traceback.
     """
     process, report = os.getpid(), sys.unraisablehook
-    lost: list[type[BaseException]] = []
+    before: dict[int, Any] = {}
 
-    def raise_lost(_number: int, _frame: FrameType | None) -> None:
-        if lost:
-            error = lost[0]
-            lost.clear()
-            raise error
-
-    def keep(unraisable: sys.UnraisableHookArgs) -> None:
-        error = unraisable.exc_value
-        if not isinstance(error, KeyboardInterrupt | Terminated):
-            report(unraisable) if verbose else _report_shortly(unraisable)
-        elif os.getpid() == process:
-            if not lost:  # an alarm, as only a signal interrupts whatever the command does by then
-                signal.setitimer(signal.ITIMER_REAL, _LATER)
-            lost.append(type(error))
+    def handle(number: int, handler: Callable[[int, FrameType | None], None]) -> None:
+        before.setdefault(number, signal.getsignal(number) or signal.SIG_DFL)
+        signal.signal(number, handler)
 
     def terminate(_number: int, _frame: FrameType | None) -> None:
         raise Terminated
 
-    handlers = {signal.SIGTERM: terminate}
-    if has_alarm := hasattr(signal, "setitimer"):  # not on Windows
-        handlers[signal.SIGALRM] = raise_lost
-        sys.unraisablehook = keep
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    def raise_soon(error: type[BaseException]) -> None:
+        def raise_it(_number: int, _frame: FrameType | None) -> None:
+            raise error
+
+        if os.getpid() == process:  # an alarm, as only a signal interrupts whatever the command does by then
+            handle(signal.SIGALRM, raise_it)
+            signal.setitimer(signal.ITIMER_REAL, _LATER)
+
+    def keep(unraisable: sys.UnraisableHookArgs) -> None:
+        try:
+            if isinstance(unraisable.exc_value, KeyboardInterrupt | Terminated):
+                raise_soon(type(unraisable.exc_value))
+            else:
+                report(unraisable) if verbose else _report_shortly(unraisable)
+        except (KeyboardInterrupt, Terminated) as late:
+            raise_soon(type(late))
+
+    handle(signal.SIGTERM, terminate)
     try:
+        if hasattr(signal, "setitimer"):  # not on Windows
+            sys.unraisablehook = keep
         yield
     finally:
         sys.unraisablehook = report
-        if has_alarm:
+        if getattr(signal, "SIGALRM", None) in before:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+            signal.signal(number, handler)
 
 
 def _report_shortly(unraisable: sys.UnraisableHookArgs) -> None:
@@ -72,6 +77,14 @@ def _report_shortly(unraisable: sys.UnraisableHookArgs) -> None:
     Such an exception may be nobody's fault: one that a worker's death raises while a thread is being started makes
     ``threading`` stumble in that thread.
     """
-    where = one_line(f"{unraisable.err_msg or 'Exception ignored in'} {unraisable.object!r}", 200)
-    what = f"{unraisable.exc_type.__name__}: {one_line(unraisable.exc_value)}"
-    print(f"warning: {where[:1].lower()}{where[1:]}: {what} (-v shows the traceback)", file=sys.stderr)
+    where = f"{unraisable.err_msg or 'Exception ignored in'} {_text(repr, unraisable.object)}"
+    what = f"{unraisable.exc_type.__name__}: {_text(str, unraisable.exc_value)}"
+    if sys.stderr is not None:  # closed by the caller
+        print(f"warning: {where[:1].lower()}{where[1:]}: {what} (-v shows the traceback)", file=sys.stderr)
+
+
+def _text(convert: Callable[[object], str], value: object) -> str:
+    try:
+        return one_line(convert(value), 200)
+    except Exception:  # somebody's __repr__ or __str__ may raise anything
+        return f"<{type(value).__name__}>"

@@ -104,7 +104,7 @@ def run_tune(
         claims = world.share(lambda: held.enter_context(claimed(output)) if world.first else output)
         stage = claims[0]
         shown = progress if world.first else None
-        journal = _journal(settings, prepared, world, known.key if known else None, averages.batches())
+        journal = _journal(settings, prepared, world, averages.batches())
         replaced = replace_averages_(averages, settings, prepared, predictor, world, shown)
         result = tune(
             module,
@@ -146,12 +146,11 @@ def run_tune(
 
 
 def _journal(
-    settings: TuneSettings, prepared: Prepared, world: World, key: str | None, images: tuple[Batches, ...]
+    settings: TuneSettings, prepared: Prepared, world: World, images: tuple[Batches, ...]
 ) -> Journal:
     """Where a run keeps its state: beside the output, until that is written.
 
     Args:
-        key: of the result, where it was worked out.
         images: further ones that the result depends on.
     """
     folder = beside(Path(os.path.abspath(settings.output)), "resume")
@@ -161,7 +160,8 @@ def _journal(
         "alphatune": alphatune.__version__,
         "checkpoint_sha256": checkpoint.sha256 if checkpoint else "",
         "examples": len(prepared.batches),
-        "content": key or quick_key(settings, prepared, images),  # of model, data and code
+        # Not the result's key, which is one of content: images may have been others for a while.
+        "state": quick_key(settings, prepared, images),  # of model, data and code
     }
     job = world.share(lambda: job)[0]  # the others have other devices
 
