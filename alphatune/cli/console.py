@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from alphatune.cli.stderr import tell
+
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -41,7 +43,7 @@ def warn(messages: Sequence[str]) -> None:
 def fail(messages: Sequence[str]) -> None:
     """What ended with an exit code of its own, though there is a result."""
     for message in messages:
-        print(f"error: {message}", file=sys.stderr)
+        tell(f"error: {message}")
 
 
 def remark_on(document: dict[str, Any]) -> None:

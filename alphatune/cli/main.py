@@ -28,6 +28,7 @@ from alphatune.cli.memory import keep_freed_memory
 from alphatune.cli.report import report
 from alphatune.cli.schema import schema
 from alphatune.cli.signals import Terminated, signals_raised
+from alphatune.cli.stderr import tell
 from alphatune.cli.train import train
 from alphatune.cli.tune import tune
 from alphatune.cli.usage import explain, require_utf8
@@ -89,6 +90,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(argv: list[str]) -> None:
+    """Run the command, and make of whatever it raises its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # an α must not fail where the encoding has none
             stream.reconfigure(errors="backslashreplace")
@@ -146,9 +148,7 @@ def _fail(argv: list[str], code: int, message: str, hint: str = "") -> None:
         with contextlib.suppress(OSError):  # a full disk may be what there is to tell
             print(json.dumps({"error": {"code": code, "message": message, "hint": hint}}), flush=True)
     _leave_stdout()
-    with contextlib.suppress(OSError):
-        if sys.stderr is not None:
-            print(f"error: {message}" + (f" ({hint})" if hint else ""), file=sys.stderr, flush=True)
+    tell(f"error: {message}" + (f" ({hint})" if hint else ""))
     _end_workers()
     sys.exit(code)
 

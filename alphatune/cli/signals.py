@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from alphatune.cli.stderr import tell
 from alphatune.errors import one_line
 
 #: seconds until a lost exception is raised again: long enough to have left the place where it was lost
@@ -79,8 +80,7 @@ def _report_shortly(unraisable: sys.UnraisableHookArgs) -> None:
     """
     where = f"{unraisable.err_msg or 'Exception ignored in'} {_text(repr, unraisable.object)}"
     what = f"{unraisable.exc_type.__name__}: {_text(str, unraisable.exc_value)}"
-    if sys.stderr is not None:  # closed by the caller
-        print(f"warning: {where[:1].lower()}{where[1:]}: {what} (-v shows the traceback)", file=sys.stderr)
+    tell(f"warning: {where[:1].lower()}{where[1:]}: {what} (-v shows the traceback)")
 
 
 def _text(convert: Callable[[object], str], value: object) -> str:

@@ -70,7 +70,7 @@ class CachedResult:
         A cache that cannot be written to costs time, nothing else.
         """
         with contextlib.suppress(OSError, AlphatuneError):
-            unchanged = all(file_state(path) == (path, *rest) for path, *rest in self.images)
+            unchanged = all(file_state(before[0]) == before for before in self.images)
             if unchanged and _size(output) <= MOST_BYTES:
                 with staged(self.folder, overwrite=True) as stage:
                     shutil.copytree(output, stage, dirs_exist_ok=True)

@@ -156,10 +156,8 @@ def cross_fitted_gain(sweep: Sweep, metric: Metric, *, seed: int = 0, folds: int
     fold = _stratified_folds(sweep.baseline.targets, folds, rng)
     if metric == "ece":
         chosen = np.array([best_index(sweep, metric, np.flatnonzero(fold != k)) for k in range(folds)])
-        limits = Limits.without_choice(CONFIDENCE)
-        if chosen.any():
-            shares = np.stack([_calibration_shares(s) for s in sweep.scores])
-            limits = limits_of_choosing(shares[0] - shares, fold, chosen, CONFIDENCE, rng)
+        shares = np.stack([_calibration_shares(s) for s in sweep.scores])
+        limits = _limits(shares[0] - shares, fold, chosen, rng)
         rows = np.arange(n)
         confidence = np.stack([s.confidence for s in sweep.scores])[chosen[fold], rows]
         correct = np.stack([s.top1 for s in sweep.scores])[chosen[fold], rows]
@@ -179,11 +177,18 @@ def _cross_fitted_mean(
     others = (sums.sum(axis=1, keepdims=True) - sums) / (len(fold) - np.bincount(fold))
     chosen = others.argmax(axis=0)
     differences = values - values[0]
-    limits = Limits.without_choice(CONFIDENCE)
-    if chosen.any():
-        limits = limits_of_choosing(differences, fold, chosen, CONFIDENCE, rng)
+    limits = _limits(differences, fold, chosen, rng)
     difference = differences[chosen[fold], np.arange(len(fold))]
     return chosen, mean_gain(difference, metric, limits, changed=bool(chosen.any()))
+
+
+def _limits(
+    differences: FloatArray, fold: NDArray[np.int64], chosen: NDArray[np.int64], rng: np.random.Generator
+) -> Limits:
+    """Those that allow for choosing, where any fold chose something."""
+    if not chosen.any():
+        return Limits.without_choice(CONFIDENCE)
+    return limits_of_choosing(differences, fold, chosen, CONFIDENCE, rng)
 
 
 def progressive_gain(
