@@ -97,7 +97,12 @@ def example_weighted_norm(
     num_groups: int | None = None,
     act: str | None = None,
 ) -> Tensor:
-    """``moments.example_weighted_norm``, then an activation (None, "relu", "silu"), by the fastest code for ``x``."""
+    """``moments.example_weighted_norm``, then an activation (None, "relu", "silu"), by the fastest code for ``x``.
+
+    Raises:
+        NotImplementedError, RuntimeError: the input does not fit the layer (``moments.check_input``).
+    """
+    moments.check_input(x, running_mean.shape[0], running_mean, running_var, weight, bias, alpha)
     arguments = (x, running_mean, running_var, weight, bias, alpha, eps)
     if num_groups is None and _wants_alpha_gradient(*arguments[:-1]):
         return activate(alpha_gradient.example_weighted_norm(*arguments), act)

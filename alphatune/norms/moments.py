@@ -36,6 +36,40 @@ from torch import Tensor
 MANY_POSITIONS = 1024
 
 
+def check_input(x: Tensor, channels: int, *per_channel: Tensor | None) -> None:
+    """Check that an activation and a layer's tensors belong together.
+
+    Kernels that take pointers rely on it: they read C values of each tensor.
+
+    Args:
+        x: activations (N, C, *).
+        channels: C of the layer.
+        per_channel: the layer's tensors, each (C,), (), or None.
+
+    Raises:
+        NotImplementedError: ``x`` is not floating-point, as for BatchNorm.
+        RuntimeError: another number of channels, or a tensor on another device.
+    """
+    if not x.is_floating_point():
+        raise NotImplementedError(f"expected a floating-point input, got {x.dtype}: convert it first")
+    if x.ndim < 2 or x.shape[1] != channels:
+        raise RuntimeError(
+            f"expected {channels} channels, (N, {channels}, *), got an input of shape {tuple(x.shape)}"
+        )
+    for tensor in per_channel:
+        if tensor is None:
+            continue
+        if tensor.shape not in ((), (channels,)):
+            raise RuntimeError(
+                f"expected a layer of {channels} channels, got a tensor of shape {tuple(tensor.shape)} in it"
+            )
+        if tensor.device != x.device:
+            raise RuntimeError(
+                f"expected the layer on the input's device, {x.device}, got {tensor.device}: "
+                "move the model or the input"
+            )
+
+
 def example_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each example and channel over space.
 
@@ -214,7 +248,11 @@ def example_weighted_layer_norm(
 
     Returns:
         (N, C, *), in the dtype and memory format of ``x``.
+
+    Raises:
+        NotImplementedError, RuntimeError: as ``check_input`` does.
     """
+    check_input(x, running_mean.shape[0], running_mean, running_var, weight, bias, alpha)
     dtype = _statistics_dtype(x)
 
     def per_channel(tensor: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from alphatune.errors import ConfigurationError
+from alphatune.norms.moments import check_input
 
 #: activations that kernels can apply while they write
 _KERNEL_ACTIVATIONS: dict[type, str] = {nn.ReLU: "relu", nn.SiLU: "silu"}
@@ -59,6 +60,7 @@ class TrainingNorm(nn.Module):
         if not self.training:
             return super().forward(x)  # type: ignore[no-any-return]
         self._check_input_dim(x)  # type: ignore[operator]
+        check_input(x, self.num_features, self.weight, self.bias, self.running_mean, self.running_var)
         return drop_and_act(self, self.normalise(x))
 
     def extra_repr(self) -> str:
