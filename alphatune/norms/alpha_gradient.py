@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alphatune.norms.grouped_kernels import sweeps_over
+from alphatune.norms import moments
+from alphatune.norms.grouped_kernels import differentiable_gradients, is_differentiated, sweeps_over
 from alphatune.norms.moments import inverse_deviation, mix_moments
 
 
@@ -68,6 +69,11 @@ class _ExampleWeightedNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, m, v, weight, alpha, mean, variance = ctx.saved_tensors
+        if is_differentiated():
+            y = moments.example_weighted_norm(x, m, v, weight, None, alpha, ctx.eps)
+            wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[5])
+            dx, dalpha = differentiable_gradients(y, (x, alpha), wanted, dy)
+            return dx, None, None, None, None, dalpha, None
         sweeps = sweeps_over(x, 1)
         dy = sweeps.like_x(dy)
         sum_dy, sum_dy_centred = sweeps.sums(dy, mean, torch.ones_like(mean))

@@ -153,7 +153,7 @@ def grouped_moments(x: Tensor, size: int, num_groups: int) -> tuple[Tensor, Tens
 def grouped_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, size: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The forward of ``grouped_kernels.GroupedNorm``: y and the moments (G, K).
+    """What ``grouped_kernels.grouped_norm`` returns: y and the moments (G, K).
 
     Args:
         x: activations (N, C, *) that ``supports_grouped`` takes.

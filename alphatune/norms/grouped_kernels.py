@@ -23,23 +23,47 @@ large groups go to BatchNorm's kernels, one at a time.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from alphatune.norms import cpu_kernels
-from alphatune.norms.moments import inverse_deviation
+from alphatune.norms.moments import inverse_deviation, under_transform
 
 aten = torch.ops.aten
 #: elements of a group from which on a call for each group costs less than plain sums over all (measured)
 LARGE_GROUP = 2**17
 
 
-class GroupedNorm(torch.autograd.Function):
-    """``(x, γ, β, num_groups, size, ε) -> (y, mean, variance)``, the moments (G, K) and biased."""
+def grouped_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, size: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(y, mean, variance)``, the moments (G, K) and biased; differentiable any number of times."""
+    if under_transform():
+        return Sweeps(x, size).normalise(weight, bias, num_groups, eps)
+    return _GroupedNorm.apply(x, weight, bias, num_groups, size, eps)  # type: ignore[no-any-return]
 
+
+def is_differentiated() -> bool:
+    """Whether a backward pass has to leave a graph of its own (``create_graph``).
+
+    The fast sweeps have none, and what autograd would make of them is wrong, not an error.
+    """
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def differentiable_gradients(
+    y: Tensor, inputs: Sequence[Tensor], wanted: Sequence[bool], dy: Tensor
+) -> Iterator[Tensor | None]:
+    """The gradient of each input, with a graph of its own, and None for those that are not wanted."""
+    chosen = [tensor for tensor, wants in zip(inputs, wanted, strict=True) if wants]
+    found = iter(torch.autograd.grad(y, chosen, dy, create_graph=True) if chosen else ())
+    return (next(found) if wants else None for wants in wanted)
+
+
+class _GroupedNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -52,15 +76,19 @@ class GroupedNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         y, mean, variance = sweeps_over(x, size).normalise(weight, bias, num_groups, eps)
         ctx.save_for_backward(x, weight, mean, variance)
-        ctx.size, ctx.eps = size, eps
+        ctx.num_groups, ctx.size, ctx.eps = num_groups, size, eps
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance = ctx.saved_tensors
+        if is_differentiated():
+            y, *_ = Sweeps(x, ctx.size).normalise(weight, None, ctx.num_groups, ctx.eps)
+            dx, dweight = differentiable_gradients(y, (x, weight), ctx.needs_input_grad[:2], dy)
+            dbias = dy.sum([0, *range(2, dy.ndim)]).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+            return dx, dweight, dbias, *(None,) * 3
         sweeps = sweeps_over(x, ctx.size)
         dx, dweight, dbias = sweeps.differentiate(
             dy, weight, mean, variance, ctx.eps, ctx.needs_input_grad[0]

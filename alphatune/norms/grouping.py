@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alphatune.norms.grouped_kernels import GroupedNorm, sweeps_over
+from alphatune.norms.grouped_kernels import grouped_norm, sweeps_over
 
 
 def batch_group_norm(
@@ -105,7 +105,7 @@ def _equal_groups(
     values = size * (channels // num_groups) * math.prod(x.shape[2:])
     if values < 2 or len(x) == 0:
         return _single_values(x, weight, bias, eps, running_mean, running_var), None
-    y, mean, variance = GroupedNorm.apply(x, weight, bias, num_groups, size, eps)
+    y, mean, variance = grouped_norm(x, weight, bias, num_groups, size, eps)
     return y, _step_moments(mean, variance, values, channels)
 
 

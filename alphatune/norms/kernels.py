@@ -136,7 +136,7 @@ def _wants_alpha_gradient(x: Tensor, *rest: Tensor | None) -> bool:
     *constants, alpha = rest
     if not (torch.is_grad_enabled() and alpha is not None and alpha.requires_grad) or x.numel() == 0:
         return False
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling() or moments.under_transform():
         return False
     return not any(t is not None and t.requires_grad for t in constants)
 
@@ -147,7 +147,7 @@ def _is_plain_inference(*tensors: Tensor | None) -> bool:
         return False
     if any(t is not None and type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:  # vmap and its kin
+    if moments.under_transform():
         return False
     return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
 

@@ -116,6 +116,11 @@ def inverse_deviation(variance: Tensor, eps: float) -> Tensor:
     return torch.rsqrt(variance + eps + (variance - variance))
 
 
+def under_transform() -> bool:
+    """Whether a transform of torch.func (grad, vmap, jvp, ...) is at work: it follows torch operations only."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def overflowed_examples(variance: Tensor) -> Tensor | None:
     """Which examples of (N, ...) have a variance that is not finite in float32; None if there are none.
 
@@ -125,7 +130,7 @@ def overflowed_examples(variance: Tensor) -> Tensor | None:
         return None
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
         return None
-    if torch._C._functorch.peek_interpreter_stack() is not None:  # vmap and its kin
+    if under_transform():
         return None
     if math.isfinite(variance.detach().sum()):
         return None
