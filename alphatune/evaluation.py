@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from alphatune.data.loading import Batch
 from alphatune.errors import ConfigurationError, DataError, NumericError, ResourceError, is_out_of_memory
+from alphatune.full_precision import full_precision
 from alphatune.metrics import HIGHER_IS_BETTER as HIGHER_IS_BETTER
 from alphatune.metrics import METRICS as METRICS
 from alphatune.metrics import Metric as Metric
@@ -289,23 +290,12 @@ def logits_of(output: object) -> Tensor:
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, float32 that is float32; all undone on any exit.
-
-    TF32 and cuDNN's autotuner make an output depend on the batch size, so both
-    are off.
-    """
+    """Eval mode, no gradients, float32 that is float32; all undone on any exit."""
     training = {module: module.training for module in model.modules()}
-    matmul_tf32 = torch.backends.cuda.matmul.allow_tf32
-    cudnn = torch.backends.cudnn
-    cudnn_tf32, benchmark = cudnn.allow_tf32, cudnn.benchmark
     try:
-        model.eval()
-        torch.backends.cuda.matmul.allow_tf32 = False
-        cudnn.allow_tf32, cudnn.benchmark = False, False
-        with torch.no_grad():
+        with full_precision(), torch.no_grad():
+            model.eval()
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul_tf32
-        cudnn.allow_tf32, cudnn.benchmark = cudnn_tf32, benchmark
         for module, mode in training.items():
             module.training = mode
