@@ -320,6 +320,40 @@ def test_a_gradient_that_does_not_fit_is_made_in_halves(monkeypatch: pytest.Monk
         run()
 
 
+class Greedy(torch.autograd.Function):
+    """Passes its input on, and runs out of memory on the way back with more than seven examples."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> torch.Tensor:
+        if len(dy) > 7:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return dy
+
+
+def test_a_backward_pass_that_runs_out_of_memory_counts_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The temperature's gradient is there when the network's own does not fit."""
+    model, data = Split(2.0), halves(100)
+    patch_(model)
+    units = units_of(model, "layer", data[0][0])
+    problem = descent._Problem(Predictor(model), data, np.arange(0), units, "loss", True, lambda _: None)  # type: ignore[arg-type]
+    batch = next(iter(LoaderBatches(data, torch.device("cpu"))))
+    forward, found = Split.forward, []
+    for greedy in (False, True):
+        if greedy:
+            monkeypatch.setattr(Split, "forward", lambda self, x: Greedy.apply(forward(self, x)))
+        state = descent._State.begin(torch.full((2,), 0.1, dtype=torch.float64), True)
+        descent._backward(problem, state, batch, 0.01)
+        descent._backward(problem, state, batch, 0.01)  # a step may have several batches
+        found.append((state.theta.grad, state.log_temperature.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
 def test_more_comparisons_need_more_evidence() -> None:
     rng = np.random.default_rng(0)
     n, found = 400, {1: 0, 3: 0}

@@ -158,3 +158,15 @@ def test_a_tuned_folder_keeps_it(tmp_path: Path) -> None:
     assert alphatune.get_temperature(loaded) == 1.5
     torch.testing.assert_close(loaded(x), plain / 1.5)
     assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize(("classes", "bound"), [(10, 1.5e-4), (1000, 5e-4)])
+def test_half_a_step_of_the_grid_costs_what_the_module_says(classes: int, bound: float) -> None:
+    """The loss half a step from the best T, above that of the best one: the worst of networks of any sharpness."""
+    worst = 0.0
+    for scale in (0.5, 1.0, 2.0, 3.0, 4.0, 6.0):
+        logits = torch.randn(1000, classes, dtype=torch.float64) * scale
+        p = logits.softmax(1)  # calibrated: the best T is 1
+        half_step = (p * (p.log() - (logits / 1.03**0.5).log_softmax(1))).sum(1).mean()
+        worst = max(worst, float(half_step))
+    assert bound / 2 < worst <= bound

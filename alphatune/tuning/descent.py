@@ -263,10 +263,13 @@ def _plan(positions: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
 
 def _backward(problem: _Problem, state: _State, batch: Batch, share: float) -> None:
     """Add up the gradient of a batch, in halves where it does not fit into memory."""
+    wanted = [t for t in (state.theta, state.log_temperature) if t.requires_grad]
     try:
         with torch.enable_grad():
             loss = problem.loss(state.theta, state.log_temperature, batch) * share
-        loss.backward()  # type: ignore[no-untyped-call]
+        # Not loss.backward(), which adds up what it has until memory runs out.
+        for tensor, gradient in zip(wanted, torch.autograd.grad(loss, wanted), strict=True):
+            tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
         return
     except RuntimeError as error:
         if not is_out_of_memory(error):

@@ -8,7 +8,7 @@ Calibration of Modern Neural Networks"). So that the two can be told apart,
 losses and confidences are taken at a grid of T while the logits are there:
 what stays is 8 bytes an example and T, whatever the number of classes.
 The grid is fine enough to stand for the optimum: half a step from it costs
-less than 0.0001 nats.
+0.0001 nats with 10 classes and 0.0005 with 1 000.
 """
 
 from __future__ import annotations
