@@ -7,8 +7,10 @@ import pickle
 
 import pytest
 import torch
+import torchvision
 from tiny import no_norm, odd, tiny
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from alphatune import patch_, set_alpha_, unpatch_
 from alphatune.errors import ConfigurationError, UnsupportedModelError
@@ -191,3 +193,19 @@ def test_context_manager_gives_back_the_alpha_of_a_patched_model() -> None:
     with patched(model):
         set_alpha_(model, 0.9)
     assert get_alpha(model) == {"bn1": 0.5}
+
+
+def test_a_traced_model_can_be_patched() -> None:
+    """As docs/limitations.md says: a patched one cannot be traced."""
+    model = torchvision.models.resnet18(num_classes=3).eval()
+    traced = torch.fx.symbolic_trace(model)
+    extractor = create_feature_extractor(model, ["fc"])
+    x = torch.randn(2, 3, 32, 32)
+    stock = model(x)
+    patch_(traced, 0.1)  # it shares its layers with the model and the extractor
+    patch_(extractor, 0.1)
+    assert not torch.equal(traced(x), stock)
+    assert torch.equal(traced(x), model(x))
+    assert torch.equal(extractor(x)["fc"], model(x))
+    with pytest.raises(torch.fx.proxy.TraceError):
+        torch.fx.symbolic_trace(model)

@@ -86,9 +86,9 @@ class _GroupedNorm(torch.autograd.Function):
         x, weight, mean, variance = ctx.saved_tensors
         if is_differentiated():
             y, *_ = Sweeps(x, ctx.size).normalise(weight, None, ctx.num_groups, ctx.eps)
-            dx, dweight = differentiable_gradients(y, (x, weight), ctx.needs_input_grad[:2], dy)
-            dbias = dy.sum([0, *range(2, dy.ndim)]).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
-            return dx, dweight, dbias, *(None,) * 3
+            gradients = differentiable_gradients(y, (x, weight), ctx.needs_input_grad[:2], dy)
+            sum_dy = dy.sum([0, *range(2, dy.ndim)]).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+            return *gradients, sum_dy, *(None,) * 3
         sweeps = sweeps_over(x, ctx.size)
         dx, dweight, dbias = sweeps.differentiate(
             dy, weight, mean, variance, ctx.eps, ctx.needs_input_grad[0]
