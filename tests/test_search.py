@@ -15,7 +15,9 @@ from alphatune.errors import ConfigurationError, NumericError
 from alphatune.evaluation import summarise
 from alphatune.norms.conversion import Norm, convert_
 from alphatune.norms.patching import patched, set_alpha_
-from alphatune.tuning.search import stratified_order
+from alphatune.tuning import search as search_module
+from alphatune.tuning.passes import Passes
+from alphatune.tuning.search import FIRST_RANGE, stratified_order
 from alphatune.tuning.tune import TuneResult
 
 N = 1600
@@ -286,3 +288,36 @@ def test_metrics_of_the_baseline_are_exact(model: nn.Module) -> None:
     assert result.baseline == summarise(result.sweep.baseline)
     assert result.baseline.top1 == correct.mean()
     assert result.baseline.loss == pytest.approx(loss.mean(), abs=1e-6)
+
+
+def test_what_had_a_say_in_the_range_does_not_confirm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the search of the wider range is sure of its choice sooner than that of the first one was."""
+    monkeypatch.setattr(
+        search_module, "NEAR_END", 0.999
+    )  # the pilot leaves it to the lots to widen the range
+    pilots, seen, pilot = [0], [], Passes.logits
+
+    def sure_the_second_time(values: np.ndarray, *_: object) -> tuple[np.ndarray, float]:
+        return np.ones(len(values), bool), 0.0 if pilots[0] == 2 else np.inf
+
+    monkeypatch.setattr(search_module, "rule_out", sure_the_second_time)
+    for name in ("curve", "logits"):
+        original = getattr(Passes, name)
+
+        def spy(self: Passes, positions: np.ndarray, *rest: object, original: Callable = original) -> object:
+            seen.append(positions)
+            pilots[0] += original is pilot
+            return original(self, positions, *rest)
+
+        monkeypatch.setattr(Passes, name, spy)
+    wanted, first_range = pooled(0.147, 1.5), FIRST_RANGE
+    for seed in range(4):
+        seen.clear()
+        pilots[0] = 0
+        data = bright(1.5 + 0.02 * torch.randn(1200, generator=torch.Generator().manual_seed(seed)))
+        model = Pooled(lambda p: 1 - 20 * (p - wanted) ** 2)
+        found = alphatune.tune(model, data, metric="loss", seed=seed).search
+        assert found is not None
+        assert found.grid[-1] > first_range
+        assert not set(np.concatenate(seen)) & set(found.confirming)
+        assert sorted([*found.choosing, *found.confirming]) == list(range(1200))

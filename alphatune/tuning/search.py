@@ -145,6 +145,7 @@ def search(
     full: bool = False,
     first_range: float | None = None,
     limit: float = 1.0,
+    least: int = 0,
 ) -> Search:
     """Look for the best α as this module's text says.
 
@@ -155,6 +156,7 @@ def search(
         race_delta: probability of dropping the α that is best on the choosing part; 0 drops nothing.
         first_range: where to look first, [0, first_range], if not where this module says.
         limit: about how far to look at most.
+        least: how many examples choose at least; those that chose the range must not confirm the choice.
 
     Raises:
         NotFiniteError: an output that is not finite; ``within_finite_range`` looks nearer.
@@ -190,7 +192,7 @@ def search(
             continue
         flags, regret = rule_out(_larger_is_better(so_far, metric), last, race_delta, len(LOOKS) + 1)
         alive = min(alive, int(np.flatnonzero(flags)[-1]) + 1)
-        if alive == 1 or regret <= tolerance:
+        if (alive == 1 or regret <= tolerance) and seen >= least:
             break  # whatever is left is as good as the leader
         alive = max(alive, 3)
         nodes, error = fewest_nodes(pilot, grid[:alive], tolerance, slack)
@@ -201,7 +203,7 @@ def search(
     if AT_END * grid[-1] <= t and grid[-1] < limit and alive == len(grid):
         wider = search(
             passes, metric, tolerance=tolerance, race_delta=race_delta, seed=seed, full=full,
-            first_range=2 * grid[-1], limit=limit,
+            first_range=2 * grid[-1], limit=limit, least=seen,
         )  # fmt: skip
         # That the range was too small is what all lots said: none can test what was chosen before it.
         return replace(wider, leaders=(), challenged=())
