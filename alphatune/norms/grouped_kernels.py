@@ -85,7 +85,7 @@ class _GroupedNorm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance = ctx.saved_tensors
         if is_differentiated():
-            y, *_ = Sweeps(x, ctx.size).normalise(weight, None, ctx.num_groups, ctx.eps)
+            y = Sweeps(x, ctx.size).normalise(weight, None, ctx.num_groups, ctx.eps)[0]
             gradients = differentiable_gradients(y, (x, weight), ctx.needs_input_grad[:2], dy)
             sum_dy = dy.sum([0, *range(2, dy.ndim)]).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
             return *gradients, sum_dy, *(None,) * 3
