@@ -500,6 +500,39 @@ def test_bad_input_is_one_line_with_its_code(
     assert (tmp_path / "existing" / "thesis.txt").read_text() == "only copy"
 
 
+NO_NUMBERS = ("²", "①", "१²", "9" * 5000, "1e3", " ", "", "+1", "1_0")
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("tune", "--batch-size"),
+        ("tune", "--workers"),
+        ("bench", "--batch-size"),
+        ("bench", "--threads"),
+        ("tune", "--limit"),
+    ],
+)
+def test_no_whole_number(run: Run, job: list, tmp_path: Path, command: str, option: str, text: str) -> None:
+    """Digits of other scripts, and more of them than an int may have."""
+    words = [*job, "-o", tmp_path / "out", "--dry-run"] if command == "tune" else [TINY, "--input-size", "12"]
+    code, _, err = run(command, *words, f"{option}={text}")
+    if option in ("--threads", "--limit") and text in ("+1", "1_0"):
+        return  # typer's own reading
+    assert code == 2, err
+    assert option.strip("-") in err
+
+
+@pytest.mark.parametrize(
+    "option", ["--alphas", "--mean", "--std", "--input-size", "--crop-pct", "--val-fraction", "--min-gain"]
+)
+@pytest.mark.parametrize("text", ["²", "0:1:²", "0:1:" + "9" * 5000, "①", "1e999", "nan", ",", "x"])
+def test_no_number(run: Run, job: list, tmp_path: Path, option: str, text: str) -> None:
+    code, _, err = run("tune", *job, "-o", tmp_path / "out", "--dry-run", f"{option}={text}")
+    assert code == 2, err
+
+
 def test_forgotten_checkpoint_is_pointed_out(run: Run, image_folder: Path, tmp_path: Path) -> None:
     args = [TINY, "--data", image_folder, *COMMON, "-o", tmp_path / "out", "--dry-run"]
     assert "no --checkpoint was given" in run("tune", *args)[2]

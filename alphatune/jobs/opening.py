@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from alphatune.data.preprocessing import Preprocessing, parse_numbers
 from alphatune.data.readable import skipped_warning, without_unreadable
 from alphatune.data.splits import open_splits
 from alphatune.distributed import local_device
-from alphatune.errors import ConfigurationError, raise_if_machine_failed
+from alphatune.errors import ConfigurationError, one_line, raise_if_machine_failed
 from alphatune.evaluation import Predictor
 from alphatune.jobs.settings import EvaluateSettings, ModelSettings, TuneSettings
 from alphatune.models.bundle import WEIGHTS, build_bundled, read_bundle, restore_
@@ -235,9 +236,17 @@ def whole_number(text: str, option: str, least: int) -> int | None:
     """The number an option gives, None for ``auto``."""
     if text == "auto":
         return None
-    if not text.isdigit() or int(text) < least:
-        raise ConfigurationError(f"{option} takes auto or a whole number from {least}, got {text!r}")
-    return int(text)
+    number = digits(text)
+    if number is None or number < least:
+        raise ConfigurationError(
+            f"{option} takes auto or a whole number from {least}, got {one_line(text, 80)!r}"
+        )
+    return number
+
+
+def digits(text: str) -> int | None:
+    """The number that ASCII digits spell, None for anything else; ``str.isdigit`` is also true of ``"²"``."""
+    return int(text) if re.fullmatch("[0-9]{1,12}", text) else None
 
 
 def override_preprocessing(base: Preprocessing, settings: ModelSettings) -> Preprocessing:
