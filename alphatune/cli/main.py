@@ -110,7 +110,8 @@ def _run(argv: list[str]) -> None:
     except Terminated:
         _fail(argv, 143, "terminated")
     except SystemExit as stop:
-        if sys.stdout is not stdout:  # typer saw that the reader left, and would say 1
+        # Typer, or rich, saw that the reader left, and would say 1.
+        if sys.stdout is not stdout or isinstance(stop.__context__, BrokenPipeError):
             _leave_stdout()
             sys.exit(READER_LEFT)
         if _asks_for_completion(argv):
