@@ -640,8 +640,10 @@ def end_of_a_pipe_that_nobody_reads() -> int:
 @pytest.mark.parametrize("words", SPOKEN)
 def test_a_reader_that_left_is_no_failed_gate(words: str) -> None:
     with os.fdopen(end_of_a_pipe_that_nobody_reads(), "w") as pipe:
-        done = subprocess.run([sys.executable, "-m", "alphatune", *words.split()], stdout=pipe, stderr=subprocess.PIPE, text=True,
-                              timeout=60, env={**os.environ, "SHELL": "/bin/bash"})  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "alphatune", *words.split()],
+            stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=60, env={**os.environ, "SHELL": "/bin/bash"},
+        )  # fmt: skip
     assert done.returncode == (3 if "compare a" in words else 141), done.stderr
     assert "internal" not in done.stderr
     assert "Traceback" not in done.stderr
@@ -651,8 +653,10 @@ def test_where_nobody_reads_stderr_the_work_is_done() -> None:
     """Of a shell's ``2>&1 | head`` stdout decides."""
     for together in (False, True):  # what is told of random weights finds no reader first
         with os.fdopen(end_of_a_pipe_that_nobody_reads(), "w") as pipe:
-            done = subprocess.run([sys.executable, "-m", "alphatune", *INSPECT.split()], stdout=pipe if together else subprocess.PIPE,
-                                  stderr=pipe, text=True, timeout=60)  # fmt: skip
+            done = subprocess.run(
+                [sys.executable, "-m", "alphatune", *INSPECT.split()],
+                stdout=pipe if together else subprocess.PIPE, stderr=pipe, text=True, timeout=60,
+            )  # fmt: skip
         assert done.returncode == (141 if together else 0)
         assert together or "bn1" in done.stdout
 

@@ -31,7 +31,7 @@ from alphatune.cli.signals import Terminated, signals_raised
 from alphatune.cli.stderr import tell
 from alphatune.cli.train import train
 from alphatune.cli.tune import tune
-from alphatune.cli.usage import explain, require_utf8
+from alphatune.cli.usage import explain, name_owners, require_utf8
 from alphatune.errors import AlphatuneError, machine_failure, one_line
 
 app = typer.Typer(
@@ -144,6 +144,7 @@ def _asks_for_completion(argv: list[str]) -> bool:
 
 def _fail(argv: list[str], code: int, message: str, hint: str = "") -> None:
     """One line on stderr, or one JSON object on stdout; then exit."""
+    hint = name_owners(hint, *argv[:1], typer.main.get_command(app).commands) if "--" in hint else hint
     message, hint = one_line(message, 1000), one_line(hint, 1000)
     if _wants_json(argv) and os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks
         with contextlib.suppress(OSError):  # a full disk may be what there is to tell

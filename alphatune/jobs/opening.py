@@ -183,23 +183,33 @@ def resolved(settings: S, prepared: Prepared) -> S:
 
 def resolved_paths(settings: P) -> P:
     """The settings with paths that hold from any folder."""
-    names = ["checkpoint", "val_data", "class_map", "data_root"]
-    for name in ("data", "calibrate", "recalibrate"):
+    absolute: dict[str, Any] = {
+        name: _absolute(path)
+        for name in ("checkpoint", "class_map", "data_root")
+        if (path := getattr(settings, name, None))
+    }
+    for name in ("data", "val_data", "calibrate", "recalibrate"):
         data = getattr(settings, name, None)
         if data and not opens_by_name(data, getattr(settings, "data_root", None)):
-            names.append(name)
-    absolute: dict[str, Any] = {
-        name: str(Path(path).absolute())
-        for name in names
-        if (path := getattr(settings, name, None)) and Path(path).exists()
-    }
+            absolute[name] = _absolute(data, "wds/", "hfds/", "hfids/")
     for name in ("model", "data", "score"):  # file.py:function
         location, colon, function = (getattr(settings, name, None) or "").rpartition(":")
         if location.endswith(".py"):
             absolute[name] = f"{Path(location).absolute()}{colon}{function}"
     if is_bundle(settings.model) or (Path(settings.model) / "config.json").is_file():
-        absolute["model"] = str(Path(settings.model).absolute())
+        absolute["model"] = _absolute(settings.model)
+    elif settings.model.startswith("local-dir:"):
+        absolute["model"] = _absolute(settings.model, "local-dir:")
     return replace(settings, **absolute)
+
+
+def _absolute(path: str, *schemes: str) -> str:
+    """A path as it holds from any folder, after its scheme if it has one; what is none stays as it is."""
+    if Path(path).exists():
+        return str(Path(path).absolute())
+    scheme = next((path[: len(s)] for s in schemes if path.lower().startswith(s)), "")
+    rest = path[len(scheme) :]
+    return f"{scheme}{Path(rest).absolute()}" if scheme and Path(rest).exists() else path
 
 
 def _open_examples(settings: EvaluateSettings, image_mode: str) -> Examples:
