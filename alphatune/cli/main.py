@@ -144,7 +144,8 @@ def _asks_for_completion(argv: list[str]) -> bool:
 
 def _fail(argv: list[str], code: int, message: str, hint: str = "") -> None:
     """One line on stderr, or one JSON object on stdout; then exit."""
-    hint = name_owners(hint, *argv[:1], typer.main.get_command(app).commands) if "--" in hint else hint
+    commands = getattr(typer.main.get_command(app), "commands", {})
+    hint = name_owners(hint, next(iter(argv), ""), commands)
     message, hint = one_line(message, 1000), one_line(hint, 1000)
     if _wants_json(argv) and os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks
         with contextlib.suppress(OSError):  # a full disk may be what there is to tell

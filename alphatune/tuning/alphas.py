@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import numpy as np
 
@@ -30,7 +30,7 @@ def resolve_alphas(alphas: str | float | Sequence[float], baseline: float = 0.0)
         values = [abs(baseline - a) for a in AUTO] if alphas == "auto" else _parse(alphas)
     else:
         try:
-            values = [float(a) for a in (alphas if hasattr(alphas, "__len__") else [alphas])]
+            values = [float(a) for a in (alphas if isinstance(alphas, Sized) else [alphas])]
         except (TypeError, ValueError):
             raise ConfigurationError(
                 f"expected alphas to be numbers in one row, got {one_line(alphas, 80)}",
