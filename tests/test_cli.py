@@ -500,6 +500,39 @@ def test_bad_input_is_one_line_with_its_code(
     assert (tmp_path / "existing" / "thesis.txt").read_text() == "only copy"
 
 
+NO_NUMBERS = ("²", "①", "१²", "9" * 5000, "1e3", " ", "", "+1", "1_0")
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("tune", "--batch-size"),
+        ("tune", "--workers"),
+        ("bench", "--batch-size"),
+        ("bench", "--threads"),
+        ("tune", "--limit"),
+    ],
+)
+def test_no_whole_number(run: Run, job: list, tmp_path: Path, command: str, option: str, text: str) -> None:
+    """Digits of other scripts, and more of them than an int may have."""
+    words = [*job, "-o", tmp_path / "out", "--dry-run"] if command == "tune" else [TINY, "--input-size", "12"]
+    code, _, err = run(command, *words, f"{option}={text}")
+    if option in ("--threads", "--limit") and text in ("+1", "1_0"):
+        return  # typer's own reading
+    assert code == 2, err
+    assert option.strip("-") in err
+
+
+@pytest.mark.parametrize(
+    "option", ["--alphas", "--mean", "--std", "--input-size", "--crop-pct", "--val-fraction", "--min-gain"]
+)
+@pytest.mark.parametrize("text", ["²", "0:1:²", "0:1:" + "9" * 5000, "①", "1e999", "nan", ",", "x"])
+def test_no_number(run: Run, job: list, tmp_path: Path, option: str, text: str) -> None:
+    code, _, err = run("tune", *job, "-o", tmp_path / "out", "--dry-run", f"{option}={text}")
+    assert code == 2, err
+
+
 def test_forgotten_checkpoint_is_pointed_out(run: Run, image_folder: Path, tmp_path: Path) -> None:
     args = [TINY, "--data", image_folder, *COMMON, "-o", tmp_path / "out", "--dry-run"]
     assert "no --checkpoint was given" in run("tune", *args)[2]
@@ -591,14 +624,41 @@ def test_a_full_disk_behind_stdout_is_no_failed_gate(words: list[str]) -> None:
     assert line.startswith("error: cannot ")
 
 
-@pytest.mark.parametrize("words", [["schema"], ["schema", "tune"]])
-def test_a_reader_that_left_is_no_failed_gate(words: list[str]) -> None:
+INSPECT = f"inspect {TINY} --input-size 12"
+SPOKEN = [
+    "", "--help", "--version", "--show-completion", "tune --help", "doctor --help", "schema", "schema tune",
+    INSPECT, f"{INSPECT} --format quiet", "compare a b --format json",
+]  # fmt: skip
+
+
+def end_of_a_pipe_that_nobody_reads() -> int:
     reading, writing = os.pipe()
     os.close(reading)
-    with os.fdopen(writing, "w") as pipe:
-        done = subprocess.run([sys.executable, "-m", "alphatune", *words], stdout=pipe, stderr=subprocess.PIPE, text=True,
-                              timeout=60)  # fmt: skip
-    assert (done.returncode, done.stderr) == (141, "")
+    return writing
+
+
+@pytest.mark.parametrize("words", SPOKEN)
+def test_a_reader_that_left_is_no_failed_gate(words: str) -> None:
+    with os.fdopen(end_of_a_pipe_that_nobody_reads(), "w") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "alphatune", *words.split()],
+            stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=60, env={**os.environ, "SHELL": "/bin/bash"},
+        )  # fmt: skip
+    assert done.returncode == (3 if "compare a" in words else 141), done.stderr
+    assert "internal" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_where_nobody_reads_stderr_the_work_is_done() -> None:
+    """Of a shell's ``2>&1 | head`` stdout decides."""
+    for together in (False, True):  # what is told of random weights finds no reader first
+        with os.fdopen(end_of_a_pipe_that_nobody_reads(), "w") as pipe:
+            done = subprocess.run(
+                [sys.executable, "-m", "alphatune", *INSPECT.split()],
+                stdout=pipe if together else subprocess.PIPE, stderr=pipe, text=True, timeout=60,
+            )  # fmt: skip
+        assert done.returncode == (141 if together else 0)
+        assert together or "bn1" in done.stdout
 
 
 @pytest.mark.parametrize("code", ["import sys\nsys.exit(0)", "def net():\n    raise SystemExit(1)"])

@@ -98,3 +98,40 @@ def test_several_processes_go_on(images: Path, tiny_checkpoint: Path, tmp_path: 
     resumed = tuned(2, *job, "-o", tmp_path / "out", "--resume")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert resumed == tuned(2, *job, "-o", tmp_path / "whole")
+
+
+def test_nodes_without_a_shared_disk_keep_nothing(
+    image_folder: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Each of them has a state of its own to go on from, which is of no use when the result is written."""
+    (tmp_path / "node.py").write_text(
+        "import os\nfrom alphatune.cli.main import main\n"
+        "folder = 'node' + os.environ['RANK']\nos.makedirs(folder, exist_ok=True)\nos.chdir(folder)\nmain()\n"
+    )
+    job: list[object] = [
+        "tune", TINY, "--checkpoint", tiny_checkpoint, "--data", image_folder, "--input-size", 12, "--crop-pct", 1,
+        "--mean", 0.5, "--std", 0.25, "--alphas", "0,0.1", "--workers", 0, "--batch-size", 5, "-o", "out",
+        "--checkpoint-minutes", 0, "--overwrite",
+    ]  # fmt: skip
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "node.py",
+    ]
+    # The second run is answered from the cache, though what an earlier one was to go on from is still there.
+    for _ in range(2):
+        done = subprocess.run(
+            [*launch, *map(str, job)], cwd=tmp_path, capture_output=True, text=True, timeout=240,
+            env={**ENV, "ALPHATUNE_CACHE": str(tmp_path / "cache")},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert [path.name for path in (tmp_path / "node0").iterdir()] == ["out"]
+        assert list((tmp_path / "node1").iterdir()) == []
+        for node in ("node0", "node1"):
+            left = tmp_path / node / ".out.alphatune-resume"
+            left.mkdir()
+            (left / "job.json").write_text("{}")

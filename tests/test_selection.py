@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from alphatune.errors import ConfigurationError
@@ -171,6 +172,11 @@ def test_paired_difference_is_a_change_of_the_metric() -> None:
         ("0:0.3:4", (0.0, 0.1, 0.2, 0.3)),
         ("0.1", (0.0, 0.1)),
         ([0.5, 0.5], (0.0, 0.5)),
+        (0.5, (0.0, 0.5)),
+        (np.float64(0.5), (0.0, 0.5)),
+        (np.float32(0.5), (0.0, 0.5)),
+        (np.array([0.5, 0.25]), (0.0, 0.25, 0.5)),
+        (torch.tensor([0.5, 0.25]), (0.0, 0.25, 0.5)),
     ],
 )
 def test_grids(given: object, expected: tuple[float, ...]) -> None:
@@ -181,3 +187,9 @@ def test_grids(given: object, expected: tuple[float, ...]) -> None:
 def test_impossible_grids(text: str) -> None:
     with pytest.raises(ConfigurationError, match="alpha"):
         resolve_alphas(text)
+
+
+@pytest.mark.parametrize("given", [["x"], None, [[0.1], [0.2, 0.3]], np.ones((2, 2)), iter([0.1]), [1j]])
+def test_what_is_no_list_of_numbers(given: object) -> None:
+    with pytest.raises(ConfigurationError, match="alpha"):
+        resolve_alphas(given)  # type: ignore[arg-type]

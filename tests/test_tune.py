@@ -139,6 +139,22 @@ def test_impossible_options(options: dict) -> None:
 
 
 @pytest.mark.parametrize(
+    "given", [np.linspace(0, 0.2, 3), torch.linspace(0, 0.2, 3), [np.float32(0.1), 0.2], (0.1, 0.2)]
+)
+def test_alphas_may_be_any_numbers(given: object) -> None:
+    result = alphatune.tune(trained(), loader(), alphas=given)  # type: ignore[arg-type]
+    assert [p.alpha for p in result.curve] == pytest.approx([0, 0.1, 0.2])
+
+
+def test_an_alpha_that_was_not_measured_is_told() -> None:
+    result = alphatune.tune(trained(), loader(), alphas=[0.1, 0.2])
+    assert result.at(0.1) == result.curve[1].metrics
+    assert result.at(np.float64(0.1)) == result.curve[1].metrics
+    with pytest.raises(ConfigurationError, match=r"0\.05.*0, 0\.1, 0\.2"):
+        result.at(0.05)
+
+
+@pytest.mark.parametrize(
     ("break_", "message"),
     [
         (lambda m: m.bn2.running_var.__setitem__(1, -0.5), "bn2: running_var is negative in 1 of 8"),

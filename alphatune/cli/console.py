@@ -21,8 +21,16 @@ def stdout() -> Console:
     return Console(width=None if is_terminal(sys.stdout) else 140, highlight=False)
 
 
+class _Stderr(Console):
+    """Says nothing more when its reader has left, where rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        del self._buffer[:]
+
+
 def stderr() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return _Stderr(stderr=True, highlight=False, soft_wrap=True)
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -49,6 +49,7 @@ def evaluate(
     crop_mode: o.CropMode = None,
     interpolation: o.Interpolation = None,
     alpha: o.Alpha = None,
+    skip_unknown: o.SkipUnknown = False,
     device: o.Device = "auto",
     dtype: o.Dtype = "float32",
     batch_size: o.BatchSize = "auto",

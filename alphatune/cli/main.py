@@ -31,7 +31,7 @@ from alphatune.cli.signals import Terminated, signals_raised
 from alphatune.cli.stderr import tell
 from alphatune.cli.train import train
 from alphatune.cli.tune import tune
-from alphatune.cli.usage import explain, require_utf8
+from alphatune.cli.usage import explain, name_owners, require_utf8
 from alphatune.errors import AlphatuneError, machine_failure, one_line
 
 app = typer.Typer(
@@ -110,7 +110,8 @@ def _run(argv: list[str]) -> None:
     except Terminated:
         _fail(argv, 143, "terminated")
     except SystemExit as stop:
-        if sys.stdout is not stdout:  # typer saw that the reader left, and would say 1
+        # Typer, or rich, saw that the reader left, and would say 1.
+        if sys.stdout is not stdout or isinstance(stop.__context__, BrokenPipeError):
             _leave_stdout()
             sys.exit(READER_LEFT)
         if _asks_for_completion(argv):
@@ -143,6 +144,8 @@ def _asks_for_completion(argv: list[str]) -> bool:
 
 def _fail(argv: list[str], code: int, message: str, hint: str = "") -> None:
     """One line on stderr, or one JSON object on stdout; then exit."""
+    commands = getattr(typer.main.get_command(app), "commands", {})
+    hint = name_owners(hint, next(iter(argv), ""), commands)
     message, hint = one_line(message, 1000), one_line(hint, 1000)
     if _wants_json(argv) and os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks
         with contextlib.suppress(OSError):  # a full disk may be what there is to tell

@@ -10,9 +10,19 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
+from alphatune.cli.stderr import tell
 from alphatune.cli.usage import require_utf8
 from alphatune.errors import ConfigurationError
-from alphatune.jobs.settings import ASKED_ANEW, EvaluateSettings, ModelSettings, TrainSettings, TuneSettings
+from alphatune.jobs.settings import (
+    ASKED_ANEW,
+    BenchSettings,
+    EvaluateSettings,
+    ExportSettings,
+    InspectSettings,
+    ModelSettings,
+    TrainSettings,
+    TuneSettings,
+)
 from alphatune.suggestions import did_you_mean
 
 MODEL, DATA, INPUT, RUN, TUNE, OUT = "Model", "Data", "Preprocessing", "Running", "Tuning", "Output"
@@ -23,9 +33,18 @@ MOST_SEED = 2**32 - 1
 
 S = TypeVar("S", bound=ModelSettings)
 
+_KINDS: dict[str, type[ModelSettings]] = {
+    "tune": TuneSettings, "train": TrainSettings, "evaluate": EvaluateSettings, "inspect": InspectSettings,
+    "bench": BenchSettings, "export": ExportSettings,
+}  # fmt: skip
+_OPTIONS = {command: {f.name for f in fields(kind)} for command, kind in _KINDS.items()}
+_PASSED_OVER = "alphatune.passed_over"  # of a configuration, in the context
+
 
 def settings_from(ctx: typer.Context, kind: type[S]) -> S:
     """The settings of a job from the parsed options of the same names."""
+    if (passed_over := ctx.meta.get(_PASSED_OVER)) and not ctx.params.get("quiet"):
+        tell(f"warning: {passed_over}")
     with contextlib.suppress(FileNotFoundError):
         require_utf8(str(Path.cwd()))  # paths are written as they hold from anywhere
     given = {f.name: ctx.params.get(f.name) for f in fields(kind)}
@@ -41,11 +60,20 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot read --config {path}: {error}") from None
-    known = {f.name for kind in (TuneSettings, EvaluateSettings, TrainSettings) for f in fields(kind)}
-    if unknown := sorted(values.keys() - known):
+    command = ctx.info_name or ""
+    # What tune writes holds all that evaluate and inspect take, and more.
+    wider = set().union(*(names for names in _OPTIONS.values() if names >= _OPTIONS[command]))
+    for name in sorted(values.keys() - wider):
+        owners = [other for other, names in _OPTIONS.items() if name in names]
+        if owners:
+            raise ConfigurationError(
+                f"{path} sets {name!r}, which is an option of {', '.join(owners)}, not of {command}"
+            )
         raise ConfigurationError(
-            f"{path} sets {unknown[0]!r}, which is no option", did_you_mean(unknown[0], known)
+            f"{path} sets {name!r}, which is no option", did_you_mean(name, _OPTIONS[command])
         )
+    if foreign := sorted(values.keys() - _OPTIONS[command]):
+        ctx.meta[_PASSED_OVER] = f"options of other commands in {path} were passed over: {', '.join(foreign)}"
     values = {name: value for name, value in values.items() if name not in ASKED_ANEW}
     ctx.default_map = {**(ctx.default_map or {}), **values}
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import typer
 
@@ -20,6 +21,18 @@ def explain(error: typer.TyperException) -> tuple[str, str]:
     if choice := _NO_CHOICE.search(message):
         return message, did_you_mean(choice[1], re.findall(r"'([^']*)'", choice[2]), "see --help")
     return message, "see --help"
+
+
+def name_owners(hint: str, command: str, commands: Mapping[str, object]) -> str:
+    """A hint of the library's, with the commands that have the options in it where this one lacks them."""
+    options = {name: _options(each) for name, each in commands.items()}
+    parts = [hint]
+    for option in dict.fromkeys(re.findall(r"--[a-z][a-z-]+", hint)):
+        owners = [name for name, own in options.items() if option in own]
+        named = any(re.search(rf"\b{owner}\b", hint) for owner in owners)
+        if owners and not named and option not in options.get(command, [option]):
+            parts.append(f"{option} is an option of {', '.join(owners)}")
+    return "; ".join(parts)
 
 
 def require_utf8(name: str) -> None:

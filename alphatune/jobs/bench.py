@@ -15,9 +15,9 @@ from torch import Tensor
 
 from alphatune.data.preprocessing import parse_numbers
 from alphatune.deployment import DeploymentCost, deployment_cost
-from alphatune.errors import ConfigurationError, ResourceError, is_out_of_memory
+from alphatune.errors import ConfigurationError, ResourceError, is_out_of_memory, one_line
 from alphatune.jobs.describe import describe_source
-from alphatune.jobs.opening import DTYPES, OpenedModel, assumed_preprocessing, open_model
+from alphatune.jobs.opening import DTYPES, OpenedModel, assumed_preprocessing, digits, open_model
 from alphatune.jobs.settings import BenchSettings
 from alphatune.models.health import require_health
 from alphatune.models.probe import probe
@@ -84,12 +84,12 @@ def run_bench(settings: BenchSettings, note: Callable[[str], None] | None = None
 
 def parse_batch_sizes(text: str) -> tuple[int, ...]:
     """``"1,32"`` -> (1, 32), each once."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and 1 <= int(part) <= MOST_IMAGES for part in parts):
+    sizes = [digits(part.strip()) or 0 for part in text.split(",")]
+    if not all(1 <= size <= MOST_IMAGES for size in sizes):
         raise ConfigurationError(
-            f"--batch-size takes whole numbers from 1 to {MOST_IMAGES}, separated by commas, got {text!r}"
+            f"--batch-size takes whole numbers from 1 to {MOST_IMAGES}, separated by commas, got {one_line(text, 80)!r}"
         )
-    return tuple(dict.fromkeys(int(part) for part in parts))
+    return tuple(dict.fromkeys(sizes))
 
 
 def _cost(settings: BenchSettings, opened: OpenedModel, size: int) -> DeploymentCost:

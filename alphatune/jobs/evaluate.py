@@ -42,7 +42,7 @@ def run_evaluate(
         if get_alpha(module):  # a tuned folder says which of its layers are example-weighted
             set_alpha_(module, settings.alpha)
         else:
-            patch_(module, settings.alpha)
+            patch_(module, settings.alpha, skip_unknown=settings.skip_unknown)
     require_health(module)
     layers = survey(module)
     if dry_run:

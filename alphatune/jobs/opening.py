@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from alphatune.data.preprocessing import Preprocessing, parse_numbers
 from alphatune.data.readable import skipped_warning, without_unreadable
 from alphatune.data.splits import open_splits
 from alphatune.distributed import local_device
-from alphatune.errors import ConfigurationError, raise_if_machine_failed
+from alphatune.errors import ConfigurationError, one_line, raise_if_machine_failed
 from alphatune.evaluation import Predictor
 from alphatune.jobs.settings import EvaluateSettings, ModelSettings, TuneSettings
 from alphatune.models.bundle import WEIGHTS, build_bundled, read_bundle, restore_
@@ -182,23 +183,33 @@ def resolved(settings: S, prepared: Prepared) -> S:
 
 def resolved_paths(settings: P) -> P:
     """The settings with paths that hold from any folder."""
-    names = ["checkpoint", "val_data", "class_map", "data_root"]
-    for name in ("data", "calibrate", "recalibrate"):
+    absolute: dict[str, Any] = {
+        name: _absolute(path)
+        for name in ("checkpoint", "class_map", "data_root")
+        if (path := getattr(settings, name, None))
+    }
+    for name in ("data", "val_data", "calibrate", "recalibrate"):
         data = getattr(settings, name, None)
         if data and not opens_by_name(data, getattr(settings, "data_root", None)):
-            names.append(name)
-    absolute: dict[str, Any] = {
-        name: str(Path(path).absolute())
-        for name in names
-        if (path := getattr(settings, name, None)) and Path(path).exists()
-    }
+            absolute[name] = _absolute(data, "wds/", "hfds/", "hfids/")
     for name in ("model", "data", "score"):  # file.py:function
         location, colon, function = (getattr(settings, name, None) or "").rpartition(":")
         if location.endswith(".py"):
             absolute[name] = f"{Path(location).absolute()}{colon}{function}"
     if is_bundle(settings.model) or (Path(settings.model) / "config.json").is_file():
-        absolute["model"] = str(Path(settings.model).absolute())
+        absolute["model"] = _absolute(settings.model)
+    elif settings.model.startswith("local-dir:"):
+        absolute["model"] = _absolute(settings.model, "local-dir:")
     return replace(settings, **absolute)
+
+
+def _absolute(path: str, *schemes: str) -> str:
+    """A path as it holds from any folder, after its scheme if it has one; what is none stays as it is."""
+    if Path(path).exists():
+        return str(Path(path).absolute())
+    scheme = next((path[: len(s)] for s in schemes if path.lower().startswith(s)), "")
+    rest = path[len(scheme) :]
+    return f"{scheme}{Path(rest).absolute()}" if scheme and Path(rest).exists() else path
 
 
 def _open_examples(settings: EvaluateSettings, image_mode: str) -> Examples:
@@ -235,9 +246,17 @@ def whole_number(text: str, option: str, least: int) -> int | None:
     """The number an option gives, None for ``auto``."""
     if text == "auto":
         return None
-    if not text.isdigit() or int(text) < least:
-        raise ConfigurationError(f"{option} takes auto or a whole number from {least}, got {text!r}")
-    return int(text)
+    number = digits(text)
+    if number is None or number < least:
+        raise ConfigurationError(
+            f"{option} takes auto or a whole number from {least}, got {one_line(text, 80)!r}"
+        )
+    return number
+
+
+def digits(text: str) -> int | None:
+    """The number that ASCII digits spell, None for anything else; ``str.isdigit`` is also true of ``"²"``."""
+    return int(text) if re.fullmatch("[0-9]{1,12}", text) else None
 
 
 def override_preprocessing(base: Preprocessing, settings: ModelSettings) -> Preprocessing:

@@ -28,16 +28,14 @@ from alphatune.jobs.gates import Gate, judge
 from alphatune.jobs.settings import TuneSettings, input_paths, to_command, to_toml, values_to_toml
 from alphatune.models.output import beside, remove, staged
 from alphatune.reports.artifacts import write_result
+from alphatune.reports.page_tables import OF_THE_RUN
 
 VARIABLE, OFF = "ALPHATUNE_CACHE", ("off", "no", "false", "0")
 NOTES = "notes"
 #: all results together; those that nobody asked for the longest go first
 MOST_BYTES = 2 * 2**30
 #: settings that change nothing of what is measured and kept
-FREE = (
-    "output", "overwrite", "resume", "checkpoint_minutes", "no_cache", "workers", "cache",
-    "min_gain", "max_regression", "require_significant", "max_latency_ratio",
-)  # fmt: skip
+FREE = OF_THE_RUN
 _RUN, _RESULT = "run.toml", "result.json"
 
 

@@ -49,6 +49,7 @@ class InspectSettings(ModelSettings):
     batch_size: str = "auto"
     workers: str = "auto"
     seed: int = 0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,7 @@ class EvaluateSettings(ModelSettings):
     channels_last: bool = False
     compile: bool = False
     alpha: float | None = None
+    skip_unknown: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +145,6 @@ class TuneSettings(EvaluateSettings):
     calibrate_limit: int | None = None
     exclude: tuple[str, ...] = ()
     min_positions: int = 1
-    skip_unknown: bool = False
     min_gain: float | None = None
     max_regression: tuple[str, ...] = ()
     require_significant: bool = False

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import glob
 import os
+import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -95,10 +97,9 @@ def run_tune(
     with joined(prepared.opened.device) as world, ExitStack() as held:
         everywhere = not world.any(earlier is None)
         if everywhere and known and earlier:
-            if not world.first:
-                return {}
-            remember(settings, known, started)
-            return write_again(settings, known, earlier, gates)
+            if world.first:
+                remember(settings, known, started)
+            return _by_the_first(world, settings, lambda: write_again(settings, known, earlier, gates))
         # From here on no other process writes this output, or the state that a run goes on from.
         output = Path(settings.output)
         claims = world.share(lambda: held.enter_context(claimed(output)) if world.first else output)
@@ -127,22 +128,46 @@ def run_tune(
             journal=journal,
             progress=shown,
         )
-        if not world.first:
-            return {}
-        description = describe_model(
-            prepared.opened, survey(module), prepared.probe, result.patched, too_small
-        )
-        if journal.given_up:
-            result = replace(result, warnings=(*result.warnings, journal.given_up))
-        measured = describe_averages(averages, replaced, prepared, result)
-        document = _write(
-            stage, settings, prepared, result, description, measured, exclude, gates, world.size
-        )
-        journal.close()
-    if known:
+        if given_up := next(filter(None, world.gather(journal.given_up)), ""):
+            result = replace(result, warnings=(*result.warnings, given_up))
+
+        def write() -> dict[str, Any]:
+            description = describe_model(
+                prepared.opened, survey(module), prepared.probe, result.patched, too_small
+            )
+            measured = describe_averages(averages, replaced, prepared, result)
+            return _write(
+                stage, settings, prepared, result, description, measured, exclude, gates, world.size
+            )
+
+        document = _by_the_first(world, settings, write)
+    if known and world.first:
         known.keep(Path(settings.output))
         remember(settings, known, started)
     return document
+
+
+def _by_the_first(
+    world: World, settings: TuneSettings, write: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Have the first process write the tuned folder; when it is there, nobody needs a state to go on from.
+
+    Returns:
+        The document, in the first process; an empty one in all others.
+    """
+    document: dict[str, Any] = {}
+
+    def written() -> None:
+        if world.first:
+            document.update(write())
+
+    world.share(written)
+    shutil.rmtree(_journal_folder(settings), ignore_errors=True)  # in each, as they may share no disk
+    return document
+
+
+def _journal_folder(settings: TuneSettings) -> Path:
+    return beside(Path(os.path.abspath(settings.output)), "resume")
 
 
 def _journal(
@@ -153,7 +178,7 @@ def _journal(
     Args:
         images: further ones that the result depends on.
     """
-    folder = beside(Path(os.path.abspath(settings.output)), "resume")
+    folder = _journal_folder(settings)
     checkpoint = prepared.opened.checkpoint
     job: dict[str, Any] = {k: v for k, v in asdict(resolved(settings, prepared)).items() if k not in FREE}
     job |= {

@@ -6,9 +6,11 @@ import shlex
 from statistics import median
 from typing import Any
 
-#: options of one run, which do not change what is measured: a page is the same without them
-_VALUED = ("--output", "--workers", "--cache", "--min-gain", "--max-regression", "--max-latency-ratio")
-_FLAGS = ("--overwrite", "--resume", "--no-cache", "--require-significant")
+#: settings of one run, which do not change what is measured: a page is the same without them
+OF_THE_RUN = (
+    "output", "overwrite", "resume", "checkpoint_minutes", "no_cache", "workers", "cache",
+    "min_gain", "max_regression", "require_significant", "max_latency_ratio",
+)  # fmt: skip
 #: files whose hashes the page cannot know, or that tell of the run
 _OWN = ("report.html", "report.md", "run.toml", "result.json")
 
@@ -16,14 +18,11 @@ _OWN = ("report.html", "report.md", "run.toml", "result.json")
 def repeatable_command(command_line: str) -> str:
     """The command line without what belongs to one run, an option a line."""
     lines: list[list[str]] = [[]]
-    words = iter(shlex.split(command_line))
-    for word in words:
-        if word in _VALUED:
-            next(words, None)
-        elif word not in _FLAGS:
-            if word.startswith("--"):
-                lines.append([])
-            lines[-1].append(word)
+    for word in shlex.split(command_line):
+        if word.startswith("--"):
+            lines.append([])
+        lines[-1].append(word)
+    lines = [line for line in lines if line[0].removeprefix("--").replace("-", "_") not in OF_THE_RUN]
     return " \\\n    ".join(shlex.join(line) for line in lines)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import numpy as np
 
-from alphatune.errors import ConfigurationError
+from alphatune.errors import ConfigurationError, one_line
 
 #: The paper finds optima between 0 and 0.1 and a slow decline after them; the
 #: grid is dense where the curve bends and still sees a distribution shift.
@@ -28,10 +28,14 @@ def resolve_alphas(alphas: str | float | Sequence[float], baseline: float = 0.0)
     """
     if isinstance(alphas, str):
         values = [abs(baseline - a) for a in AUTO] if alphas == "auto" else _parse(alphas)
-    elif isinstance(alphas, (int, float)):
-        values = [float(alphas)]
     else:
-        values = [float(a) for a in alphas]
+        try:
+            values = [float(a) for a in (alphas if isinstance(alphas, Sized) else [alphas])]
+        except (TypeError, ValueError):
+            raise ConfigurationError(
+                f"expected alphas to be numbers in one row, got {one_line(alphas, 80)}",
+                "e.g. [0, 0.01, 0.02]",
+            ) from None
     for value in values:
         if not 0 <= value <= 1:
             raise ConfigurationError(

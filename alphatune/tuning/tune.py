@@ -15,7 +15,7 @@ from torch import nn
 from alphatune.data.loading import Batches
 from alphatune.data.own_loader import LoaderBatches
 from alphatune.distributed import World
-from alphatune.errors import ConfigurationError, DataError
+from alphatune.errors import ConfigurationError, DataError, one_line
 from alphatune.evaluation import METRICS, Metric, Metrics, Predictor, Progress, Scores, concatenate, summarise
 from alphatune.models.health import require_health
 from alphatune.norms.batch_statistics import batch_statistics
@@ -103,8 +103,16 @@ class TuneResult:
         return self.sweep.scores[self.sweep.alphas.index(self.decision.alpha)]
 
     def at(self, alpha: float | dict[str, Alpha]) -> Metrics:
-        """Metrics measured at one of the α of the curve."""
-        return next(p.metrics for p in self.curve if p.alpha == alpha)
+        """Metrics measured at one of the α of the curve.
+
+        Raises:
+            ConfigurationError: the curve has no such α.
+        """
+        for point in self.curve:
+            if point.alpha == alpha:
+                return point.metrics
+        listed = one_line(", ".join(f"{point.alpha:g}" for point in self.curve))
+        raise ConfigurationError(f"the curve has no alpha {alpha}", f"it has {listed}")
 
     def __str__(self) -> str:
         before, after = self.baseline, self.chosen
@@ -197,7 +205,8 @@ def tune(
         used = resolve_kernel(kernel, tensor.device, worth_compiling=n >= COMPILED_FROM)
         started, forwards = time.perf_counter(), 0
         values = resolve_alphas(alphas, unpatched_alpha(model))
-        searching = alphas == "auto" and n >= FEWEST_EXAMPLES
+        automatic = isinstance(alphas, str) and alphas == "auto"  # an array would compare each number
+        searching = automatic and n >= FEWEST_EXAMPLES
         report = counting(progress, None if searching else n * len(values))
 
         def count(more: int) -> None:
@@ -217,7 +226,7 @@ def tune(
                         passes, metric, accept, curve, curve_tolerance, race_delta, seed, limit
                     ),
                 )
-            elif alphas == "auto":
+            elif automatic:
                 swept, note = within_finite_range(passes, lambda limit: _swept(passes, values, limit))
             else:  # whoever names an α wants to hear of it
                 swept = _swept(passes, values, 1.0)
