@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from alphatune.data.cache import with_cache
 from alphatune.data.datasets import open_data, opens_by_name
@@ -23,6 +24,7 @@ from alphatune.jobs.settings import EvaluateSettings, ModelSettings, TuneSetting
 from alphatune.models.bundle import WEIGHTS, build_bundled, read_bundle, restore_
 from alphatune.models.checkpoints import Checkpoint, load_weights_, read_checkpoint
 from alphatune.models.output import is_bundle
+from alphatune.models.outputs import EXAMPLES, check_outputs_
 from alphatune.models.probe import Probe, probe
 from alphatune.models.sources import Source, build, parse_model_kwargs
 from alphatune.norms.kernels import resolve_kernel
@@ -146,7 +148,13 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     if settings.kernel != "auto":
         resolve_kernel(settings.kernel, opened.device)  # one that cannot run is an error before anything runs
     examples = _open_examples(settings, opened.preprocessing.image_mode).decoded_by(settings.decoder)
-    seen = probe(opened.module, opened.preprocessing.input_size, opened.device)
+    seen = probe(
+        opened.module,
+        opened.preprocessing.input_size,
+        opened.device,
+        widths=(len(examples.classes),) if examples.classes else (),
+        wanted=settings.logits,
+    )
     _check_classes(examples, seen.num_classes)
     workers = whole_number(settings.workers, "--workers", 0)
     batches = Batches(
@@ -159,10 +167,25 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     )
     total = len(batches)
     batches, skipped = without_unreadable(batches, settings.on_bad_image)
-    notes = [*opened.warnings, *examples.warnings, *skipped_warning(settings.data, skipped, total)]
+    notes = [
+        *opened.warnings,
+        *examples.warnings,
+        *skipped_warning(settings.data, skipped, total),
+        *seen.warnings,
+    ]
+    notes += check_outputs_(opened.module, _first_images(batches))
     # An evaluation is one pass, and keeps nothing unless told to.
     where = "none" if settings.cache == "auto" and not isinstance(settings, TuneSettings) else settings.cache
     return Prepared(opened, with_cache(batches, where), seen, tuple(notes), skipped)
+
+
+def _first_images(batches: Batches) -> Tensor:
+    """A few images from everywhere in the data, or the first of a stream."""
+    count = min(EXAMPLES, len(batches))
+    last = len(batches) - 1 if batches.examples.load is not None else count - 1
+    positions = np.linspace(0, last, count).astype(np.int64)
+    few = replace(batches.take(positions), batch_size=count, workers=0)
+    return next(iter(few)).inputs
 
 
 def predictor_of(settings: EvaluateSettings, prepared: Prepared) -> Predictor:
@@ -224,7 +247,12 @@ def _check_classes(examples: Examples, outputs: int) -> None:
             f"the data has label {highest}, the model {outputs} outputs",
             "give --class-map, or a model with a head for these classes",
         )
-    if examples.classes and not examples.class_map and len(examples.classes) != outputs:
+    if examples.class_map and len(examples.classes) != outputs:
+        raise ConfigurationError(
+            f"the class map {examples.class_map} names {len(examples.classes)} classes, the model has {outputs} outputs",
+            "it needs a line for each output, in the model's order, a background class included",
+        )
+    if examples.classes and len(examples.classes) != outputs:
         raise ConfigurationError(
             f"the data has {len(examples.classes)} classes, the model {outputs} outputs",
             "--class-map FILE says which output each class is: one class name a line, in the model's order",

@@ -32,7 +32,7 @@ from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.own_score import ScoreResult, tune_score
 
 #: settings that mean something here; all others are about images in classes
-_APPLY = {f.name for f in fields(ModelSettings)} - {f.name for f in fields(Preprocessing)} | {
+_APPLY = {f.name for f in fields(ModelSettings)} - {f.name for f in fields(Preprocessing)} - {"logits"} | {
     "data", "score", "alphas", "accept", "seed", "dtype", "kernel", "exclude", "skip_unknown", "output", "overwrite",
     "min_gain", "max_regression", "require_significant", "max_latency_ratio", "no_cache", "thumbnails",
 }  # fmt: skip

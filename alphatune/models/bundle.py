@@ -52,6 +52,7 @@ from alphatune.models.temperature import get_temperature, set_temperature_
 from alphatune.norms.conversion import apply_layer_settings_, layer_settings
 from alphatune.norms.patching import Alpha, get_alpha, patch_, unpatch_
 from alphatune.norms.survey import survey
+from alphatune.reading import Reading, keep_reading_, kept_reading, reading_from_dict, reading_to_dict
 
 WEIGHTS, TIMM_CONFIG = "model.safetensors", "config.json"
 SCHEMA = 1
@@ -71,6 +72,7 @@ class Bundle:
     preprocessing: Preprocessing | None
     temperature: float = 1.0
     moments_sha256: str = ""  # "" where no layer is calibrated
+    reading: Reading | None = None  # which output are the logits; None where nothing was run
 
 
 def load(
@@ -139,6 +141,7 @@ def write_model(
         "alpha": get_alpha(model),
         "norm": layer_settings(model),
         "temperature": get_temperature(model),
+        "output": reading_to_dict(kept_reading(model)),
         "preprocessing": preprocessing.to_dict() if preprocessing else None,
         "weights_sha256": sha256(folder / WEIGHTS),
         "moments_sha256": write_moments(model, folder),
@@ -184,6 +187,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
             preprocessing=None if preprocessing is None else Preprocessing.from_dict(preprocessing),
             temperature=float(manifest.get("temperature", 1.0)),
             moments_sha256=str(manifest.get("moments_sha256", "")),
+            reading=reading_from_dict(manifest.get("output")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigurationError) as error:
         raise InputError(f"damaged {path / MANIFEST}: {type(error).__name__}: {one_line(error)}") from None
@@ -218,6 +222,7 @@ def restore_(model: nn.Module, bundle: Bundle) -> None:
     load_weights_(model, checkpoint)
     model.eval()
     unpatch_(model)
+    keep_reading_(model, bundle.reading)
     try:
         apply_layer_settings_(model, bundle.norm)
         set_temperature_(model, bundle.temperature)
