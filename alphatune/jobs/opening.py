@@ -18,15 +18,17 @@ from alphatune.data.preprocessing import Preprocessing, parse_numbers
 from alphatune.data.readable import skipped_warning, without_unreadable
 from alphatune.data.splits import open_splits
 from alphatune.distributed import local_device
-from alphatune.errors import ConfigurationError, raise_if_machine_failed
+from alphatune.errors import ConfigurationError, one_line, raise_if_machine_failed
 from alphatune.evaluation import Predictor
 from alphatune.jobs.settings import EvaluateSettings, ModelSettings, TuneSettings
 from alphatune.models.bundle import WEIGHTS, build_bundled, read_bundle, restore_
 from alphatune.models.checkpoints import Checkpoint, load_weights_, read_checkpoint
+from alphatune.models.foreign import materialise_
 from alphatune.models.output import is_bundle
 from alphatune.models.outputs import EXAMPLES, check_outputs_
 from alphatune.models.probe import Probe, probe
 from alphatune.models.sources import Source, build, parse_model_kwargs
+from alphatune.models.weights import left_out_note
 from alphatune.norms.kernels import resolve_kernel
 
 S = TypeVar("S", bound=EvaluateSettings)
@@ -65,7 +67,8 @@ def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
         images: whether its images will be prepared here, and it matters that nobody says how.
     """
     device = local_device(resolve_device(settings.device))
-    checkpoint, notes = None, []
+    checkpoint: Checkpoint | None = None
+    notes: list[str] = []
     if is_bundle(settings.model):
         if settings.checkpoint:
             raise ConfigurationError(
@@ -84,9 +87,14 @@ def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
         kwargs = parse_model_kwargs(settings.model_kwargs)
         wants_pretrained = settings.pretrained and settings.checkpoint is None
         source = build(settings.model, pretrained=wants_pretrained, model_kwargs=kwargs)
-        if settings.checkpoint:
-            checkpoint = read_checkpoint(settings.checkpoint, unsafe_pickle=settings.unsafe_pickle)
+        notes += source.notes
+        named = settings.checkpoint or source.checkpoint
+        size = override_preprocessing(source.preprocessing or Preprocessing(), settings).input_size
+        materialise_(source.model, size, weights_follow=named is not None, spec=settings.model)
+        if named:
+            checkpoint = read_checkpoint(named, unsafe_pickle=settings.unsafe_pickle)
             load_weights_(source.model, checkpoint)
+            notes += left_out_note(source.model)
             if checkpoint.unsafe_pickle:
                 notes.append(f"{settings.checkpoint} was unpickled without restriction (--unsafe-pickle)")
         elif source.kind == "factory":
@@ -115,9 +123,9 @@ def require_device(model: nn.Module, device: torch.device) -> None:
     """Move a model to a device; raises ConfigurationError if that cannot be."""
     try:
         model.to(device)
-    except RuntimeError as error:
+    except Exception as error:  # somebody's own ``to`` may raise anything
         raise_if_machine_failed(error)
-        raise ConfigurationError(f"cannot move the model to {device}: {error}") from None
+        raise ConfigurationError(f"cannot move the model to {device}: {one_line(error)}") from None
 
 
 def resolve_device(name: str) -> torch.device:

@@ -158,8 +158,11 @@ def _build(settings: TrainSettings, num_classes: int) -> tuple[Started, list[str
         pretrained=settings.pretrained,
         checkpoint=checkpoint,
         model_kwargs=parse_model_kwargs(settings.model_kwargs),
+        input_size=override_preprocessing(Preprocessing(), settings).input_size
+        if settings.input_size
+        else None,
     )
-    notes = []
+    notes = [*started.source.notes]
     if checkpoint and checkpoint.unsafe_pickle:
         notes.append(f"{settings.checkpoint} was unpickled without restriction (--unsafe-pickle)")
     return started, notes

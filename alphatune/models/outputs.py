@@ -57,10 +57,11 @@ def choose_output_(
         reading = Reading(choose(tensors, (*widths, *_own_widths(model)), wanted, examples))
     keep_reading_(model, reading)
     values = reading.take(output)
-    if len(tensors) == 1 or reading.path == NAMES[:1]:
+    if reading.path in ((), NAMES[:1]):
         return values, ()
     columns = f" ({values.shape[1]} columns)" if values.ndim == 2 else ""
-    return values, (f"the model returns {len(tensors)} outputs; took output {reading.name}{columns}",)
+    count = f"{len(tensors)} output{'s' * (len(tensors) > 1)}"
+    return values, (f"the model returns {count}; took output {reading.name}{columns}",)
 
 
 def find_reading_(
