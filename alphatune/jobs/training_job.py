@@ -33,6 +33,7 @@ from alphatune.models.output import is_bundle
 from alphatune.models.outputs import check_outputs_
 from alphatune.models.probe import probe
 from alphatune.models.sources import parse_model_kwargs
+from alphatune.models.weights import weights_of
 from alphatune.norms.conversion import Norm
 from alphatune.training.recipe import Recipe
 
@@ -104,6 +105,7 @@ def prepare_training(settings: TrainSettings, device: torch.device, world: World
     torch.manual_seed(settings.seed)  # of newly made weights
     started, notes = _build(settings, num_classes)
     model = started.source.model
+    weights_of(model)  # what cannot be written is refused before the work
     preprocessing = _preprocessing(settings, started)
     if started.source.preprocessing is None and _dataset_name(settings) not in SMALL_IMAGES:
         notes += assumed_preprocessing(settings, preprocessing)

@@ -60,12 +60,16 @@ def as_network(given: object, spec: str) -> tuple[nn.Module, tuple[str, ...]]:
         raise UnsupportedModelError(
             f"{spec} must give a torch.nn.Module, got {_described(given)}", _THE_NETWORK
         )
-    network, wrappers = unwrapped(given)
-    if wrappers:
-        notes += (f"{spec} gives a network in {', '.join(wrappers)}, which was taken off",)
-    if isinstance(network, torch.jit.ScriptModule):
+    if isinstance(given, torch.jit.ScriptModule):
         raise UnsupportedModelError(
             f"{spec} gives a TorchScript program: its layers are compiled and cannot be changed", _THE_NETWORK
+        )
+    network, wrappers = unwrapped(given)
+    if wrappers:
+        notes += (f"{spec} gives a network in {' and '.join(wrappers)}: taken off",)
+    if type(network).forward is nn.Module.forward:
+        raise UnsupportedModelError(
+            f"{spec} gives a {type(network).__name__}, which has no forward", _THE_NETWORK
         )
     try:
         network.eval()
@@ -93,6 +97,8 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
 
     model = inside(model)
     for module in list(model.modules()):
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         for name, child in list(module._modules.items()):
             if child is not None and (inner := inside(child)) is not child:
                 module._modules[name] = inner

@@ -30,6 +30,31 @@ from alphatune.reading import (
     tensors_of,
 )
 
+#: autograd's names of what changes the shape of values only, and of what gives logits: layers and averages
+_SHAPES = (
+    "View",
+    "Unsafe",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "ToCopy",
+    "Clone",
+    "Alias",
+    "Slice",
+    "Select",
+    "T",
+)
+_LAYERS = (
+    "Addmm",
+    "Mm",
+    "Linear",
+    "Convolution",
+    "MkldnnConvolution",
+    "Mean",
+    "Add",
+    "Sub",
+    "NativeBatchNorm",
+)
 #: images that are looked at
 EXAMPLES = 8
 
@@ -112,7 +137,14 @@ def check_outputs_(model: nn.Module, images: Tensor) -> tuple[str, ...]:
         raise
     if not bool(torch.isfinite(values).all()):
         return ()  # which is said where examples are scored, with their number
-    probabilities = values.ndim == 2 and _judge(values)
+    probabilities = values.ndim == 2 and are_probabilities(values)
+    if values.ndim == 2 and not probabilities and _are_sigmoids(model, images, values):
+        raise UnsupportedModelError(
+            "the model returns a probability for each class by itself (all values in [0, 1], rows do not sum to 1), "
+            "as sigmoids do: it is no classifier into one of its classes",
+            "let it return its logits if its classes exclude each other; multi-label models: tune --score, by a "
+            "score of your own",
+        )
     if probabilities:
         smallest = float(log_of(torch.zeros(1, 1, dtype=values.dtype)).exp())
         notes = (
@@ -123,20 +155,27 @@ def check_outputs_(model: nn.Module, images: Tensor) -> tuple[str, ...]:
     return notes + require_stable(model, images)
 
 
-def _judge(values: Tensor) -> bool:
-    """Whether an output holds probabilities; raises where it holds sigmoids."""
-    if are_probabilities(values):
-        return True
-    # Small logits may all lie in [0, 1]; but hardly on both sides of a half, and none outside.
+def _are_sigmoids(model: nn.Module, images: Tensor, values: Tensor) -> bool:
+    """Whether an output is a probability for each class by itself.
+
+    Small logits may all lie in [0, 1] by chance, but they come out of a layer: what was computed last
+    says so, where autograd knows it.
+    """
     low, high = float(values.min()), float(values.max())
-    if 0 <= low < 0.5 < high <= 1:
-        raise UnsupportedModelError(
-            "the model returns a probability for each class by itself (all values in [0, 1], rows do not sum to 1), "
-            "as sigmoids do: it is no classifier into one of its classes",
-            "let it return its logits if its classes exclude each other; multi-label models: tune --score, by a "
-            "score of your own",
-        )
-    return False
+    if low < 0 or high > 1:
+        return False
+    unless_known = low < 0.5 < high
+    reading = kept_reading(model) or Reading()
+    try:
+        with evaluation_mode(model), preserved(model), torch.enable_grad():
+            node = reading.take(model(images.clone().requires_grad_())).grad_fn
+    except RuntimeError:  # a model that cannot be differentiated, or has no room to
+        return unless_known
+    while node is not None and node.name().startswith(_SHAPES) and node.next_functions:
+        node = node.next_functions[0][0]
+    if node is None or node.name().startswith(("Sigmoid", "Hardsigmoid")):
+        return node is not None or unless_known
+    return unless_known and not node.name().startswith(_LAYERS)
 
 
 def _own_widths(model: nn.Module) -> tuple[int, ...]:
