@@ -125,7 +125,12 @@ def reading_of(model: nn.Module, output: object) -> Reading:
         ConfigurationError: several outputs could be the logits.
     """
     known = kept_reading(model)
-    return known or Reading(choose(tensors_of(output)))
+    return known or Reading(choose(tensors_of(output), first=first_is_main(model)))
+
+
+def first_is_main(model: nn.Module) -> bool:
+    """Whether auxiliary heads come after the logits, as in all networks of timm and torchvision."""
+    return type(model).__module__.partition(".")[0] in ("timm", "torchvision")
 
 
 def kept_reading(model: nn.Module) -> Reading | None:
@@ -194,7 +199,11 @@ def tensors_of(output: object, path: Path = ()) -> dict[Path, Tensor]:
 
 
 def choose(
-    tensors: Mapping[Path, Tensor], widths: tuple[int, ...] = (), wanted: str | None = None, among: int = 0
+    tensors: Mapping[Path, Tensor],
+    widths: tuple[int, ...] = (),
+    wanted: str | None = None,
+    among: int = 0,
+    first: bool = False,
 ) -> Path:
     """Which of the tensors are the logits.
 
@@ -205,6 +214,7 @@ def choose(
         widths: numbers of columns that logits may have, the likeliest first.
         wanted: N or KEY, by which the caller chooses.
         among: the number of examples, 0 where it is not known.
+        first: among several take the first, where that is known to be the model's own head.
 
     Raises:
         ConfigurationError: none could be, or several and the choice is the caller's.
@@ -226,7 +236,7 @@ def choose(
     if named is not None and (named in fitting or not fitting):
         return named
     found = fitting or {p: t for p, t in rows.items() if t.shape[1] > 1}
-    if len(found) == 1:
+    if len(found) == 1 or (first and found):
         return next(iter(found))
     if not found:
         raise ConfigurationError(

@@ -200,7 +200,8 @@ def test_lazy_layers_are_initialised(run: Run, image_folder: Path, tmp_path: Pat
         torch.testing.assert_close(loaded(x), model.eval()(x))
     code, _, err = run(
         "train", f"{FOREIGN}:lazy", "--checkpoint", tmp_path / "lazy.pt", "--data", image_folder, "--epochs", "1",
-        "--val-fraction", "0.25", "--device", "cpu", "--input-size", "12", "--batch-size", "8", "--output", tmp_path / "trained",
+        "--val-fraction", "0.25", "--device", "cpu", "--input-size", "12", "--batch-size", "8",
+        "--output", tmp_path / "trained",
     )  # fmt: skip
     assert code == 0, err
     code, _, err = evaluate(run, "lazy", image_folder, "--input-size", "3,1,1")

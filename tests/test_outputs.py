@@ -9,6 +9,7 @@ from typing import Any
 
 import foreign
 import pytest
+import timm
 import torch
 import torchvision
 from conftest import CLASSES, Run
@@ -384,3 +385,12 @@ def test_torchvisions_auxiliary_heads() -> None:
     assert logits.shape == (2, 5)
     assert find_reading_(model, model.eval()(x), 2) == (5, ())
     assert Predictor(model)(x).shape == (2, 5)
+
+
+def test_timms_auxiliary_heads_come_after_the_logits() -> None:
+    model = timm.create_model("inception_v3", num_classes=5, aux_logits=True).eval()
+    output = model(torch.randn(2, 3, 299, 299))
+    classes, notes = find_reading_(model, output, 2)
+    assert (classes, kept_reading(model)) == (5, Reading((0,)))
+    assert "took output 0" in notes[0]
+    assert logits_of(model, output) is output[0]

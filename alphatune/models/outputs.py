@@ -24,6 +24,7 @@ from alphatune.reading import (
     Reading,
     are_probabilities,
     choose,
+    first_is_main,
     keep_reading_,
     kept_reading,
     log_of,
@@ -79,7 +80,8 @@ def choose_output_(
     if wanted is None and known is not None and known.path in tensors:
         reading = known
     else:
-        reading = Reading(choose(tensors, (*widths, *_own_widths(model)), wanted, examples))
+        own = (*widths, *_own_widths(model))
+        reading = Reading(choose(tensors, own, wanted, examples, first_is_main(model)))
     keep_reading_(model, reading)
     values = reading.take(output)
     if reading.path in ((), NAMES[:1]):
