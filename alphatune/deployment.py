@@ -26,12 +26,13 @@ from alphatune.errors import (
     is_out_of_memory,
     one_line,
 )
-from alphatune.evaluation import Predictor, evaluation_mode, logits_of
+from alphatune.evaluation import Predictor, evaluation_mode
 from alphatune.models.copying import stock_copy
 from alphatune.models.folding import fold
 from alphatune.norms.kernels import Kernel, resolve_kernel, use_kernel
 from alphatune.norms.patching import Alpha, example_weighted_layers, get_alpha, patch_
 from alphatune.norms.survey import survey
+from alphatune.reading import output_of
 from alphatune.timing import FEWEST_ROUNDS, Timing, interleave, ratio, synchronise
 
 Variant = Literal["plain", "folded", "example-weighted"]
@@ -255,8 +256,8 @@ def _run(candidate: _Candidate, inputs: Tensor, dtype: torch.dtype) -> Callable[
 
 
 def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The logits without autocast; raises NumericError where one is not finite."""
-    logits = logits_of(_run(_Candidate("plain", model), inputs, torch.float32)()).float()
+    """The logits, or probabilities, without autocast; raises NumericError where one is not finite."""
+    logits = output_of(model, _run(_Candidate("plain", model), inputs, torch.float32)()).float()
     if not bool(torch.isfinite(logits).all()):
         raise NumericError("the model's output is NaN or infinite", "are these the weights you mean?")
     return logits

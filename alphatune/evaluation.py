@@ -20,15 +20,13 @@ from alphatune.full_precision import full_precision
 from alphatune.metrics import HIGHER_IS_BETTER as HIGHER_IS_BETTER
 from alphatune.metrics import METRICS as METRICS
 from alphatune.metrics import Metric as Metric
+from alphatune.reading import NOT_A_CLASSIFIER, logits_of
 
 #: called after every batch with (examples done, examples in all or None); a sweep counts each once an α
 Progress = Callable[[int, int | None], None]
 
 #: number of equal-width confidence bins of the expected calibration error
 ECE_BINS = 15
-
-#: what to do with a model that does not return one row of logits an example
-NOT_A_CLASSIFIER = "this is for classifiers; tune --score tunes any other model by a score of your own"
 
 
 @dataclass(frozen=True)
@@ -191,8 +189,7 @@ class Predictor:
     """Forward passes of one model; a batch that does not fit into memory is cut up, no example lost.
 
     ``float16`` and ``bfloat16`` mean autocast: weights and moving averages stay
-    as they are. Keyed outputs of segmentation and distilled models give "out"
-    or "logits"; a tuple gives its first entry.
+    as they are. What is taken of several outputs is said in reading.py.
 
     Args:
         channels_last: inputs in the channels-last memory format; the model's weights are the caller's.
@@ -248,22 +245,21 @@ class Predictor:
         """The same without cutting a batch up: for gradients, whose graph would keep all parts in memory."""
         low_precision = self.dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(inputs.device.type, self.dtype) if low_precision else contextlib.nullcontext():
-            return logits_of(self._run(inputs))
+            return self._run(inputs)
 
-    def _run(self, inputs: Tensor) -> object:
+    def _run(self, inputs: Tensor) -> Tensor:
         if not self.compile:
-            return self.model(inputs)
+            return logits_of(self.model, self.model(inputs))
         self._full = max(self._full, len(inputs))
         missing = self._full - len(inputs)
         if missing == 0:
-            return _copied(self._forward(inputs))
+            return self._copied(inputs)
         filled = torch.cat([inputs, inputs[:1].expand(missing, *inputs.shape[1:])])
-        return logits_of(_copied(self._forward(self.prepare(filled))))[: len(inputs)]
+        return self._copied(self.prepare(filled))[: len(inputs)]
 
-
-def _copied(output: object) -> Tensor:
-    """The logits in memory of their own: a CUDA graph writes every result to the same place."""
-    return logits_of(output).clone()
+    def _copied(self, inputs: Tensor) -> Tensor:
+        """The logits of compiled code in memory of their own: a CUDA graph writes every result to the same place."""
+        return logits_of(self.model, self._forward(inputs)).clone()
 
 
 def _on_cuda(model: nn.Module) -> bool:
@@ -273,19 +269,6 @@ def _on_cuda(model: nn.Module) -> bool:
 def input_dtype(model: nn.Module) -> torch.dtype:
     """The dtype of the first floating parameter: a half-precision model takes half-precision images."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-
-
-def logits_of(output: object) -> Tensor:
-    """The logits (N, classes) among what a model returns: keyed, first of a tuple, or the output itself."""
-    if isinstance(output, dict):
-        output = output.get("logits", output.get("out"))
-    elif isinstance(output, (tuple, list)) and output:
-        output = getattr(output, "logits", output[0])
-    elif not torch.is_tensor(output):
-        output = getattr(output, "logits", None)
-    if not torch.is_tensor(output):
-        raise ConfigurationError("the model's output holds no tensor of logits", NOT_A_CLASSIFIER)
-    return output
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import torch
 from conftest import TINY
 
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import CheckpointError, ConfigurationError
+from alphatune.errors import CheckpointError, ConfigurationError, UnsupportedModelError
 from alphatune.models.sources import build, format_model_kwargs, parse_model_kwargs
 
 
@@ -104,7 +104,6 @@ def test_model_kwargs_survive_being_written() -> None:
         ("nowhere.at_all:net", "cannot import", "installed"),
         ("alphatune.models.cifar:resnet21", "has no", "resnet20"),
         ("missing.py:net", "no such file", ""),
-        (TINY.replace(":tiny", ":not_a_model"), "must give a torch.nn.Module", ""),
         (TINY.replace(":tiny", ""), "names an architecture", "FACTORY"),
         ("a b:c", "cannot understand", ""),
         ("hf-hub:", "hf-hub", ""),
@@ -116,6 +115,11 @@ def test_unknown_models_get_a_suggestion(spec: str, message: str, hint: str) -> 
         build(spec)
     assert hint in error.value.hint
     assert "\n" not in str(error.value)
+
+
+def test_what_is_no_network_is_a_model_that_is_not_supported() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"must give a torch\.nn\.Module, got int"):
+        build(TINY.replace(":tiny", ":not_a_model"))
 
 
 def test_arguments_the_factory_refuses() -> None:

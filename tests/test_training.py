@@ -237,7 +237,7 @@ def test_auxiliary_heads_add_to_the_loss() -> None:
     model = torchvision.models.googlenet(weights=None, num_classes=5, init_weights=False).train()
     output = model(torch.randn(2, 3, 64, 64))
     targets = torch.tensor([1, 3])
-    loss, logits = training_loss(output, targets, label_smoothing=0.1)
+    loss, logits = training_loss(nn.Identity(), output, targets, label_smoothing=0.1)
     parts = [nn.functional.cross_entropy(x, targets, label_smoothing=0.1) for x in output]
     assert torch.equal(logits, output.logits)
     torch.testing.assert_close(loss, parts[0] + AUXILIARY_WEIGHT * (parts[1] + parts[2]))

@@ -19,6 +19,7 @@ def bench(
     pretrained: o.Pretrained = True,
     unsafe_pickle: o.UnsafePickle = False,
     trust_code: o.TrustCode = False,
+    logits: o.Logits = None,
     input_size: o.InputSize = None,
     alpha: b.OwnAlpha = None,
     exclude: o.Exclude = None,

@@ -32,6 +32,7 @@ def evaluate(
     pretrained: o.Pretrained = True,
     unsafe_pickle: o.UnsafePickle = False,
     trust_code: o.TrustCode = False,
+    logits: o.Logits = None,
     split: o.Split = None,
     val_fraction: o.HeldOut = None,
     split_seed: o.SplitSeed = 0,

@@ -24,6 +24,7 @@ def export(
     license: e.License = None,
     repo: e.Repo = None,
     trust_code: o.TrustCode = False,
+    logits: o.Logits = None,
     data: e.CheckData = None,
     split: o.Split = None,
     split_seed: o.SplitSeed = 0,

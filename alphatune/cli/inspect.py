@@ -21,6 +21,7 @@ def inspect(
     pretrained: o.Pretrained = True,
     unsafe_pickle: o.UnsafePickle = False,
     trust_code: o.TrustCode = False,
+    logits: o.Logits = None,
     data: o.InspectData = None,
     split: o.Split = None,
     split_seed: o.SplitSeed = 0,

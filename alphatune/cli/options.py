@@ -139,6 +139,16 @@ TrustCode = Annotated[
     ),
 ]
 
+Logits = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|KEY",
+        help="Which output of a model that returns several holds the logits: its number, from 0, or its name.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+
 # --- data ------------------------------------------------------------------------------------
 
 Data = Annotated[

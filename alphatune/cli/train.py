@@ -21,6 +21,7 @@ def train(
     model_kwargs: o.ModelKwargs = None,
     pretrained: t.FineTune = False,
     unsafe_pickle: o.UnsafePickle = False,
+    logits: o.Logits = None,
     data_root: o.DataRoot = None,
     download: o.Download = False,
     train_split: t.TrainSplit = None,

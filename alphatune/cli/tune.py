@@ -19,6 +19,7 @@ def tune(
     pretrained: o.Pretrained = True,
     unsafe_pickle: o.UnsafePickle = False,
     trust_code: o.TrustCode = False,
+    logits: o.Logits = None,
     split: o.Split = None,
     val_fraction: o.HeldOut = None,
     split_seed: o.SplitSeed = 0,

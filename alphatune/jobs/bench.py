@@ -56,7 +56,7 @@ def run_bench(settings: BenchSettings, note: Callable[[str], None] | None = None
     with _threads(settings.threads):
         opened = open_model(settings)
         require_health(opened.module)
-        probe(opened.module, opened.preprocessing.input_size, opened.device)
+        seen = probe(opened.module, opened.preprocessing.input_size, opened.device, wanted=settings.logits)
         if settings.channels_last:
             opened.module.to(memory_format=torch.channels_last)
         costs = []
@@ -74,7 +74,12 @@ def run_bench(settings: BenchSettings, note: Callable[[str], None] | None = None
                 "seconds": settings.seconds,
                 "seed": settings.seed,
             },
-            warnings=[*_warnings(settings, opened), *_busy(opened.device, load), *_unsteady(costs)],
+            warnings=[
+                *_warnings(settings, opened),
+                *seen.warnings,
+                *_busy(opened.device, load),
+                *_unsteady(costs),
+            ],
         )
     if output is not None:
         check_file(output, "bench", overwrite=settings.overwrite)  # it may have appeared meanwhile

@@ -16,6 +16,7 @@ from alphatune.jobs.training_job import TrainingJob
 from alphatune.models.probe import Probe
 from alphatune.norms.patching import get_alpha
 from alphatune.norms.survey import NormLayer, survey
+from alphatune.reading import kept_reading, reading_to_dict
 from alphatune.reports.result import environment
 from alphatune.training.optimizers import parameter_groups
 
@@ -31,6 +32,7 @@ def describe_source(opened: OpenedModel) -> dict[str, Any]:
         "checkpoint_sha256": checkpoint.sha256 if checkpoint else "",
         "weights_key": checkpoint.weights_key if checkpoint else "",
         "unsafe_pickle": bool(checkpoint and checkpoint.unsafe_pickle),
+        "output": reading_to_dict(kept_reading(opened.module)),
     }
 
 

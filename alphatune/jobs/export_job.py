@@ -21,6 +21,7 @@ from alphatune.errors import (
     one_line,
     raise_if_machine_failed,
 )
+from alphatune.evaluation import evaluation_mode, input_dtype
 from alphatune.jobs.check_images import CheckImages, open_check_images, random_images
 from alphatune.jobs.opening import OpenedModel, assumed_preprocessing, open_model, override_preprocessing
 from alphatune.jobs.settings import ExportSettings
@@ -32,8 +33,10 @@ from alphatune.models.health import require_health
 from alphatune.models.onnx import DEFAULT_OPSET, check_opset, require_onnx
 from alphatune.models.output import check_output
 from alphatune.models.output_file import check_output_file
+from alphatune.models.outputs import EXAMPLES, check_outputs_, choose_output_
 from alphatune.models.sources import Source
 from alphatune.models.temperature import fold_temperature_, get_temperature
+from alphatune.reading import kept_reading
 
 #: of ONNX, where no option names them
 INPUT, OUTPUT = "images", "logits"
@@ -124,10 +127,11 @@ def open_export(settings: ExportSettings, model: nn.Module | None = None) -> Exp
         if settings.format == "safetensors"
         else open_check_images(settings, opened.preprocessing)
     )
+    checked = _check_outputs(opened.module, images.images, settings.logits)
     expected = tuple(_expect(opened.module, images.images, size) for size in BATCH_SIZES)
     elsewhere = None if settings.fixed_size else _elsewhere(opened.module, images.images)
     head = _fold_temperature(opened.module, images.images)
-    notes = [*opened.warnings, *([images.remark] if images.remark else [])]
+    notes = [*opened.warnings, *checked, *([images.remark] if images.remark else [])]
     if bundle.preprocessing is None:
         notes += assumed_preprocessing(settings, opened.preprocessing)
     result = read_result(folder)
@@ -185,15 +189,34 @@ def _given(settings: ExportSettings, bundle: Bundle, model: nn.Module) -> Opened
     return OpenedModel(model, source, checkpoint, preprocessing, torch.device("cpu"), ())
 
 
+def _check_outputs(model: nn.Module, images: Tensor, wanted: str | None) -> tuple[str, ...]:
+    """Decide which output is exported, and see that it is the same each time; what is worth saying of it."""
+    images = images[:EXAMPLES].to(input_dtype(model))
+    with evaluation_mode(model):
+        try:
+            output = model(images)
+        except RuntimeError as error:
+            raise _refused(images, error) from None
+    _, notes = choose_output_(model, output, len(images), wanted=wanted)
+    said = check_outputs_(model, images)
+    if (reading := kept_reading(model)) and reading.probabilities:
+        said = ("the model gives probabilities, not logits, and so does the export", *said[1:])
+    return notes + said
+
+
+def _refused(images: Tensor, error: RuntimeError) -> ConfigurationError:
+    raise_if_machine_failed(error)
+    return ConfigurationError(
+        f"the model does not take images of size {'x'.join(map(str, images.shape[1:]))}: {one_line(error)}",
+        "see --input-size",
+    )
+
+
 def _expect(model: nn.Module, images: Tensor, batch_size: int) -> Expected:
     try:
         return expect(model, images, batch_size)
     except RuntimeError as error:
-        raise_if_machine_failed(error)
-        raise ConfigurationError(
-            f"the model does not take images of size {'x'.join(map(str, images.shape[1:]))}: {one_line(error)}",
-            "see --input-size",
-        ) from None
+        raise _refused(images, error) from None
 
 
 def _elsewhere(model: nn.Module, images: Tensor) -> Expected | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from alphatune.evaluation import evaluation_mode, logits_of
+from alphatune.evaluation import evaluation_mode
 from alphatune.jobs.export_job import ExportJob
 from alphatune.jobs.exported_graph import Checked
 from alphatune.models.agreement import Agreement, Expected, Run, compare_all, expect
@@ -25,6 +25,7 @@ from alphatune.models.temperature import get_temperature, set_temperature_
 from alphatune.norms.conversion import layer_settings
 from alphatune.norms.kernels import use_kernel
 from alphatune.norms.patching import example_weighted_layers, get_alpha
+from alphatune.reading import output_of
 from alphatune.reports.model_card import CardFacts, render_card
 
 CARD = "README.md"
@@ -83,6 +84,6 @@ def card_facts(job: ExportJob) -> CardFacts:
 def _run(model: nn.Module) -> Run:
     def run(images: Tensor) -> Tensor:
         with evaluation_mode(model), use_kernel("eager"):
-            return logits_of(model(images))
+            return output_of(model, model(images))
 
     return run

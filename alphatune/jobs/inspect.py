@@ -7,7 +7,9 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from alphatune.errors import ConfigurationError
+import torch
+
+from alphatune.errors import ConfigurationError, UnsupportedModelError
 from alphatune.evaluation import Progress
 from alphatune.jobs.averages import open_images
 from alphatune.jobs.describe import describe_data, describe_source
@@ -15,10 +17,12 @@ from alphatune.jobs.opening import OpenedModel, open_model
 from alphatune.jobs.settings import InspectSettings
 from alphatune.models.health import examine
 from alphatune.models.measurement import measure_moments
+from alphatune.models.outputs import check_outputs_, find_reading_
 from alphatune.models.paths import trace_paths
-from alphatune.models.probe import count_classes, watch_layers
+from alphatune.models.probe import EXAMPLES, watch_layers
 from alphatune.models.staleness import STALE, distances, look_stale
 from alphatune.norms.survey import survey
+from alphatune.reading import SeveralOutputsError
 
 
 def run_inspect(
@@ -31,6 +35,7 @@ def run_inspect(
     """
     opened = open_model(settings)
     output, seen = watch_layers(opened.module, opened.preprocessing.input_size, opened.device)
+    classes, notes = _outputs(settings, opened, output)
     health = {h.layer: h for h in examine(opened.module)}
     rows = []
     for layer in survey(opened.module):
@@ -47,11 +52,11 @@ def run_inspect(
     document: dict[str, Any] = {
         "schema": 1,
         "command": "inspect",
-        "model": {**describe_source(opened), "num_classes": count_classes(output)},
+        "model": {**describe_source(opened), "num_classes": classes},
         "preprocessing": opened.preprocessing.to_dict(),
         "layers": rows,
         "summary": dict(Counter(row["status"] for row in rows)),
-        "warnings": [] if settings.input_size and settings.data is None else list(opened.warnings),
+        "warnings": [*([] if settings.input_size and settings.data is None else opened.warnings), *notes],
     }
     document["data"] = _measure(settings, opened, document, progress)
     if paths:
@@ -62,6 +67,23 @@ def run_inspect(
         if traced.remark:
             document["warnings"].append(f"paths to the output are unknown: {traced.remark}")
     return document
+
+
+def _outputs(
+    settings: InspectSettings, opened: OpenedModel, output: object
+) -> tuple[int | None, tuple[str, ...]]:
+    """The number of classes of a classifier, None of another model, and what is worth saying of its outputs."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    try:
+        classes, notes = find_reading_(opened.module, output, EXAMPLES, wanted=settings.logits)
+        noise = torch.randn(4, *opened.preprocessing.input_size, generator=generator)
+        return classes, notes + check_outputs_(opened.module, noise.to(opened.device))
+    except (UnsupportedModelError, SeveralOutputsError) as error:
+        return None, (str(error),)
+    except ConfigurationError:
+        if settings.logits is not None:
+            raise
+        return None, ()
 
 
 def _measure(

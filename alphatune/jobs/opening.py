@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from alphatune.data.cache import with_cache
 from alphatune.data.datasets import open_data, opens_by_name
@@ -23,9 +24,12 @@ from alphatune.evaluation import Predictor
 from alphatune.jobs.settings import EvaluateSettings, ModelSettings, TuneSettings
 from alphatune.models.bundle import WEIGHTS, build_bundled, read_bundle, restore_
 from alphatune.models.checkpoints import Checkpoint, load_weights_, read_checkpoint
+from alphatune.models.foreign import materialise_
 from alphatune.models.output import is_bundle
+from alphatune.models.outputs import EXAMPLES, check_outputs_
 from alphatune.models.probe import Probe, probe
 from alphatune.models.sources import Source, build, parse_model_kwargs
+from alphatune.models.weights import left_out_note
 from alphatune.norms.kernels import resolve_kernel
 
 S = TypeVar("S", bound=EvaluateSettings)
@@ -64,7 +68,8 @@ def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
         images: whether its images will be prepared here, and it matters that nobody says how.
     """
     device = local_device(resolve_device(settings.device))
-    checkpoint, notes = None, []
+    checkpoint: Checkpoint | None = None
+    notes: list[str] = []
     if is_bundle(settings.model):
         if settings.checkpoint:
             raise ConfigurationError(
@@ -83,9 +88,14 @@ def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
         kwargs = parse_model_kwargs(settings.model_kwargs)
         wants_pretrained = settings.pretrained and settings.checkpoint is None
         source = build(settings.model, pretrained=wants_pretrained, model_kwargs=kwargs)
-        if settings.checkpoint:
-            checkpoint = read_checkpoint(settings.checkpoint, unsafe_pickle=settings.unsafe_pickle)
+        notes += source.notes
+        named = settings.checkpoint or source.checkpoint
+        size = override_preprocessing(source.preprocessing or Preprocessing(), settings).input_size
+        materialise_(source.model, size, weights_follow=named is not None, spec=settings.model)
+        if named:
+            checkpoint = read_checkpoint(named, unsafe_pickle=settings.unsafe_pickle)
             load_weights_(source.model, checkpoint)
+            notes += left_out_note(source.model)
             if checkpoint.unsafe_pickle:
                 notes.append(f"{settings.checkpoint} was unpickled without restriction (--unsafe-pickle)")
         elif source.kind == "factory":
@@ -114,9 +124,9 @@ def require_device(model: nn.Module, device: torch.device) -> None:
     """Move a model to a device; raises ConfigurationError if that cannot be."""
     try:
         model.to(device)
-    except RuntimeError as error:
+    except Exception as error:  # somebody's own ``to`` may raise anything
         raise_if_machine_failed(error)
-        raise ConfigurationError(f"cannot move the model to {device}: {error}") from None
+        raise ConfigurationError(f"cannot move the model to {device}: {one_line(error)}") from None
 
 
 def resolve_device(name: str) -> torch.device:
@@ -147,7 +157,13 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     if settings.kernel != "auto":
         resolve_kernel(settings.kernel, opened.device)  # one that cannot run is an error before anything runs
     examples = _open_examples(settings, opened.preprocessing.image_mode).decoded_by(settings.decoder)
-    seen = probe(opened.module, opened.preprocessing.input_size, opened.device)
+    seen = probe(
+        opened.module,
+        opened.preprocessing.input_size,
+        opened.device,
+        widths=(len(examples.classes),) if examples.classes else (),
+        wanted=settings.logits,
+    )
     _check_classes(examples, seen.num_classes)
     workers = whole_number(settings.workers, "--workers", 0)
     batches = Batches(
@@ -160,10 +176,25 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     )
     total = len(batches)
     batches, skipped = without_unreadable(batches, settings.on_bad_image)
-    notes = [*opened.warnings, *examples.warnings, *skipped_warning(settings.data, skipped, total)]
+    notes = [
+        *opened.warnings,
+        *examples.warnings,
+        *skipped_warning(settings.data, skipped, total),
+        *seen.warnings,
+    ]
+    notes += check_outputs_(opened.module, _first_images(batches))
     # An evaluation is one pass, and keeps nothing unless told to.
     where = "none" if settings.cache == "auto" and not isinstance(settings, TuneSettings) else settings.cache
     return Prepared(opened, with_cache(batches, where), seen, tuple(notes), skipped)
+
+
+def _first_images(batches: Batches) -> Tensor:
+    """A few images from everywhere in the data, or the first of a stream."""
+    count = min(EXAMPLES, len(batches))
+    last = len(batches) - 1 if batches.examples.load is not None else count - 1
+    positions = np.linspace(0, last, count).astype(np.int64)
+    few = replace(batches.take(positions), batch_size=count, workers=0)
+    return next(iter(few)).inputs
 
 
 def predictor_of(settings: EvaluateSettings, prepared: Prepared) -> Predictor:
@@ -235,7 +266,12 @@ def _check_classes(examples: Examples, outputs: int) -> None:
             f"the data has label {highest}, the model {outputs} outputs",
             "give --class-map, or a model with a head for these classes",
         )
-    if examples.classes and not examples.class_map and len(examples.classes) != outputs:
+    if examples.class_map and len(examples.classes) != outputs:
+        raise ConfigurationError(
+            f"the class map {examples.class_map} names {len(examples.classes)} classes, the model has {outputs} outputs",
+            "it needs a line for each output, in the model's order, a background class included",
+        )
+    if examples.classes and len(examples.classes) != outputs:
         raise ConfigurationError(
             f"the data has {len(examples.classes)} classes, the model {outputs} outputs",
             "--class-map FILE says which output each class is: one class name a line, in the model's order",

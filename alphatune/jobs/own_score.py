@@ -22,6 +22,7 @@ from alphatune.models.health import require_health
 from alphatune.models.output import check_output, claimed, filling
 from alphatune.models.probe import Probe
 from alphatune.models.temperature import set_temperature_
+from alphatune.models.weights import weights_of
 from alphatune.norms.kernels import resolve_kernel
 from alphatune.norms.patching import patch_, patched, unpatch_, unpatched_alpha
 from alphatune.norms.survey import survey
@@ -32,7 +33,7 @@ from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.own_score import ScoreResult, tune_score
 
 #: settings that mean something here; all others are about images in classes
-_APPLY = {f.name for f in fields(ModelSettings)} - {f.name for f in fields(Preprocessing)} | {
+_APPLY = {f.name for f in fields(ModelSettings)} - {f.name for f in fields(Preprocessing)} - {"logits"} | {
     "data", "score", "alphas", "accept", "seed", "dtype", "kernel", "exclude", "skip_unknown", "output", "overwrite",
     "min_gain", "max_regression", "require_significant", "max_latency_ratio", "no_cache", "thumbnails",
 }  # fmt: skip
@@ -59,6 +60,7 @@ def run_score(
         resolve_kernel(settings.kernel, opened.device)
     score, loader = find_score(settings.score or ""), open_loader(settings.data)
     module = opened.module
+    weights_of(module)  # what cannot be written is refused before the work
     unpatch_(module)  # a tuned folder is tuned anew, from α = 0
     set_temperature_(module, 1.0)
     layers = survey(module)

@@ -25,6 +25,7 @@ class ModelSettings:
     pretrained: bool = True
     unsafe_pickle: bool = False
     trust_code: bool = False
+    logits: str | None = None
     mean: str | None = None
     std: str | None = None
     input_size: str | None = None

@@ -30,8 +30,10 @@ from alphatune.jobs.training_norm import convert_for_training_, norm_of
 from alphatune.models.checkpoints import read_checkpoint
 from alphatune.models.finetuning import Started, build_for_classes
 from alphatune.models.output import is_bundle
+from alphatune.models.outputs import check_outputs_
 from alphatune.models.probe import probe
 from alphatune.models.sources import parse_model_kwargs
+from alphatune.models.weights import weights_of
 from alphatune.norms.conversion import Norm
 from alphatune.training.recipe import Recipe
 
@@ -103,10 +105,16 @@ def prepare_training(settings: TrainSettings, device: torch.device, world: World
     torch.manual_seed(settings.seed)  # of newly made weights
     started, notes = _build(settings, num_classes)
     model = started.source.model
+    weights_of(model)  # what cannot be written is refused before the work
     preprocessing = _preprocessing(settings, started)
     if started.source.preprocessing is None and _dataset_name(settings) not in SMALL_IMAGES:
         notes += assumed_preprocessing(settings, preprocessing)
-    seen = probe(model, preprocessing.input_size, torch.device("cpu"))
+    require_device(model, torch.device("cpu"))
+    seen = probe(
+        model, preprocessing.input_size, torch.device("cpu"), widths=(num_classes,), wanted=settings.logits
+    )
+    noise = torch.randn(4, *preprocessing.input_size, generator=torch.Generator().manual_seed(settings.seed))
+    notes += (*seen.warnings, *check_outputs_(model, noise))
     if seen.num_classes != num_classes:
         raise ConfigurationError(
             f"the data has {num_classes} classes, the model {seen.num_classes} outputs",
@@ -152,8 +160,11 @@ def _build(settings: TrainSettings, num_classes: int) -> tuple[Started, list[str
         pretrained=settings.pretrained,
         checkpoint=checkpoint,
         model_kwargs=parse_model_kwargs(settings.model_kwargs),
+        input_size=override_preprocessing(Preprocessing(), settings).input_size
+        if settings.input_size
+        else None,
     )
-    notes = []
+    notes = [*started.source.notes]
     if checkpoint and checkpoint.unsafe_pickle:
         notes.append(f"{settings.checkpoint} was unpickled without restriction (--unsafe-pickle)")
     return started, notes

@@ -36,6 +36,7 @@ from alphatune.models.health import require_health
 from alphatune.models.output import beside, check_output, claimed, filling
 from alphatune.models.probe import Probe
 from alphatune.models.temperature import set_temperature_
+from alphatune.models.weights import weights_of
 from alphatune.norms.patching import patch_, patched, unpatch_, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
 from alphatune.reports.deployment import cost_summary
@@ -79,6 +80,7 @@ def run_tune(
     )
     prepared = prepare(settings)
     module = prepared.opened.module
+    weights_of(module)  # what cannot be written is refused before the work
     unpatch_(module)  # a tuned folder is tuned anew, from α = 0
     set_temperature_(module, 1.0)
     averages = open_averages(settings, prepared)

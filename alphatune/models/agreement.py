@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from alphatune.errors import AlphatuneError, NumericError, one_line
-from alphatune.evaluation import evaluation_mode, logits_of
+from alphatune.evaluation import evaluation_mode
 from alphatune.norms.kernels import use_kernel
+from alphatune.reading import output_of
 
 #: numbers of images in a batch: one, which exporters like to freeze, and one that they have not seen
 BATCH_SIZES = (1, 3)
@@ -62,7 +63,7 @@ def expect(model: nn.Module, images: Tensor, batch_size: int) -> Expected:
     """
     batches = torch.split(images, batch_size)
     with evaluation_mode(model), use_kernel("eager"):
-        logits = tuple(logits_of(model(batch)).float() for batch in batches)
+        logits = tuple(output_of(model, model(batch)).float() for batch in batches)
     if not all(bool(torch.isfinite(part).all()) for part in logits):
         raise NumericError("the model's output is NaN or infinite, so that an export cannot be checked")
     return Expected(batches, logits)

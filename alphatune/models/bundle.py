@@ -44,14 +44,19 @@ from alphatune.errors import (
     one_line,
 )
 from alphatune.hashing import sha256
+from alphatune.models.architecture import find_source
 from alphatune.models.checkpoints import load_weights_, read_checkpoint
+from alphatune.models.foreign import materialise_, unwrapped
 from alphatune.models.moments_file import MOMENTS, restore_moments_, write_moments
 from alphatune.models.output import MANIFEST, is_bundle, staged
 from alphatune.models.sources import TRUSTED_FACTORIES, Source, build, format_model_kwargs, parse_model_kwargs
 from alphatune.models.temperature import get_temperature, set_temperature_
+from alphatune.models.transformers_folder import write_config
+from alphatune.models.weights import weights_of
 from alphatune.norms.conversion import apply_layer_settings_, layer_settings
 from alphatune.norms.patching import Alpha, get_alpha, patch_, unpatch_
 from alphatune.norms.survey import survey
+from alphatune.reading import Reading, keep_reading_, kept_reading, reading_from_dict, reading_to_dict
 
 WEIGHTS, TIMM_CONFIG = "model.safetensors", "config.json"
 SCHEMA = 1
@@ -71,6 +76,7 @@ class Bundle:
     preprocessing: Preprocessing | None
     temperature: float = 1.0
     moments_sha256: str = ""  # "" where no layer is calibrated
+    reading: Reading | None = None  # which output are the logits; None where nothing was run
 
 
 def load(
@@ -105,10 +111,17 @@ def save(
 ) -> Path:
     """Write a model, with the α it is patched with, as a tuned folder.
 
+    Args:
+        source: how it was built; of a model of timm, torchvision or transformers that is found out.
+        preprocessing: of its images; of timm's models that is found out.
+
     Raises:
         ConfigurationError: the folder exists, or is no place to write to.
         ResourceError: the disk refused.
     """
+    model, _ = unwrapped(model)
+    source = source or find_source(model)
+    preprocessing = preprocessing or (source.preprocessing if source else None)
     with staged(folder, overwrite=overwrite) as stage:
         write_model(model, stage, source=source, preprocessing=preprocessing)
     return Path(folder)
@@ -118,7 +131,6 @@ def write_model(
     model: nn.Module, folder: Path, *, source: Source | None, preprocessing: Preprocessing | None
 ) -> None:
     """Write weights, configuration and manifest into an existing folder, and verify them."""
-    model = _unwrapped(model)
     state = state_to_write(model)
     # Not save_file: it makes a file that only its owner can read, whatever the umask.
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
@@ -128,6 +140,8 @@ def write_model(
             str(folder / TIMM_CONFIG),
             data_config=None if preprocessing is None else preprocessing.to_dict(),
         )
+    if source is not None and source.kind == "transformers":
+        write_config(model, folder)
     manifest = {
         "schema": SCHEMA,
         "alphatune": alphatune.__version__,
@@ -139,6 +153,7 @@ def write_model(
         "alpha": get_alpha(model),
         "norm": layer_settings(model),
         "temperature": get_temperature(model),
+        "output": reading_to_dict(kept_reading(model)),
         "preprocessing": preprocessing.to_dict() if preprocessing else None,
         "weights_sha256": sha256(folder / WEIGHTS),
         "moments_sha256": write_moments(model, folder),
@@ -152,11 +167,11 @@ def write_model(
 
 
 def state_to_write(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of each tensor of the state dict: safetensors refuses shared and strided storage, and with
+    """A copy of each weight: safetensors refuses shared and strided storage, and with
     every key present stock code can load strictly."""
     return {
         key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for key, value in model.state_dict().items()
+        for key, value in weights_of(model).items()
     }
 
 
@@ -184,6 +199,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
             preprocessing=None if preprocessing is None else Preprocessing.from_dict(preprocessing),
             temperature=float(manifest.get("temperature", 1.0)),
             moments_sha256=str(manifest.get("moments_sha256", "")),
+            reading=reading_from_dict(manifest.get("output")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigurationError) as error:
         raise InputError(f"damaged {path / MANIFEST}: {type(error).__name__}: {one_line(error)}") from None
@@ -194,6 +210,9 @@ def build_bundled(bundle: Bundle, *, trust_code: bool = False) -> Source:
     if bundle.kind == "timm":
         built = build(f"local-dir:{bundle.folder}", pretrained=False, model_kwargs=bundle.model_kwargs)
         return Source(bundle.spec, "timm", built.model, bundle.model_kwargs, bundle.preprocessing)
+    if bundle.kind == "transformers":
+        built = build(f"local-dir:{bundle.folder}", pretrained=False, model_kwargs=bundle.model_kwargs)
+        return Source(bundle.spec, "transformers", built.model, bundle.model_kwargs, bundle.preprocessing)
     if bundle.kind == "module":
         raise ConfigurationError(
             f"{bundle.folder} holds the weights of a model of your own",
@@ -215,9 +234,12 @@ def restore_(model: nn.Module, bundle: Bundle) -> None:
     checkpoint = read_checkpoint(bundle.folder / WEIGHTS)
     if checkpoint.sha256 != bundle.weights_sha256:
         raise CheckpointError(f"{bundle.folder / WEIGHTS} has changed since {MANIFEST} was written")
+    size = (bundle.preprocessing or Preprocessing()).input_size
+    materialise_(model, size, weights_follow=True, spec=bundle.spec or "the model")
     load_weights_(model, checkpoint)
     model.eval()
     unpatch_(model)
+    keep_reading_(model, bundle.reading)
     try:
         apply_layer_settings_(model, bundle.norm)
         set_temperature_(model, bundle.temperature)
@@ -232,17 +254,6 @@ def restore_(model: nn.Module, bundle: Bundle) -> None:
             )
         others = [glob.escape(name) for name in names if name not in bundle.alpha]
         patch_(model, bundle.alpha, exclude=others, skip_unknown=True)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DataParallel, DistributedDataParallel and torch.compile."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
-            model = inner
-        else:
-            return model
 
 
 def _verify(folder: Path, state: Mapping[str, torch.Tensor]) -> None:

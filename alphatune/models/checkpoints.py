@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
-from alphatune.errors import CheckpointError, NumericError, UntrustedError, one_line
+from alphatune.errors import CheckpointError, NumericError, UntrustedError, one_line, raise_if_machine_failed
 from alphatune.hashing import sha256
+from alphatune.models.weights import left_out
 from alphatune.suggestions import did_you_mean_path
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".tar", ".ckpt")
@@ -85,21 +86,32 @@ def load_weights_(model: nn.Module, checkpoint: Checkpoint) -> None:
         CheckpointError: keys or shapes of another architecture.
         NumericError: a weight that is NaN or infinite.
     """
-    expected = model.state_dict()
-    weights = _match_prefix(checkpoint.state_dict, expected)
+    state = model.state_dict()
+    expected = {key: value for key, value in state.items() if torch.is_tensor(value)}
+    unsaved = left_out(model, state)  # in files that are our own; others may do without
+    weights = dict(_match_prefix(checkpoint.state_dict, expected))
+    beside = {key: weights.pop(key) for key in unsaved if key in weights}
     _check_keys(weights, expected, checkpoint.path)
+    _check_keys(beside, {key: unsaved[key] for key in beside}, checkpoint.path)
     # Parameters only: a buffer may be a mask of -inf, and health.py looks at moving averages.
     for name, _ in model.named_parameters(remove_duplicate=False):
-        if not _is_finite(weights[name]):
+        if (weight := weights.get(name, beside.get(name))) is not None and not _is_finite(weight):
             raise NumericError(f"{name} in {checkpoint.path} holds NaN or infinity")
     # A counter that inference never reads, and that old checkpoints lack.
     counters = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}
     complete = OrderedDict((k, v) for k, v in {**counters, **weights}.items() if k in expected)
+    complete.update(
+        (key, value) for key, value in state.items() if key not in expected
+    )  # extra state, as it is
     # The layers' format versions, which files of tensors do not keep and torchvision's MNASNet insists on.
-    complete._metadata = expected._metadata  # type: ignore[attr-defined]
+    complete._metadata = getattr(state, "_metadata", None)  # type: ignore[attr-defined]
     try:
         model.load_state_dict(complete, strict=True)
-    except (RuntimeError, ValueError) as error:
+        with torch.no_grad():
+            for key, tensor in beside.items():
+                unsaved[key].copy_(tensor)
+    except Exception as error:  # of an override, anything
+        raise_if_machine_failed(error)
         raise CheckpointError(f"cannot load {checkpoint.path}: {one_line(error)}") from None
 
 
@@ -124,7 +136,7 @@ def load_body_(model: nn.Module, checkpoint: Checkpoint, num_classes: int) -> tu
     Raises:
         CheckpointError, NumericError: as ``load_weights_`` does.
     """
-    expected = model.state_dict()
+    expected = {key: value for key, value in model.state_dict().items() if torch.is_tensor(value)}
     weights = _match_prefix(checkpoint.state_dict, expected)
     head = [
         name

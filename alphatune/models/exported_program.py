@@ -4,8 +4,8 @@ torch.export runs the model once on symbols and writes down every operation.
 Example-weighted layers go through their plain operations then (kernels.py), so
 the graph knows nothing of alphatune; a layer at α = 0 is the stock BatchNorm.
 
-The graph takes images (N, C, H, W) and gives the logits: what else a model
-returns, an auxiliary head's output say, is left out.
+The graph takes images (N, C, H, W) and gives the logits, or what a model gives in
+their place (probabilities): what else it returns, an auxiliary head's output say, is left out.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from alphatune.errors import UnsupportedModelError, one_line, raise_if_machine_failed
-from alphatune.evaluation import evaluation_mode, logits_of
+from alphatune.evaluation import evaluation_mode
 from alphatune.models.agreement import Run
 from alphatune.models.temperature import get_temperature
 from alphatune.norms.kernels import use_kernel
+from alphatune.reading import output_of
 
 #: more than one, or the batch would be frozen at it
 EXAMPLES = 2
@@ -43,7 +44,7 @@ class _Logits(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        return logits_of(self.model(images))
+        return output_of(self.model, self.model(images))
 
 
 def export_program(

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from alphatune.data.preprocessing import Preprocessing
 from alphatune.errors import ConfigurationError
-from alphatune.models.checkpoints import Checkpoint, load_body_
+from alphatune.models.checkpoints import Checkpoint, load_body_, read_checkpoint
+from alphatune.models.foreign import materialise_
 from alphatune.models.sources import Source, build, find_factory
 
 
@@ -27,12 +29,14 @@ def build_for_classes(
     pretrained: bool = False,
     checkpoint: Checkpoint | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
+    input_size: tuple[int, int, int] | None = None,
 ) -> Started:
     """Build MODEL with ``num_classes`` outputs, from scratch or to be fine-tuned (paper section 4.3).
 
     Args:
         pretrained: start from the weights that timm or torchvision has for the name.
         checkpoint: start from these weights.
+        input_size: of the images, where the model does not say; lazy layers need it.
 
     A head of another number of classes is newly made; all other weights must
     fit. A factory that takes no ``num_classes`` is called without it.
@@ -48,8 +52,11 @@ def build_for_classes(
                 f"{spec} has no pretrained weights that alphatune could fetch",
                 "give them as --checkpoint FILE",
             )
-        weights = source.weights
-        checkpoint = Checkpoint(weights or spec, "", "", source.model.state_dict())
+        weights = source.weights or str(source.checkpoint or "")
+        if source.checkpoint:
+            checkpoint = read_checkpoint(source.checkpoint)
+        else:
+            checkpoint = Checkpoint(weights or spec, "", "", source.model.state_dict())
         # What came with the weights and decides about keys: auxiliary heads, transform_input.
         kwargs = {**source.model_kwargs, **kwargs}
     if kwargs.setdefault("num_classes", num_classes) != num_classes:
@@ -59,6 +66,8 @@ def build_for_classes(
     if not _takes_num_classes(spec):
         del kwargs["num_classes"]
     source = build(spec, pretrained=False, model_kwargs=kwargs)
+    size = input_size or (source.preprocessing or Preprocessing()).input_size
+    materialise_(source.model, size, weights_follow=checkpoint is not None, spec=spec)
     new = load_body_(source.model, checkpoint, num_classes) if checkpoint else ()
     return Started(replace(source, weights=weights), new)
 

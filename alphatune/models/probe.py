@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,9 @@ from alphatune.errors import (
     one_line,
     raise_if_machine_failed,
 )
-from alphatune.evaluation import NOT_A_CLASSIFIER, evaluation_mode, input_dtype, logits_of, predict
+from alphatune.evaluation import evaluation_mode, input_dtype, predict
+from alphatune.models.outputs import find_reading_
+from alphatune.models.stability import preserved
 from alphatune.norms.calibrated import channel_groups
 from alphatune.norms.survey import survey
 
@@ -49,36 +51,34 @@ class Seen:
 
 @dataclass(frozen=True)
 class Probe:
-    """``num_classes`` outputs, and what each norm layer that ran has seen."""
+    """``num_classes`` outputs, what each norm layer that ran has seen, and what is worth saying."""
 
     num_classes: int
     layers: Mapping[str, Seen]
+    warnings: tuple[str, ...] = ()
 
 
-def probe(model: nn.Module, input_size: tuple[int, int, int], device: torch.device) -> Probe:
-    """Run two blank images through a classifier and watch its norm layers.
+def probe(
+    model: nn.Module,
+    input_size: tuple[int, int, int],
+    device: torch.device,
+    *,
+    widths: Sequence[int] = (),
+    wanted: str | None = None,
+) -> Probe:
+    """Run two blank images through a classifier and watch its norm layers; how its output is read stays with it.
+
+    Args:
+        widths, wanted: of its output, as for ``find_reading_``.
 
     Raises:
         ConfigurationError: the model does not take this input size, or its
             output is not one row of logits an example.
+        UnsupportedModelError: one logit an example.
     """
     output, seen = watch_layers(model, input_size, device)
-    logits = logits_of(output)
-    if (classes := count_classes(logits)) is None:
-        raise ConfigurationError(
-            f"expected one row of logits per example, got an output of shape {tuple(logits.shape)}",
-            NOT_A_CLASSIFIER,
-        )
-    return Probe(classes, seen)
-
-
-def count_classes(output: object) -> int | None:
-    """How many logits an example a model's output for two images has; None if it is no classifier's."""
-    try:
-        logits = logits_of(output)
-    except ConfigurationError:
-        return None
-    return logits.shape[1] if logits.ndim == 2 and len(logits) == EXAMPLES else None
+    classes, notes = find_reading_(model, output, EXAMPLES, widths=widths, wanted=wanted)
+    return Probe(classes, seen, notes)
 
 
 def watch_layers(
@@ -103,7 +103,7 @@ def watch_layers(
         for layer in survey(model):
             handle = modules[layer.name].register_forward_pre_hook(watch(layer.name))
             stack.callback(handle.remove)
-        with evaluation_mode(model):
+        with evaluation_mode(model), preserved(model):
             images = torch.zeros((EXAMPLES, *input_size), device=device, dtype=input_dtype(model))
             try:
                 return _run(model, images), seen

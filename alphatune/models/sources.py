@@ -2,7 +2,7 @@
 
     NAME, NAME.TAG               timm, e.g. resnet50.a1_in1k
     hf-hub:USER/REPO             timm, from the Hugging Face hub
-    local-dir:FOLDER             timm, from a folder in the hub's layout
+    local-dir:FOLDER, FOLDER     timm, from a folder in the hub's layout; transformers, from one in its own
     torchvision:NAME[:WEIGHTS]   torchvision, e.g. torchvision:resnet50:IMAGENET1K_V2
     package.module:factory       a function or class of your own, or a method of one
     path/to/file.py:factory      the same, from a file
@@ -38,7 +38,14 @@ from alphatune.errors import (
     one_line,
     raise_if_machine_failed,
 )
+from alphatune.models.foreign import as_network, refuse_graph
 from alphatune.models.output import is_bundle
+from alphatune.models.transformers_folder import (
+    build_transformers,
+    is_transformers,
+    preprocessing_of_transformers,
+    weights_file,
+)
 from alphatune.suggestions import closest, did_you_mean, did_you_mean_path
 
 #: the only factories a tuned folder may name without the reader's consent, each in full:
@@ -67,11 +74,15 @@ class Source:
     """An architecture, built: the module and what is known about it."""
 
     spec: str
-    kind: str  # timm | torchvision | factory
+    kind: str  # timm | torchvision | transformers | factory
     model: nn.Module
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     preprocessing: Preprocessing | None = None  # None: the source does not say
     weights: str = ""  # which pretrained weights came along, "" for none
+    checkpoint: Path | None = (
+        None  # a file of weights that belongs to the architecture and is still to be loaded
+    )
+    notes: tuple[str, ...] = ()  # what is worth saying of how it was made
 
 
 def build(spec: str, *, pretrained: bool = True, model_kwargs: Mapping[str, Any] | None = None) -> Source:
@@ -85,11 +96,19 @@ def build(spec: str, *, pretrained: bool = True, model_kwargs: Mapping[str, Any]
     Raises:
         ConfigurationError: an unknown name, or arguments the factory refuses.
         CheckpointError: pretrained weights that cannot be had.
+        UnsupportedModelError: what a factory gives is no network to work on.
     """
     kwargs = dict(model_kwargs or {})
     scheme, _, rest = spec.partition(":")
     if scheme == "torchvision":
         return _torchvision(spec, rest, pretrained, kwargs)
+    folder = Path(rest if scheme == "local-dir" else spec)
+    if is_transformers(folder):
+        model = build_transformers(folder, kwargs)
+        weights = weights_file(folder) if pretrained else None
+        return Source(
+            spec, "transformers", model, kwargs, preprocessing_of_transformers(folder), checkpoint=weights
+        )
     if scheme in ("hf-hub", "hf_hub", "local-dir"):
         return _timm(spec, pretrained, kwargs)
     if (Path(spec) / "config.json").is_file():
@@ -97,6 +116,7 @@ def build(spec: str, *, pretrained: bool = True, model_kwargs: Mapping[str, Any]
     if Path(spec).is_dir() and not timm.is_model(spec.partition(".")[0]):
         raise ConfigurationError(f"the folder {spec} was not written by alphatune and has no config.json")
     if Path(spec).is_file():
+        refuse_graph(Path(spec))
         raise ConfigurationError(
             f"MODEL names an architecture, got the file {spec}",
             f"try: MODEL --checkpoint {spec}" if not spec.endswith(".py") else f"try: {spec}:FACTORY",
@@ -206,16 +226,16 @@ def _factory(spec: str, location: str, attribute: str, kwargs: dict[str, Any]) -
     factory = find_factory(spec)
     if isinstance(factory, nn.Module) and kwargs:
         raise ConfigurationError(f"{spec} is a model already and takes no --model-kwargs")
-    model = factory if isinstance(factory, nn.Module) else _call(factory, spec, **kwargs)
+    called = callable(factory) and not isinstance(factory, nn.Module)
+    model = _call(factory, spec, **kwargs) if called else factory
     if location.endswith(".py"):
         spec = f"{Path(location).absolute()}:{attribute}"  # so that a tuned folder finds it from anywhere
-    if not isinstance(model, nn.Module):
-        raise ConfigurationError(f"{spec} must give a torch.nn.Module, got {type(model).__name__}")
+    model, notes = as_network(model, spec)
     preprocessing = None
     if getattr(model, "pretrained_cfg", None):
         with contextlib.suppress(Exception):  # a foreign pretrained_cfg may be anything
             preprocessing = preprocessing_of_timm(model)
-    return Source(spec, "factory", model, kwargs, preprocessing)
+    return Source(spec, "factory", model, kwargs, preprocessing, notes=notes)
 
 
 def _import(location: str, spec: str, what: str = "MODEL", again: bool = True) -> Any:
@@ -269,6 +289,8 @@ def _call(factory: Callable[..., Any], spec: str, *args: Any, **kwargs: Any) -> 
     except AlphatuneError:
         raise
     except TypeError as error:
+        if _takes(factory, args, kwargs):
+            raise ConfigurationError(f"cannot build {spec}: TypeError: {one_line(error)}") from None
         raise ConfigurationError(
             f"{spec} does not take these arguments: {one_line(error)}", _meant_argument(error, factory)
         ) from None
@@ -280,6 +302,18 @@ def _call(factory: Callable[..., Any], spec: str, *args: Any, **kwargs: Any) -> 
     except (Exception, SystemExit) as error:  # any factory may raise anything
         raise_if_machine_failed(error)
         raise ConfigurationError(f"cannot build {spec}: {type(error).__name__}: {one_line(error)}") from None
+
+
+def _takes(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a factory of somebody's own takes the arguments, so that it is not they that it fails of."""
+    if getattr(factory, "__module__", "").partition(".")[0] in ("timm", "torchvision"):
+        return False  # which hand on what they get
+    try:
+        signature = inspect.signature(factory)
+        signature.bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return False
+    return not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
 
 
 def _suggest(spec: str, name: str) -> str:

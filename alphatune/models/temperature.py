@@ -8,7 +8,6 @@ code that knows nothing of temperatures.
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from alphatune.errors import ConfigurationError, UnsupportedModelError
 from alphatune.evaluation import evaluation_mode, predict
+from alphatune.reading import reading_of
 
 
 class _Temperature:
@@ -25,8 +25,8 @@ class _Temperature:
     def __init__(self, value: float) -> None:
         self.value = value
 
-    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
-        return _divided(output, self.value)
+    def __call__(self, module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return reading_of(module, output).divide(output, self.value)
 
 
 def set_temperature_(model: nn.Module, temperature: float) -> None:
@@ -82,20 +82,3 @@ def fold_temperature_(model: nn.Module, inputs: Tensor) -> str:
         "the temperature cannot be folded: no linear layer's output is the model's",
         "divide the logits by it where they are used",
     )
-
-
-def _divided(output: Any, temperature: float) -> Any:
-    """The output with its logits, wherever ``evaluation.logits_of`` finds them, divided."""
-    if torch.is_tensor(output):
-        return output / temperature
-    if isinstance(output, dict):
-        key = "logits" if "logits" in output else "out"
-        return type(output)({**output, key: output[key] / temperature})
-    if hasattr(output, "_replace"):  # a named tuple, of torchvision's Inception, say
-        name = "logits" if hasattr(output, "logits") else output._fields[0]
-        return output._replace(**{name: getattr(output, name) / temperature})
-    if hasattr(output, "logits"):
-        changed = copy.copy(output)
-        changed.logits = output.logits / temperature
-        return changed
-    return type(output)([output[0] / temperature, *output[1:]])

@@ -31,7 +31,8 @@ from alphatune.errors import (
     one_line,
     raise_if_machine_failed,
 )
-from alphatune.evaluation import Metrics, Progress, logits_of
+from alphatune.evaluation import Metrics, Progress
+from alphatune.reading import heads_of
 from alphatune.training.distributed import parallel, share_buffers_
 from alphatune.training.optimizers import decay_to_one_
 from alphatune.training.recipe import Recipe
@@ -127,20 +128,14 @@ def train(
     return True
 
 
-def training_loss(output: object, targets: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats, auxiliary heads included, and the logits (N, classes)."""
-    logits = logits_of(output)
+def training_loss(
+    model: nn.Module, output: object, targets: Tensor, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy in nats, auxiliary heads included, and the logits (N, classes), of what a model returned."""
+    logits, others = heads_of(model, output)
     loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
-    others: Any = ()
-    if isinstance(output, dict):
-        others = output.values()
-    elif isinstance(output, (tuple, list)):
-        others = output
     for auxiliary in others:
-        if torch.is_tensor(auxiliary) and auxiliary is not logits:
-            loss = loss + AUXILIARY_WEIGHT * F.cross_entropy(
-                auxiliary, targets, label_smoothing=label_smoothing
-            )
+        loss = loss + AUXILIARY_WEIGHT * F.cross_entropy(auxiliary, targets, label_smoothing=label_smoothing)
     return loss, logits
 
 
@@ -161,7 +156,8 @@ def _step(
     try:
         with waits:
             with torch.autocast(device.type, recipe.dtype, enabled=low_precision):
-                loss, logits = training_loss(model(inputs), batch.targets, recipe.label_smoothing)
+                output = model(inputs)
+                loss, logits = training_loss(state.model, output, batch.targets, recipe.label_smoothing)
             state.scaler.scale(loss / parts).backward()  # type: ignore[no-untyped-call]
         if boundary:
             _move(state, recipe, learning_rate(recipe, state.step, steps))

@@ -16,8 +16,21 @@ from alphatune.data.loading import Batches
 from alphatune.data.own_loader import LoaderBatches
 from alphatune.distributed import World
 from alphatune.errors import ConfigurationError, DataError, one_line
-from alphatune.evaluation import METRICS, Metric, Metrics, Predictor, Progress, Scores, concatenate, summarise
+from alphatune.evaluation import (
+    METRICS,
+    Metric,
+    Metrics,
+    Predictor,
+    Progress,
+    Scores,
+    concatenate,
+    evaluation_mode,
+    input_dtype,
+    summarise,
+)
 from alphatune.models.health import require_health
+from alphatune.models.outputs import EXAMPLES, check_outputs_, find_reading_
+from alphatune.models.stability import preserved
 from alphatune.norms.batch_statistics import batch_statistics
 from alphatune.norms.kernels import COMPILED_FROM, Kernel, build_seconds, resolve_kernel, use_kernel
 from alphatune.norms.patching import Alpha, patched, unpatched_alpha
@@ -28,7 +41,7 @@ from alphatune.tuning.curve import CurvePoint, interpolated_curve, measured_curv
 from alphatune.tuning.gain import Gain
 from alphatune.tuning.granularity import GRANULARITIES, Granularity
 from alphatune.tuning.journal import Journal
-from alphatune.tuning.passes import Passes
+from alphatune.tuning.passes import Data, Passes
 from alphatune.tuning.refinement import Refinement, refine
 from alphatune.tuning.remarks import remark_on_end, remark_on_layers
 from alphatune.tuning.search import FEWEST_EXAMPLES, Search, best_on, search, within_finite_range
@@ -142,6 +155,7 @@ def tune(
     predictor: Predictor | None = None,
     exclude: Collection[str] = (),
     skip_unknown: bool = False,
+    logits: int | str | None = None,
     world: World | None = None,
     journal: Journal | None = None,
     progress: Progress | None = None,
@@ -171,8 +185,10 @@ def tune(
         batch_stats: compare with inference by the test batch's statistics (companions.py), in two more passes.
         dtype: float32, or float16/bfloat16 for autocast.
         kernel: ``norms.kernels``.
-        predictor: how to run the model, if not as ``Predictor(model, dtype)`` does.
+        predictor: how to run the model, if not as ``Predictor(model, dtype)`` does; its outputs were checked.
         exclude, skip_unknown: as for ``patch_``.
+        logits: which output of a model that returns several holds them, by number or name; the model
+            remembers it, for ``set_temperature_`` and ``save``.
         world: the processes that share the work; every one of them gets the same result.
         journal: where passes and descents keep what they found, to go on from after an interruption.
         progress: called with (examples done, examples to do or None), an example counting once a pass.
@@ -196,6 +212,7 @@ def tune(
         n = len(batches)
         if n == 0:
             raise DataError("the data holds no example")
+        said = () if predictor else _look_at_outputs(model, batches, None if logits is None else str(logits))
         refining = granularity != "global" or temperature
         if refining and n < FEWEST_TO_REFINE:
             raise ConfigurationError(
@@ -280,7 +297,18 @@ def tune(
             passes, swept.baseline, seed=seed, exclude=exclude, skip_unknown=skip_unknown, progress=report
         )
         result = replace(result, batch_statistics=compared)
-    return replace(result, warnings=(*([note] if note else []), *_warnings(result, model)))
+    return replace(result, warnings=(*said, *([note] if note else []), *_warnings(result, model)))
+
+
+def _look_at_outputs(model: nn.Module, batches: Data, wanted: str | None) -> tuple[str, ...]:
+    """Find the logits among the outputs for a few of the examples, and see what they are; what is worth saying."""
+    count = min(EXAMPLES, len(batches))
+    inputs = next(iter(batches.take(np.linspace(0, len(batches) - 1, count).astype(np.int64)))).inputs
+    highest = int(batches.targets.max())
+    with evaluation_mode(model), preserved(model):
+        output = model(inputs.to(input_dtype(model)))
+    _, notes = find_reading_(model, output, len(inputs), widths=(highest + 1,), wanted=wanted)
+    return notes + check_outputs_(model, inputs)
 
 
 def _refined(decision: Decision, refinement: Refinement) -> Decision:
