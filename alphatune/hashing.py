@@ -19,7 +19,10 @@ FileState = tuple[str, int, int, int, int]
 def sha256(path: str | Path) -> str:
     """Hash of a file's content."""
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+        return digest.hexdigest()
 
 
 def file_state(path: str | Path) -> FileState:

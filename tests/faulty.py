@@ -24,13 +24,15 @@ class Faulty(Tiny):
 
 def fail(kind: str, examples: int) -> None:
     if kind in ("oom", "always-oom"):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     if kind == "always-oom-above-4" and examples > 4:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     if kind == "cpu-oom":
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
     if kind == "gpu":
-        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+        raise getattr(torch, "AcceleratorError", RuntimeError)(  # of torch 2.8 and later
+            "CUDA error: unspecified launch failure"
+        )
     if kind == "cudnn":
         raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
     if kind == "delete":

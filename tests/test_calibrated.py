@@ -200,7 +200,7 @@ class OddGroupNorm(nn.GroupNorm):
         nn.LayerNorm(4),
         nn.RMSNorm(4),
         timm.layers.LayerNorm(4),
-        timm.layers.LayerNorm2dFp32(4),
+        *([timm.layers.LayerNorm2dFp32(4)] if hasattr(timm.layers, "LayerNorm2dFp32") else []),
         nn.LazyInstanceNorm2d(),
     ],
 )

@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from conftest import CLASSES, write_images
 from torch.utils.data import DataLoader, TensorDataset
 
 from alphatune.data.preprocessing import Preprocessing
+from alphatune.toml import tomllib
 
 #: placeholders, and models whose weights would have to be fetched
 SUBSTITUTES = {

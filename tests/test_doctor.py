@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -24,6 +23,7 @@ from alphatune.jobs.machine import shared_memory
 from alphatune.jobs.toolchain import find_cxx
 from alphatune.reports.result import SCHEMA
 from alphatune.reports.schemas import read_schema
+from alphatune.toml import tomllib
 
 
 def findings(stdout: str) -> dict[str, dict]:

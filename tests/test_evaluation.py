@@ -136,7 +136,7 @@ class Greedy(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if len(x) > self.capacity:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         self.seen.append(len(x))
         return x[:, :4] * 2
 
@@ -250,7 +250,7 @@ class Gated(nn.Module):
     @torch.compiler.disable
     def enter(self, x: torch.Tensor) -> None:
         if len(x) > self.capacity:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         self.seen.append(len(x))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -272,7 +272,7 @@ def test_training_goes_on_after_a_fault(train: list[object], tmp_path: Path, fau
 
 def test_what_torch_says() -> None:
     assert "memory" in machine_failure(MemoryError()).message  # type: ignore[union-attr]
-    assert "memory" in machine_failure(torch.OutOfMemoryError("CUDA out of memory. Tried")).message  # type: ignore[union-attr]
+    assert "memory" in machine_failure(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried")).message  # type: ignore[union-attr]
     assert machine_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
     assert machine_failure(ValueError("CUDA error")) is None
 

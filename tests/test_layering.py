@@ -10,8 +10,9 @@ import alphatune
 ROOT = Path(alphatune.__file__).parent
 #: from top to bottom; a module may import its own layer and those below it
 LAYERS = [
-    "cli", "jobs", "reports", "training", "tuning", "deployment", "models", "evaluation", "reading", "norms", "data",
-    "distributed", "timing", "cache_folder", "folder_lock", "suggestions", "hashing", "metrics", "errors",
+    "cli", "jobs", "reports", "training", "tuning", "deployment", "models", "evaluation", "full_precision", "reading",
+    "nested", "norms", "data", "distributed", "timing", "cache_folder", "folder_lock", "suggestions", "hashing", "toml",
+    "metrics", "errors",
 ]  # fmt: skip
 
 

@@ -304,7 +304,7 @@ def test_a_gradient_that_does_not_fit_is_made_in_halves(monkeypatch: pytest.Monk
 
     def greedy(self: Split, x: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and len(x) > 7:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return forward(self, x)
 
     monkeypatch.setattr(Split, "forward", greedy)
@@ -312,7 +312,7 @@ def test_a_gradient_that_does_not_fit_is_made_in_halves(monkeypatch: pytest.Monk
 
     def never(self: Split, x: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled():
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return forward(self, x)
 
     monkeypatch.setattr(Split, "forward", never)

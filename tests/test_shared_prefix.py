@@ -182,7 +182,7 @@ class Hungry(nn.Module):
         logits = self.inner(x)
         self.calls += 1
         if len(x) > self.most and self.calls > self.start:
-            raise torch.OutOfMemoryError("no")
+            raise torch.cuda.OutOfMemoryError("no")
         return logits
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -24,6 +23,7 @@ from alphatune.jobs.settings import (
     TuneSettings,
 )
 from alphatune.suggestions import did_you_mean
+from alphatune.toml import tomllib
 
 MODEL, DATA, INPUT, RUN, TUNE, OUT = "Model", "Data", "Preprocessing", "Running", "Tuning", "Output"
 AVERAGES = "Moving averages"

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import timm.data
 import torch
-from timm.data import create_transform, resolve_input_data_config
+from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from alphatune.errors import ConfigurationError
@@ -138,8 +139,13 @@ SMALL_IMAGES = {
 
 def preprocessing_of_timm(model: nn.Module) -> Preprocessing:
     """What a timm model's ``pretrained_cfg`` says about its weights."""
-    config = resolve_input_data_config(model)
-    return _from_timm_config(config)
+    if hasattr(timm.data, "resolve_input_data_config"):  # from timm 1.0.31
+        return _from_timm_config(timm.data.resolve_input_data_config(model))
+    config = resolve_data_config(model=model)
+    first = model.pretrained_cfg.get("first_conv") or ""
+    conv = dict(model.named_modules()).get(first if isinstance(first, str) else first[0])
+    channels = getattr(conv, "in_channels", config["input_size"][0])  # after in_chans=1, say
+    return _from_timm_config(config | {"input_size": (channels, *config["input_size"][1:])})
 
 
 def preprocessing_of_torchvision(preset: Any) -> Preprocessing:

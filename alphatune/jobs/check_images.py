@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.errors import AlphatuneError
 from alphatune.jobs.settings import ExportSettings
+from alphatune.toml import tomllib
 
 #: where a run.toml says which images they are, and how they are read
 _HOW = ("split", "split_seed", "data_root", "input_key", "target_key", "decoder")

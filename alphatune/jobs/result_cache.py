@@ -15,9 +15,8 @@ import json
 import os
 import platform
 import shutil
-import tomllib
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from alphatune.jobs.settings import TuneSettings, input_paths, to_command, to_to
 from alphatune.models.output import beside, remove, staged
 from alphatune.reports.artifacts import write_result
 from alphatune.reports.page_tables import OF_THE_RUN
+from alphatune.toml import tomllib
 
 VARIABLE, OFF = "ALPHATUNE_CACHE", ("off", "no", "false", "0")
 NOTES = "notes"
@@ -92,7 +92,7 @@ def write_again(
     Returns:
         The document that result.json holds.
     """
-    when = datetime.fromtimestamp((known.folder / _RESULT).stat().st_mtime, UTC)
+    when = datetime.fromtimestamp((known.folder / _RESULT).stat().st_mtime, timezone.utc)
     document = earlier | {
         "command_line": to_command("tune", settings),
         "cache": {"key": known.key, "measured": when.isoformat(timespec="seconds")},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from alphatune.folder_lock import locked
 from alphatune.jobs.opening import resolved_paths
 from alphatune.jobs.settings import TrainSettings, input_paths, to_toml
 from alphatune.models.output import MANIFEST, check_name, check_output, disk_errors, is_bundle, remove
+from alphatune.toml import tomllib
 from alphatune.training.state import replace_file
 
 CHECKPOINT, RUN, LOG, TENSORBOARD = "checkpoint.pt", "run.toml", "log.csv", "tensorboard"

@@ -15,7 +15,7 @@ tuned folder has the moments in a file of their own (models/bundle.py).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ from timm.layers.norm_act import GroupNorm1Act, GroupNormAct, LayerNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torchvision.models.convnext import LayerNorm2d
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Calibrated(nn.Module):

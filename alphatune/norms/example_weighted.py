@@ -19,7 +19,7 @@ by changing its class (surgery.py), which keeps hooks, sharing and identity.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
@@ -53,6 +53,9 @@ from alphatune.norms.kernels import activate, example_weighted_norm
 from alphatune.norms.moments import example_weighted_layer_norm
 from alphatune.norms.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, BatchRenormAct2d
 from alphatune.norms.training_norm import drop_and_act, fused_activation
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class ExampleWeighted(nn.Module):

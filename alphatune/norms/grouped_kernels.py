@@ -233,12 +233,13 @@ class RowSweeps(Sweeps):
 
     def sums(self, dy: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
         rows, positions = self.rows.shape[1:]
+        ones = dy.new_ones(rows)  # no use is made of them, but torch before 2.14 wants a weight
         _, sum_dy_xhat, sum_dy = aten.native_group_norm_backward(
             dy.view(self.rows.shape),
             self.rows,
             self._each_row(mean).view(1, -1),
             self._each_row(rstd).view(1, -1),
-            None,
+            ones,
             1,
             rows,
             positions,
