@@ -19,7 +19,6 @@ names, unless ``trust_code`` allows it; alphatune's own architectures excepted.
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 from collections.abc import Mapping
@@ -50,7 +49,7 @@ from alphatune.models.output import MANIFEST, is_bundle, staged
 from alphatune.models.sources import TRUSTED_FACTORIES, Source, build, format_model_kwargs, parse_model_kwargs
 from alphatune.models.temperature import get_temperature, set_temperature_
 from alphatune.norms.conversion import apply_layer_settings_, layer_settings
-from alphatune.norms.patching import Alpha, get_alpha, patch_, unpatch_
+from alphatune.norms.patching import Alpha, all_but, get_alpha, patch_, unpatch_
 from alphatune.norms.survey import survey
 
 WEIGHTS, TIMM_CONFIG = "model.safetensors", "config.json"
@@ -230,8 +229,7 @@ def restore_(model: nn.Module, bundle: Bundle) -> None:
             raise InputError(
                 f"{bundle.folder / MANIFEST} names the layer {missing[0]!r}, which the model lacks"
             )
-        others = [glob.escape(name) for name in names if name not in bundle.alpha]
-        patch_(model, bundle.alpha, exclude=others, skip_unknown=True)
+        patch_(model, bundle.alpha, exclude=all_but(model, bundle.alpha))
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

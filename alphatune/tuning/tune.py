@@ -16,12 +16,24 @@ from alphatune.data.loading import Batches
 from alphatune.data.own_loader import LoaderBatches
 from alphatune.distributed import World
 from alphatune.errors import ConfigurationError, DataError
-from alphatune.evaluation import METRICS, Metric, Metrics, Predictor, Progress, Scores, concatenate, summarise
+from alphatune.evaluation import (
+    METRICS,
+    Metric,
+    Metrics,
+    Predictor,
+    Progress,
+    Scores,
+    concatenate,
+    evaluation_mode,
+    predict,
+    summarise,
+)
 from alphatune.models.health import require_health
 from alphatune.norms.batch_statistics import batch_statistics
 from alphatune.norms.kernels import COMPILED_FROM, Kernel, build_seconds, resolve_kernel, use_kernel
 from alphatune.norms.patching import Alpha, patched, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
+from alphatune.norms.watching import Watched, leave_inactive, watched
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.companions import BatchStatistics, compare_batch_statistics
 from alphatune.tuning.curve import CurvePoint, interpolated_curve, measured_curve
@@ -43,6 +55,8 @@ CURVE_TOLERANCE = 0.002
 RACE_DELTA = 0.05
 #: fewer examples cannot tell finer α, or a temperature, from luck
 FEWEST_TO_REFINE = 100
+#: images that show which norm layers a model runs
+WATCHED_EXAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -179,15 +193,19 @@ def tune(
     resolve_alphas(alphas)  # an error in them should not wait for the model
     tensor = next(iter((*model.parameters(), *model.buffers())), torch.zeros(()))
     batches = data if isinstance(data, Batches) else LoaderBatches(data, tensor.device)
+    predictor = predictor or Predictor(model, dtype)
     layers = survey(model)
     if batch_stats:
         with batch_statistics(model, exclude=exclude, skip_unknown=skip_unknown):
             pass  # what it refuses should not wait for the sweep
-    with patched(model, exclude=exclude, skip_unknown=skip_unknown) as names:
+    with patched(model, exclude=exclude, skip_unknown=skip_unknown):
         require_health(model)
         n = len(batches)
         if n == 0:
             raise DataError("the data holds no example")
+        layers = _watch(predictor, batches).account(layers)
+    exclude = (*((exclude,) if isinstance(exclude, str) else exclude), *leave_inactive(layers))
+    with patched(model, exclude=exclude, skip_unknown=skip_unknown) as names:
         refining = granularity != "global" or temperature
         if refining and n < FEWEST_TO_REFINE:
             raise ConfigurationError(
@@ -205,9 +223,7 @@ def tune(
             forwards += more
             report(more)
 
-        passes = Passes(
-            predictor or Predictor(model, dtype), batches, values[0], world or World(), count, journal
-        )
+        passes = Passes(predictor, batches, values[0], world or World(), count, journal)
         with use_kernel(used):
             found, note = None, ""
             if searching:
@@ -272,6 +288,16 @@ def tune(
         )
         result = replace(result, batch_statistics=compared)
     return replace(result, warnings=(*([note] if note else []), *_warnings(result, model)))
+
+
+def _watch(predictor: Predictor, batches: Batches | LoaderBatches) -> Watched:
+    """What some of the images show of which norm layers act."""
+    model = predictor.model
+    part = batches.take(np.arange(min(len(batches), WATCHED_EXAMPLES)))
+    with evaluation_mode(model), watched(model) as watch:
+        for batch in part:
+            predict(model, batch.inputs, predictor.dtype)
+    return watch
 
 
 def _refined(decision: Decision, refinement: Refinement) -> Decision:
@@ -396,4 +422,4 @@ def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
     notes += remark_on_end(result.decision.best[result.metric], end, base)
     if result.decision.gain is None:
         notes.append(result.decision.reason)
-    return notes + remark_on_layers(model, result.layers)
+    return notes + remark_on_layers(model, result.layers, len(result.patched))
