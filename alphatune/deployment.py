@@ -8,7 +8,6 @@ ratios: to the plain model, and to the folded one that would be deployed.
 from __future__ import annotations
 
 import contextlib
-import glob
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +29,7 @@ from alphatune.evaluation import Predictor, evaluation_mode
 from alphatune.models.copying import stock_copy
 from alphatune.models.folding import fold
 from alphatune.norms.kernels import Kernel, resolve_kernel, use_kernel
-from alphatune.norms.patching import Alpha, example_weighted_layers, get_alpha, patch_
-from alphatune.norms.survey import survey
+from alphatune.norms.patching import Alpha, all_but, example_weighted_layers, get_alpha, patch_
 from alphatune.reading import output_of
 from alphatune.timing import FEWEST_ROUNDS, Timing, interleave, ratio, synchronise
 
@@ -209,9 +207,7 @@ def _example_weighted_copy(
     if not isinstance(alpha, Mapping) and (tuned := get_alpha(model)):
         alpha = dict.fromkeys(tuned, alpha)
     if isinstance(alpha, Mapping):
-        named = alpha.keys()
-        others = [la.name for la in survey(twin) if named.isdisjoint((la.name, *la.aliases))]
-        exclude, skip_unknown = [glob.escape(name) for name in others], True
+        exclude = all_but(twin, alpha.keys())
     patch_(twin, alpha, exclude=exclude, skip_unknown=skip_unknown)
     return twin
 

@@ -673,7 +673,7 @@ def test_the_text_of_the_card_is_the_code_that_is_checked() -> None:
 
     text = shown()
     assert text in (Path(__file__).parents[1] / "docs" / "exporting.md").read_text(encoding="utf-8")
-    assert text.startswith("def weigh_examples_(model, alphas):\n    def hook(layer, inputs):\n")
+    assert text.startswith("def weigh_examples_(model, alphas):\n    def hook(layer, inputs, named):\n")
     assert not re.search(r"Any|->", text)
     names: dict[str, Any] = {"torch": torch}
     exec(text, names)

@@ -23,7 +23,8 @@ def show_score_result(document: dict[str, Any], output: str) -> None:
         rows.append((f"{point['alpha']:g}", f"{point['score']:.6g}", change, " ".join(marks)))
     name = document["score"]["name"]
     columns = [("alpha", "right"), (name, "right"), ("change (95 %)", "right"), ("", "left")]
-    title = f"{document['data']['n']} examples, {len(document['model']['patched'])} norm layers"
+    model = document["model"]
+    title = f"{document['data']['n']} examples, {len(model['patched'])} of {model['norm_layers']} norm layers"
     out.print(console.table(title, columns, rows))
     if len(curve) > 2:
         values = [point["score"] for point in curve]

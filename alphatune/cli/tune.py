@@ -194,7 +194,8 @@ def show_result(document: dict[str, Any], output: str) -> None:
         ("alpha", right), ("top-1", right), ("change (95 %)", right), ("top-5", right),
         ("loss", right), ("change (95 %)", right), ("ECE", right), ("", "left"),
     ]  # fmt: skip
-    title = f"{document['data']['n']} examples, {len(document['model']['patched'])} norm layers"
+    model = document["model"]
+    title = f"{document['data']['n']} examples, {len(model['patched'])} of {model['norm_layers']} norm layers"
     if compared := document["batch_statistics"]:
         rows.append(_comparison(compared))
     for sentence in averages_sentences(document):

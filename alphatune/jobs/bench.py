@@ -20,12 +20,13 @@ from alphatune.jobs.describe import describe_source
 from alphatune.jobs.opening import DTYPES, OpenedModel, assumed_preprocessing, digits, open_model
 from alphatune.jobs.settings import BenchSettings
 from alphatune.models.health import require_health
-from alphatune.models.probe import probe
+from alphatune.models.probe import Probe, probe
 from alphatune.norms.patching import Alpha, get_alpha
 from alphatune.norms.survey import survey
 from alphatune.reports.deployment import bench_document
 from alphatune.reports.file import check_file, write_file
 from alphatune.reports.result import environment
+from alphatune.tuning.remarks import remark_on_inactive
 
 #: α of a model that has none of its own
 USUAL_ALPHA = 0.05
@@ -75,7 +76,7 @@ def run_bench(settings: BenchSettings, note: Callable[[str], None] | None = None
                 "seed": settings.seed,
             },
             warnings=[
-                *_warnings(settings, opened),
+                *_warnings(settings, opened, seen),
                 *seen.warnings,
                 *_busy(opened.device, load),
                 *_unsteady(costs),
@@ -137,16 +138,17 @@ def _of_any_channels(settings: BenchSettings) -> BenchSettings:
     return replace(settings, mean=",".join(["0"] * channels), std=",".join(["1"] * channels))
 
 
-def _warnings(settings: BenchSettings, opened: OpenedModel) -> list[str]:
+def _warnings(settings: BenchSettings, opened: OpenedModel, seen: Probe) -> list[str]:
     # Of how images are prepared nothing but their size matters here.
     idle = assumed_preprocessing(settings, opened.preprocessing) if settings.input_size else []
     notes = [warning for warning in opened.warnings if warning not in idle]
-    unknown = [layer for layer in survey(opened.module) if layer.status == "unsupported"]
+    layers = seen.watched.account(survey(opened.module))
+    unknown = [layer for layer in layers if layer.status == "unsupported"]
     if unknown:
         notes.append(
             f"{len(unknown)} norm layer(s) were left alone, e.g. {unknown[0].name}: {unknown[0].reason}"
         )
-    return notes
+    return notes + remark_on_inactive(layers, sum(x.status in ("patchable", "patched") for x in layers))
 
 
 def _busy(device: torch.device, load: float) -> list[str]:

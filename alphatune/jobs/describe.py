@@ -19,6 +19,7 @@ from alphatune.norms.survey import NormLayer, survey
 from alphatune.reading import kept_reading, reading_to_dict
 from alphatune.reports.result import environment
 from alphatune.training.optimizers import parameter_groups
+from alphatune.tuning.remarks import remark_on_inactive
 
 
 def describe_source(opened: OpenedModel) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def describe_model(
             reason = "fewer positions an example than --min-positions"
         elif layer.status == "patchable":
             reason = f"left as plain {'BatchNorm' if 'Batch' in layer.kind else layer.kind}"
-        skipped.append({"name": layer.name, "kind": layer.kind, "reason": reason})
+        skipped.append({"name": layer.name, "kind": layer.kind, "reason": reason, "status": layer.status})
     return {
         **describe_source(opened),
         "norm_layers": len(layers),
@@ -103,19 +104,23 @@ def common_alpha(module: nn.Module) -> Any:
 def describe_plan(
     settings: EvaluateSettings,
     prepared: Prepared,
-    layers: tuple[NormLayer, ...],
     patched: tuple[str, ...],
     alphas: tuple[float, ...],
 ) -> dict[str, Any]:
+    """What would be done, as far as it is known before a pass over the data."""
+    layers = prepared.probe.watched.account(survey(prepared.opened.module))
+    inactive = {layer.name for layer in layers if layer.status == "inactive"}
+    acting = [name for name in patched if name not in inactive]
+    notes = remark_on_inactive(layers, len(acting)) if patched else []
     return {
         "schema": 1,
         "command": "dry-run",
-        "model": describe_source(prepared.opened) | {"norm_layers": len(layers), "patched": list(patched)},
+        "model": describe_source(prepared.opened) | {"norm_layers": len(layers), "patched": acting},
         "data": describe_data(prepared.batches, prepared.skipped),
         "env": describe_env(settings, prepared),
         "alphas": list(alphas),
         "settings": asdict(settings),
-        "warnings": list(prepared.warnings),
+        "warnings": [*prepared.warnings, *notes],
     }
 
 

@@ -15,8 +15,10 @@ from alphatune.models.temperature import get_temperature
 from alphatune.norms.kernels import COMPILED_FROM, resolve_kernel, use_kernel
 from alphatune.norms.patching import get_alpha, patch_, set_alpha_
 from alphatune.norms.survey import survey
+from alphatune.norms.watching import leave_inactive
 from alphatune.reports.evaluation_scores import check_scores_file, write_evaluation
 from alphatune.reports.result import evaluate_document
+from alphatune.tuning.remarks import remark_on_inactive
 
 
 def run_evaluate(
@@ -44,9 +46,13 @@ def run_evaluate(
         else:
             patch_(module, settings.alpha, skip_unknown=settings.skip_unknown)
     require_health(module)
-    layers = survey(module)
     if dry_run:
-        return describe_plan(settings, prepared, layers, tuple(get_alpha(module)), ())
+        return describe_plan(settings, prepared, tuple(get_alpha(module)), ())
+    layers = prepared.probe.watched.account(survey(module))
+    weighted = tuple(get_alpha(module))
+    if weighted:
+        leave_inactive(layers)  # raises where no layer acts
+    patched = tuple(la.name for la in layers if la.name in weighted and la.status != "inactive")
     worth = len(prepared.batches) >= COMPILED_FROM
     with use_kernel(resolve_kernel(settings.kernel, prepared.opened.device, worth_compiling=worth)):
         measured = evaluate(
@@ -56,7 +62,6 @@ def run_evaluate(
             total=len(prepared.batches),
             progress=progress,
         )
-    patched = tuple(get_alpha(module))
     model = describe_model(prepared.opened, layers, prepared.probe, patched)
     model["alpha"] = common_alpha(module)
     model["temperature"] = get_temperature(module)
@@ -65,7 +70,7 @@ def run_evaluate(
         model=model,
         data=describe_data(prepared.batches, prepared.skipped),
         env=describe_env(settings, prepared),
-        warnings=list(prepared.warnings),
+        warnings=[*prepared.warnings, *(remark_on_inactive(layers, len(patched)) if weighted else [])],
     )
     if kept is not None:
         check_scores_file(kept, overwrite=overwrite)  # it may have appeared meanwhile

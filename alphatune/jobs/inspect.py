@@ -34,17 +34,19 @@ def run_inspect(
     ``paths`` also whether it has a norm-free path to the output, as ``trace_paths`` finds it.
     """
     opened = open_model(settings)
-    output, seen = watch_layers(opened.module, opened.preprocessing.input_size, opened.device)
+    output, seen, watched = watch_layers(opened.module, opened.preprocessing.input_size, opened.device)
     classes, notes = _outputs(settings, opened, output)
     health = {h.layer: h for h in examine(opened.module)}
     rows = []
-    for layer in survey(opened.module):
+    for layer in watched.account(survey(opened.module)):
         shape, state = seen.get(layer.name), health.get(layer.name)
         row = asdict(layer)
         row["aliases"] = list(layer.aliases)
         row["spatial"] = None if shape is None else list(shape.spatial)
         row["positions"] = None if shape is None else shape.positions
-        row["remark"] = "not reached by the forward pass" if shape is None else shape.remark
+        row["remark"] = "" if shape is None else shape.remark
+        if shape is None and layer.status == "skipped" and layer.name in watched.inactive:
+            row["remark"] = watched.inactive[layer.name]
         row["health"] = "" if state is None else state.problem or state.remark
         row["healthy"] = state is None or not state.problem
         row["distance"] = row["stale"] = None
@@ -62,7 +64,7 @@ def run_inspect(
     if paths:
         traced = trace_paths(opened.module, opened.preprocessing.input_size, opened.device)
         for row in rows:
-            row["free_path"] = traced.free[row["name"]]
+            row["free_path"] = traced.free.get(row["name"])
         document["paths"] = {"with": traced.count(True), "of": len(rows), "unknown": traced.count(None)}
         if traced.remark:
             document["warnings"].append(f"paths to the output are unknown: {traced.remark}")

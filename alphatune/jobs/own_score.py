@@ -24,7 +24,7 @@ from alphatune.models.probe import Probe
 from alphatune.models.temperature import set_temperature_
 from alphatune.models.weights import weights_of
 from alphatune.norms.kernels import resolve_kernel
-from alphatune.norms.patching import patch_, patched, unpatch_, unpatched_alpha
+from alphatune.norms.patching import all_but, patch_, patched, unpatch_, unpatched_alpha
 from alphatune.norms.survey import survey
 from alphatune.reports.folder import write_reports
 from alphatune.reports.own_score import score_document
@@ -63,7 +63,6 @@ def run_score(
     weights_of(module)  # what cannot be written is refused before the work
     unpatch_(module)  # a tuned folder is tuned anew, from α = 0
     set_temperature_(module, 1.0)
-    layers = survey(module)
     if dry_run:
         return _plan(settings, opened)
     with claimed(settings.output) as stage:
@@ -81,7 +80,7 @@ def run_score(
                 skip_unknown=settings.skip_unknown,
                 progress=progress,
             )
-        model = describe_model(opened, layers, Probe(0, {}), result.patched)
+        model = describe_model(opened, result.layers, Probe(0, {}), result.patched)
         return _write(stage, settings, opened, result, gates, model)
 
 
@@ -147,7 +146,7 @@ def _write(
     document["warnings"] = [*opened.warnings, *document["warnings"]]
     document["gates"] = judge(gates, document)
     if result.alpha != result.baseline_alpha:
-        patch_(module, result.alpha, exclude=settings.exclude, skip_unknown=settings.skip_unknown)
+        patch_(module, result.alpha, exclude=all_but(module, result.patched))
     output, keep = Path(settings.output), input_paths(settings)
     with filling(stage, output, overwrite=settings.overwrite, keep=keep):
         # Not what was assumed for lack of better: nothing here prepared an image.

@@ -37,7 +37,7 @@ from alphatune.models.output import beside, check_output, claimed, filling
 from alphatune.models.probe import Probe
 from alphatune.models.temperature import set_temperature_
 from alphatune.models.weights import weights_of
-from alphatune.norms.patching import patch_, patched, unpatch_, unpatched_alpha
+from alphatune.norms.patching import all_but, patch_, patched, unpatch_, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
 from alphatune.reports.deployment import cost_summary
 from alphatune.reports.folder import write_reports
@@ -84,15 +84,18 @@ def run_tune(
     unpatch_(module)  # a tuned folder is tuned anew, from α = 0
     set_temperature_(module, 1.0)
     averages = open_averages(settings, prepared)
-    layers = survey(module)
+    found = survey(module)
+    layers = prepared.probe.watched.account(found)
     too_small = _below(settings.min_positions, prepared.probe, layers)
-    exclude = (*settings.exclude, *(glob.escape(name) for name in too_small))
+    # Layers that the forward pass leaves out need no consent to be left alone.
+    idle = [a.name for a, b in zip(layers, found, strict=False) if a.status != b.status == "unsupported"]
+    exclude = (*settings.exclude, *(glob.escape(name) for name in (*too_small, *idle)))
     with patched(module, exclude=exclude, skip_unknown=settings.skip_unknown) as names:
         if settings.recalibrate is None:  # which is the remedy
             require_health(module)
         alphas = resolve_alphas(settings.alphas, unpatched_alpha(module))
     if dry_run:
-        return describe_plan(settings, prepared, layers, names, alphas) | averages.plan()
+        return describe_plan(settings, prepared, names, alphas) | averages.plan()
     known = find_result(settings, prepared, averages.batches())
     earlier = known.read() if known else None
     predictor = predictor_of(settings, prepared)
@@ -135,12 +138,10 @@ def run_tune(
 
         def write() -> dict[str, Any]:
             description = describe_model(
-                prepared.opened, survey(module), prepared.probe, result.patched, too_small
+                prepared.opened, result.layers, prepared.probe, result.patched, too_small
             )
             measured = describe_averages(averages, replaced, prepared, result)
-            return _write(
-                stage, settings, prepared, result, description, measured, exclude, gates, world.size
-            )
+            return _write(stage, settings, prepared, result, description, measured, gates, world.size)
 
         document = _by_the_first(world, settings, write)
     if known and world.first:
@@ -210,7 +211,6 @@ def _write(
     result: TuneResult,
     model: dict[str, Any],
     averages: dict[str, Any],
-    exclude: tuple[str, ...],
     gates: tuple[Gate, ...],
     processes: int,
 ) -> dict[str, Any]:
@@ -228,7 +228,7 @@ def _write(
     document |= averages | {"command_line": to_command("tune", settings), "warnings": warnings}
     document["deployment"] = None
     if result.alpha != result.baseline_alpha:
-        patch_(module, result.alpha, exclude=exclude, skip_unknown=settings.skip_unknown)
+        patch_(module, result.alpha, exclude=all_but(module, result.patched))
         document["deployment"] = _deployment(settings, prepared, result)
     document["gates"] = judge(gates, document)
     set_temperature_(module, result.temperature)

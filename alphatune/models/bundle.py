@@ -19,7 +19,6 @@ names, unless ``trust_code`` allows it; alphatune's own architectures excepted.
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 from collections.abc import Mapping
@@ -54,7 +53,7 @@ from alphatune.models.temperature import get_temperature, set_temperature_
 from alphatune.models.transformers_folder import write_config
 from alphatune.models.weights import weights_of
 from alphatune.norms.conversion import apply_layer_settings_, layer_settings
-from alphatune.norms.patching import Alpha, get_alpha, patch_, unpatch_
+from alphatune.norms.patching import Alpha, all_but, get_alpha, patch_, unpatch_
 from alphatune.norms.survey import survey
 from alphatune.reading import Reading, keep_reading_, kept_reading, reading_from_dict, reading_to_dict
 
@@ -252,8 +251,7 @@ def restore_(model: nn.Module, bundle: Bundle) -> None:
             raise InputError(
                 f"{bundle.folder / MANIFEST} names the layer {missing[0]!r}, which the model lacks"
             )
-        others = [glob.escape(name) for name in names if name not in bundle.alpha]
-        patch_(model, bundle.alpha, exclude=others, skip_unknown=True)
+        patch_(model, bundle.alpha, exclude=all_but(model, bundle.alpha))
 
 
 def _verify(folder: Path, state: Mapping[str, torch.Tensor]) -> None:

@@ -36,14 +36,14 @@ from alphatune.data.loading import Batches
 from alphatune.distributed import World
 from alphatune.errors import ConfigurationError, DataError, NumericError, UnsupportedModelError
 from alphatune.evaluation import Predictor, Progress
-from alphatune.models.measurement import Data, count_calls, device_of, only_argument, pool_inputs, unweighted
+from alphatune.models.measurement import Data, count_calls, device_of, pool_inputs, unweighted
 from alphatune.norms.calibrated import CALIBRATED, Calibrated
-from alphatune.norms.example_weighted import EXAMPLE_WEIGHTED, ExampleWeighted
+from alphatune.norms.example_weighted import ExampleWeighted, weighted_class
 from alphatune.norms.grouping import batch_group_norm
 from alphatune.norms.pooling import Moments
 from alphatune.norms.surgery import become_calibrated_, become_uncalibrated_
 from alphatune.norms.survey import NormLayer, survey
-from alphatune.norms.training_norm import drop_and_act
+from alphatune.norms.training_norm import drop_and_act, only_argument
 
 Order = Literal["one-pass", "layer-by-layer"]
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -181,8 +181,9 @@ def layers_to_recalibrate(model: nn.Module) -> tuple[str, ...]:
 def _unpatched_alpha(model: nn.Module, layer: NormLayer) -> float | None:
     if layer.status not in ("patchable", "patched"):
         return None
-    kind: Any = type(model.get_submodule(layer.name))
-    return float(EXAMPLE_WEIGHTED.get(kind, kind).unpatched_alpha)
+    module = model.get_submodule(layer.name)
+    kind = type(module) if isinstance(module, ExampleWeighted) else weighted_class(type(module))
+    return None if kind is None else kind.unpatched_alpha
 
 
 @contextmanager
@@ -202,7 +203,7 @@ def normalising_by_the_batch(layers: Iterable[nn.Module]) -> Iterator[None]:
             layer.__dict__.pop("forward", None)
 
 
-def _by_the_batch(layer: Any) -> Callable[[Tensor], Tensor]:
+def _by_the_batch(layer: Any) -> Callable[..., Tensor]:
     size = getattr(layer, "ghost_batch_size", None) or getattr(layer, "examples_per_group", None)
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:

@@ -24,7 +24,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from alphatune.models.copying import stock_copy
-from alphatune.norms.example_weighted import EXAMPLE_WEIGHTED
+from alphatune.norms.example_weighted import weighted_class
 from alphatune.norms.survey import survey
 from alphatune.norms.training_norm import drop_and_act
 
@@ -149,7 +149,7 @@ def _obstacle(
 ) -> str:
     """Why a norm layer stays, "" if it need not."""
     source = _input_of(node)
-    known = EXAMPLE_WEIGHTED.get(type(norm))
+    known = weighted_class(type(norm))
     if known is None or known.unpatched_alpha != 0 or getattr(norm, "num_groups", None) is not None:
         return f"{type(norm).__name__} is no BatchNorm in eval mode"
     if getattr(norm, "running_mean", None) is None or "forward" in norm.__dict__:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from alphatune.errors import NumericError
+from alphatune.norms.survey import moving_averages
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,8 @@ def examine(model: nn.Module) -> tuple[Health, ...]:
     """
     reports = []
     for name, module in model.named_modules():
-        mean = module._buffers.get("running_mean")
-        variance = module._buffers.get("running_var")
-        if mean is not None and variance is not None:
-            reports.append(Health(name, _problem(mean, variance), _remark(mean, variance)))
+        if (averages := moving_averages(module)) is not None:
+            reports.append(Health(name, _problem(*averages), _remark(*averages)))
     return tuple(reports)
 
 

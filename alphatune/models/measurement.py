@@ -1,6 +1,6 @@
 """What the norm layers of a model see of a set of images, pooled over all of them.
 
-A forward pass is watched by hooks, and can end at the layer in question. The
+A forward pass is watched (norms/watching.py), and can end at the layer in question. The
 model is in eval mode at the α at which a patched one is the unpatched, and
 nothing of it is changed.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from alphatune.evaluation import Predictor, Progress, evaluation_mode
 from alphatune.norms.patching import example_weighted_layers
 from alphatune.norms.pooling import Moments, merge, moments_of
 from alphatune.norms.survey import survey
+from alphatune.norms.watching import watching
 
 #: batches of labelled images; or of any iterable, (inputs, ...) or inputs
 Data = Batches | LoaderBatches | Iterable[Any]
@@ -104,19 +105,12 @@ def count_calls(
 def _watching(
     model: nn.Module, names: tuple[str, ...], predictor: Predictor | None, until: tuple[str, int] | None
 ) -> Iterator[tuple[_Watch, Callable[[Tensor], object]]]:
-    """Pool the inputs of some layers; what is yielded runs a batch. Eval mode and hooks are undone on any exit."""
-    modules = dict(model.named_modules())
+    """Pool the inputs of some layers; what is yielded runs a batch. Eval mode and the watching are undone on any exit."""
     how = predictor or Predictor(model)
     watch = _Watch(model, until)
     runner = Predictor(watch, how.dtype, how.channels_last)
-    with ExitStack() as stack:
-        for name in names:
-            layer = modules[name]
-            handle = layer.register_forward_pre_hook(watch.hook(name, layer), with_kwargs=True)
-            stack.callback(handle.remove)
-        stack.enter_context(evaluation_mode(watch))
-        # Compiled code does not look for hooks that come after it.
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+    layers = {name: model.get_submodule(name) for name in names}
+    with watching(layers, watch.see), evaluation_mode(watch):
         yield watch, lambda inputs: runner(runner.prepare(inputs))
 
 
@@ -149,12 +143,6 @@ def unweighted(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, alpha in before.items():
             layer.set_alpha(alpha)
-
-
-def only_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The input of a norm layer, which has one, under whatever name."""
-    x: Tensor = args[0] if args else next(iter(kwargs.values()))
-    return x
 
 
 def device_of(layer: nn.Module, model: nn.Module) -> torch.device:
@@ -190,18 +178,15 @@ class _Watch(nn.Module):
             _add(self.pooled, name, moments)
         return inputs.new_zeros((len(inputs), 1))  # logits, of which a predictor asks for a row an example
 
-    def hook(self, name: str, layer: nn.Module) -> Callable[..., None]:
-        def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = only_argument(args, kwargs)
-            if isinstance(layer, _InstanceNorm) and x.ndim == layer._get_no_batch_dim():  # type: ignore[no-untyped-call]
-                x = x[None]
-            if len(x):
-                _add(self._pending, name, moments_of(x))
-            self.calls[name] += 1
-            if self.until == (name, self.calls[name]):
-                raise _Reached
-
-        return see
+    def see(self, name: str, layer: nn.Module, x: Tensor) -> None:
+        """Take up one call of a layer."""
+        if isinstance(layer, _InstanceNorm) and x.ndim == layer._get_no_batch_dim():  # type: ignore[no-untyped-call]
+            x = x[None]
+        if len(x):
+            _add(self._pending, name, moments_of(x))
+        self.calls[name] += 1
+        if self.until == (name, self.calls[name]):
+            raise _Reached
 
 
 def _add(pooled: dict[str, Moments], name: str, moments: Moments) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +20,7 @@ from alphatune.evaluation import evaluation_mode, input_dtype, predict
 from alphatune.models.outputs import find_reading_
 from alphatune.models.stability import preserved
 from alphatune.norms.calibrated import channel_groups
-from alphatune.norms.survey import survey
+from alphatune.norms.watching import Watched, watched
 
 EXAMPLES = 2  # more than one, to see layers whose rows are not examples
 
@@ -51,10 +49,11 @@ class Seen:
 
 @dataclass(frozen=True)
 class Probe:
-    """``num_classes`` outputs, what each norm layer that ran has seen, and what is worth saying."""
+    """``num_classes`` outputs, what each norm layer that ran has seen, which do not act, and what is worth saying."""
 
     num_classes: int
     layers: Mapping[str, Seen]
+    watched: Watched = field(default_factory=Watched)  # which of them act
     warnings: tuple[str, ...] = ()
 
 
@@ -76,45 +75,38 @@ def probe(
             output is not one row of logits an example.
         UnsupportedModelError: one logit an example.
     """
-    output, seen = watch_layers(model, input_size, device)
+    output, seen, watched = watch_layers(model, input_size, device)
     classes, notes = find_reading_(model, output, EXAMPLES, widths=widths, wanted=wanted)
-    return Probe(classes, seen, notes)
+    return Probe(classes, seen, watched, notes)
 
 
 def watch_layers(
     model: nn.Module, input_size: tuple[int, int, int], device: torch.device
-) -> tuple[object, dict[str, Seen]]:
-    """Run two blank images through any model: what it returns, and what each norm layer that ran has seen.
+) -> tuple[object, dict[str, Seen], Watched]:
+    """Run two blank images through any model: what it returns, what each norm layer that ran has seen, and which act.
 
     Raises:
         ConfigurationError: the model does not take this input size.
     """
-    seen: dict[str, Seen] = {}
-    modules = dict(model.named_modules())
-
-    def watch(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x, groups = inputs[0], channel_groups(layer)
-            seen[name] = Seen(x.shape[0], tuple(x.shape[2:]), groups is not None and groups < x.shape[1])
-
-        return hook
-
-    with ExitStack() as stack:
-        for layer in survey(model):
-            handle = modules[layer.name].register_forward_pre_hook(watch(layer.name))
-            stack.callback(handle.remove)
-        with evaluation_mode(model), preserved(model):
-            images = torch.zeros((EXAMPLES, *input_size), device=device, dtype=input_dtype(model))
-            try:
-                return _run(model, images), seen
-            except AlphatuneError:
-                raise
-            except Exception as error:  # a model that gets an input it was not made for raises anything
-                raise_if_machine_failed(error)
-                raise ConfigurationError(
-                    f"the model does not take an input of size {'x'.join(map(str, input_size))}: {one_line(error)}",
-                    "see --input-size",
-                ) from None
+    with evaluation_mode(model), preserved(model):
+        images = torch.zeros((EXAMPLES, *input_size), device=device, dtype=input_dtype(model))
+        try:
+            with watched(model) as watch:
+                output = _run(model, images)
+        except AlphatuneError:
+            raise
+        except Exception as error:  # a model that gets an input it was not made for raises anything
+            raise_if_machine_failed(error)
+            raise ConfigurationError(
+                f"the model does not take an input of size {'x'.join(map(str, input_size))}: {one_line(error)}",
+                "see --input-size",
+            ) from None
+    seen = {}
+    for name, shape in watch.shapes.items():
+        if len(shape) > 1:
+            groups = channel_groups(model.get_submodule(name))
+            seen[name] = Seen(shape[0], shape[2:], groups is not None and groups < shape[1])
+    return output, seen, watch
 
 
 def _run(model: nn.Module, images: Tensor) -> object:

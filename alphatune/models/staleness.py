@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from alphatune.norms.calibrated import channel_groups
 from alphatune.norms.moments import average_over_groups
 from alphatune.norms.pooling import Moments
+from alphatune.norms.survey import moving_averages
 
 #: a distance from which on a layer's averages are called stale (docs/method.md has what was measured)
 STALE = 0.1
@@ -36,9 +37,9 @@ def distances(model: nn.Module, measured: Mapping[str, Moments]) -> dict[str, fl
     modules = dict(model.named_modules())
     for name, moments in measured.items():
         layer: Any = modules[name]
-        mean, variance = layer._buffers.get("running_mean"), layer._buffers.get("running_var")
-        if mean is not None and variance is not None and moments.count > 1:
-            stored = mean.cpu().double(), variance.cpu().double()
+        averages = moving_averages(layer)
+        if averages is not None and moments.count > 1:
+            stored = averages[0].detach().cpu().double(), averages[1].detach().cpu().double()
             seen = moments.mean, moments.unbiased_variance
             groups = channel_groups(layer)
             if groups is not None:

@@ -20,19 +20,20 @@ import torch
 
 
 def weigh_examples_(model: Any, alphas: dict[str, Any]) -> None:
-    def hook(layer: Any, inputs: Any) -> Any:
-        x = inputs[0].flatten(2) if inputs[0].ndim > 2 else inputs[0][..., None]
+    def hook(layer: Any, inputs: Any, named: Any) -> Any:
+        given = (*inputs, *named.values())[0]
+        x = given.flatten(2) if given.ndim > 2 else given[..., None]
         m, v = layer.running_mean[:, None], layer.running_var[:, None]
         a = layer.example_weight.to(x.device)
         variance, mean = torch.var_mean(x, 2, correction=0, keepdim=True)
         variance = (1 - a) * v + a * variance + a * (1 - a) * (mean - m) ** 2
         x = (x - m - a * (mean - m)) * ((v + layer.eps) / (variance + layer.eps)).sqrt() + m
-        return (x.reshape(inputs[0].shape),)
+        return (x.reshape(given.shape),), {}
 
     for name, alpha in alphas.items():
         layer = model.get_submodule(name)
         layer.example_weight = torch.tensor(alpha).reshape(-1, 1)  # one number, or one a channel
-        layer.register_forward_pre_hook(hook)
+        layer.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def shown() -> str:
@@ -40,6 +41,6 @@ def shown() -> str:
     lines = inspect.getsource(weigh_examples_).rstrip().splitlines()
     plain = {
         lines[0]: "def weigh_examples_(model, alphas):",
-        lines[1]: "    def hook(layer, inputs):",
+        lines[1]: "    def hook(layer, inputs, named):",
     }
     return "\n".join(plain.get(line, line) for line in lines)

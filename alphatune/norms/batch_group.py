@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from alphatune.errors import ConfigurationError
 from alphatune.norms.grouping import batch_group_norm
 from alphatune.norms.moments import average_over_groups
-from alphatune.norms.training_norm import TrainingNorm, drop_and_act, move_averages_
+from alphatune.norms.training_norm import TrainingNorm, drop_and_act, move_averages_, only_argument
 
 
 class BatchGroup(TrainingNorm):
@@ -67,7 +67,8 @@ class BatchGroup(TrainingNorm):
                 f"for {self.num_features} channels"
             )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        x = only_argument(args, kwargs)
         if self.training:
             return super().forward(x)
         self._check_input_dim(x)  # type: ignore[operator]

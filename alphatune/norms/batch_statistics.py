@@ -28,7 +28,7 @@ from alphatune.norms.example_weighted import ExampleWeighted
 from alphatune.norms.grouping import batch_moments
 from alphatune.norms.moments import average_over_groups
 from alphatune.norms.patching import patched
-from alphatune.norms.training_norm import drop_and_act
+from alphatune.norms.training_norm import drop_and_act, only_argument
 
 #: N: a lone example has 1/17 of the weight, about what α would give it, and a batch of 32 two thirds
 PSEUDO_COUNT = 16.0
@@ -122,8 +122,9 @@ def batch_statistics_norm(
     return F.batch_norm(x.to(mean.dtype), mean, variance, weight, bias, False, 0.0, eps).to(x.dtype)
 
 
-def _forward(layer: ExampleWeighted, pseudo_count: float) -> Callable[[Tensor], Tensor]:
-    def forward(x: Tensor) -> Tensor:
+def _forward(layer: ExampleWeighted, pseudo_count: float) -> Callable[..., Tensor]:
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        x = only_argument(args, kwargs)
         if layer.training:
             return type(layer).forward(layer, x)
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):

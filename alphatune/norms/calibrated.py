@@ -60,8 +60,13 @@ class Calibrated(nn.Module):
         for name, kept in before.items():
             moved = self._buffers[name]
             if kept is not None and moved is not None:
-                self._buffers[name] = kept.to(moved.device)
+                self._buffers[name] = beside(kept, moved)
         return self
+
+
+def beside(kept: Tensor, other: Tensor) -> Tensor:
+    """A tensor on the device of another; it stays where it is while that is on meta, which would lose its values."""
+    return kept if other.is_meta else kept.to(other.device)
 
 
 class _CalibratedInstanceNorm(Calibrated):

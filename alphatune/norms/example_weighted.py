@@ -13,7 +13,9 @@ lives in a buffer that is not saved with the weights.
                                        into its layers
 
 Because nothing but ``forward`` differs, an existing layer becomes one of these
-by changing its class (surgery.py), which keeps hooks, sharing and identity.
+by changing its class (surgery.py), which keeps hooks, sharing and identity. The
+classes are derived from those they stand for: from the known ones (``STOCK``)
+here, from a subclass that inherits its forward when it is first met.
 """
 
 from __future__ import annotations
@@ -22,37 +24,35 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
+from timm.layers.norm_act import (
+    BatchNormAct2d,
+    FrozenBatchNormAct2d,
+    GroupNorm1Act,
+    GroupNormAct,
+    LayerNormAct2d,
+    SyncBatchNormAct,
+)
 from timm.layers.split_batchnorm import SplitBatchNorm2d
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from alphatune.errors import ConfigurationError
 from alphatune.norms.batch_group import (
+    BatchGroup,
     BatchGroupNorm1d,
     BatchGroupNorm2d,
     BatchGroupNorm3d,
     BatchGroupNormAct2d,
 )
-from alphatune.norms.calibrated import (
-    CalibratedGroupNorm,
-    CalibratedGroupNorm1Act,
-    CalibratedGroupNormAct,
-    CalibratedInstanceNorm1d,
-    CalibratedInstanceNorm2d,
-    CalibratedInstanceNorm3d,
-    CalibratedLayerNorm2d,
-    CalibratedLayerNormAct2d,
-    CalibratedTimmGroupNorm,
-    CalibratedTimmGroupNorm1,
-    CalibratedTimmLayerNorm2d,
-)
+from alphatune.norms.calibrated import CALIBRATED, Calibrated, beside
 from alphatune.norms.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, GhostBatchNormAct2d
-from alphatune.norms.group import GroupNorm1d, GroupNorm2d, GroupNorm3d, GroupNormAct2d
+from alphatune.norms.group import Group, GroupNorm1d, GroupNorm2d, GroupNorm3d, GroupNormAct2d
 from alphatune.norms.kernels import activate, example_weighted_norm
 from alphatune.norms.moments import example_weighted_layer_norm
 from alphatune.norms.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, BatchRenormAct2d
-from alphatune.norms.training_norm import drop_and_act, fused_activation
+from alphatune.norms.training_norm import drop_and_act, fused_activation, only_argument
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -67,6 +67,7 @@ class ExampleWeighted(nn.Module):
     that runs.
     """
 
+    stock: ClassVar[type[nn.Module]]  # the class that this one stands for
     unpatched_alpha: ClassVar[float] = 0.0
     num_groups: Any = None  # an int in layers with channel groups
     eps: float
@@ -88,7 +89,7 @@ class ExampleWeighted(nn.Module):
                 "example weighting needs moving averages to mix with, got track_running_stats=False"
             )
         with torch.inference_mode(False):  # a tensor made in inference mode could not be changed after it
-            alpha_buffer = torch.zeros((), device=self.running_mean.device)
+            alpha_buffer = beside(torch.zeros((), device="cpu"), self.running_mean)
         self.register_buffer("alpha", alpha_buffer, persistent=False)
         self.set_alpha(alpha)
 
@@ -113,10 +114,16 @@ class ExampleWeighted(nn.Module):
 
     def check_alpha(self, alpha: float | Tensor) -> Tensor:
         """α as a float32 tensor, or the error that ``set_alpha`` would raise."""
+        # A device of its own: within torch.device("meta") it would get that one.
+        device = alpha.device if isinstance(alpha, Tensor) else "cpu"
         try:
-            value = torch.as_tensor(alpha, dtype=torch.float32).detach()
+            value = torch.as_tensor(alpha, dtype=torch.float32, device=device).detach()
         except (TypeError, ValueError, RuntimeError):
             raise ConfigurationError(f"alpha must be a number or a tensor, got {alpha!r}") from None
+        if value.is_meta:
+            raise ConfigurationError(
+                "alpha must be a number or a tensor with values, got one on the meta device"
+            )
         channels = self.running_mean.shape[0]
         if value.shape not in ((), (channels,)):
             raise ConfigurationError(
@@ -129,9 +136,10 @@ class ExampleWeighted(nn.Module):
             )
         return value
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if self.training or not self.weighs_example:
-            return super().forward(x)  # type: ignore[no-any-return]
+            return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
+        x = only_argument(args, kwargs)
         if isinstance(self, nn.modules.batchnorm._NormBase):
             self._check_input_dim(x)  # type: ignore[no-untyped-call]
         act = fused_activation(self)
@@ -146,18 +154,34 @@ class ExampleWeighted(nn.Module):
             self.running_var,
             self.weight,
             self.bias,
-            self.alpha,
+            self.alpha_beside(x),
             self.eps,
             self.num_groups,
             act,
         )
 
+    def alpha_beside(self, x: Tensor) -> Tensor:
+        """α on the device of ``x``, where it is but for an input on the meta device."""
+        return self.alpha if self.alpha.device == x.device else self.alpha.to(x.device)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # model.half() must not round α: follow the device, not the dtype.
+        # model.half() must not round α, nor to_empty lose it: follow the device, not the dtype.
         alpha = self.alpha
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.alpha = alpha.to(self.running_mean.device)
+        self.alpha = beside(alpha, self.running_mean)
         return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.alpha = beside(self.alpha, self.running_mean)  # which may have come with assign=True
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle a layer of a class that was derived for it by the class it stands for."""
+        reduced: Any = super().__reduce_ex__(max(2, protocol))
+        kind = type(self)
+        if globals().get(kind.__name__) is kind or "stock" not in vars(kind) or reduced[1][:1] != (kind,):
+            return reduced
+        return (_new, (kind.stock,), *reduced[2:])
 
     def extra_repr(self) -> str:
         inherited = super().extra_repr()
@@ -165,141 +189,7 @@ class ExampleWeighted(nn.Module):
         return f"{inherited}, alpha={alpha}" if inherited else f"alpha={alpha}"
 
 
-class ExampleWeightedBatchNorm1d(ExampleWeighted, nn.BatchNorm1d):
-    """``nn.BatchNorm1d`` on (N, C) or (N, C, L)."""
-
-
-class ExampleWeightedBatchNorm2d(ExampleWeighted, nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` on (N, C, H, W)."""
-
-
-class ExampleWeightedBatchNorm3d(ExampleWeighted, nn.BatchNorm3d):
-    """``nn.BatchNorm3d`` on (N, C, D, H, W)."""
-
-
-class ExampleWeightedSyncBatchNorm(ExampleWeighted, nn.SyncBatchNorm):
-    """``nn.SyncBatchNorm`` on (N, C, *); inference never communicates."""
-
-
-class ExampleWeightedBatchNormAct2d(ExampleWeighted, BatchNormAct2d):
-    """timm's ``BatchNormAct2d``: norm, drop and activation in one layer."""
-
-
-class ExampleWeightedSyncBatchNormAct(ExampleWeighted, SyncBatchNormAct):
-    """timm's ``SyncBatchNormAct``, made by its ``convert_sync_batchnorm``."""
-
-
-class ExampleWeightedSplitBatchNorm2d(ExampleWeighted, SplitBatchNorm2d):
-    """timm's ``SplitBatchNorm2d``; its auxiliary norms act in training only."""
-
-
-class ExampleWeightedFrozenBatchNorm2d(ExampleWeighted, FrozenBatchNorm2d):
-    """torchvision's ``FrozenBatchNorm2d``, whose weights are buffers."""
-
-
-class ExampleWeightedFrozenBatchNormAct2d(ExampleWeighted, FrozenBatchNormAct2d):
-    """timm's ``FrozenBatchNormAct2d``, whose weights are buffers."""
-
-
-class ExampleWeightedGhostBatchNorm1d(ExampleWeighted, GhostBatchNorm1d):
-    """``GhostBatchNorm1d`` of training."""
-
-
-class ExampleWeightedGhostBatchNorm2d(ExampleWeighted, GhostBatchNorm2d):
-    """``GhostBatchNorm2d`` of training."""
-
-
-class ExampleWeightedGhostBatchNorm3d(ExampleWeighted, GhostBatchNorm3d):
-    """``GhostBatchNorm3d`` of training."""
-
-
-class ExampleWeightedGhostBatchNormAct2d(ExampleWeighted, GhostBatchNormAct2d):
-    """``GhostBatchNormAct2d`` of training."""
-
-
-class ExampleWeightedBatchGroupNorm1d(ExampleWeighted, BatchGroupNorm1d):
-    """``BatchGroupNorm1d`` of training."""
-
-
-class ExampleWeightedBatchGroupNorm2d(ExampleWeighted, BatchGroupNorm2d):
-    """``BatchGroupNorm2d`` of training."""
-
-
-class ExampleWeightedBatchGroupNorm3d(ExampleWeighted, BatchGroupNorm3d):
-    """``BatchGroupNorm3d`` of training."""
-
-
-class ExampleWeightedBatchGroupNormAct2d(ExampleWeighted, BatchGroupNormAct2d):
-    """``BatchGroupNormAct2d`` of training."""
-
-
-class ExampleWeightedBatchRenorm1d(ExampleWeighted, BatchRenorm1d):
-    """``BatchRenorm1d`` of training."""
-
-
-class ExampleWeightedBatchRenorm2d(ExampleWeighted, BatchRenorm2d):
-    """``BatchRenorm2d`` of training."""
-
-
-class ExampleWeightedBatchRenorm3d(ExampleWeighted, BatchRenorm3d):
-    """``BatchRenorm3d`` of training."""
-
-
-class ExampleWeightedBatchRenormAct2d(ExampleWeighted, BatchRenormAct2d):
-    """``BatchRenormAct2d`` of training."""
-
-
-class ExampleWeightedGroupNorm1d(ExampleWeighted, GroupNorm1d):
-    """``GroupNorm1d``; α = 1 is its own forward."""
-
-    unpatched_alpha = 1.0
-
-
-class ExampleWeightedGroupNorm2d(ExampleWeighted, GroupNorm2d):
-    """``GroupNorm2d``; α = 1 is its own forward."""
-
-    unpatched_alpha = 1.0
-
-
-class ExampleWeightedGroupNorm3d(ExampleWeighted, GroupNorm3d):
-    """``GroupNorm3d``; α = 1 is its own forward."""
-
-    unpatched_alpha = 1.0
-
-
-class ExampleWeightedGroupNormAct2d(ExampleWeighted, GroupNormAct2d):
-    """``GroupNormAct2d``; α = 1 is its own forward."""
-
-    unpatched_alpha = 1.0
-
-
-class ExampleWeightedCalibratedGroupNorm(ExampleWeighted, CalibratedGroupNorm):
-    """``nn.GroupNorm`` with calibrated moments; α = 1 is its own forward."""
-
-    unpatched_alpha = 1.0
-
-
-class ExampleWeightedCalibratedTimmGroupNorm(ExampleWeighted, CalibratedTimmGroupNorm):
-    """timm's ``GroupNorm`` with calibrated moments; α = 1 is its own forward."""
-
-    unpatched_alpha = 1.0
-
-
-class ExampleWeightedCalibratedTimmGroupNorm1(ExampleWeighted, CalibratedTimmGroupNorm1):
-    """timm's ``GroupNorm1`` with calibrated moments; α = 1 is its own forward."""
-
-    unpatched_alpha = 1.0
-
-
-class ExampleWeightedCalibratedGroupNormAct(ExampleWeighted, CalibratedGroupNormAct):
-    """timm's ``GroupNormAct`` with calibrated moments; α = 1 is its own forward."""
-
-    unpatched_alpha = 1.0
-
-
-class ExampleWeightedCalibratedGroupNorm1Act(ExampleWeighted, CalibratedGroupNorm1Act):
-    """timm's ``GroupNorm1Act`` with calibrated moments; α = 1 is its own forward."""
-
+class _ExampleWeightedGroupNorm(ExampleWeighted):
     unpatched_alpha = 1.0
 
 
@@ -312,79 +202,138 @@ class _ExampleWeightedInstanceNorm(ExampleWeighted):
         return super().weigh(x, act)
 
 
-class ExampleWeightedCalibratedInstanceNorm1d(_ExampleWeightedInstanceNorm, CalibratedInstanceNorm1d):
-    """``nn.InstanceNorm1d`` with calibrated moments; α = 1 is its own forward."""
-
-
-class ExampleWeightedCalibratedInstanceNorm2d(_ExampleWeightedInstanceNorm, CalibratedInstanceNorm2d):
-    """``nn.InstanceNorm2d`` with calibrated moments; α = 1 is its own forward."""
-
-
-class ExampleWeightedCalibratedInstanceNorm3d(_ExampleWeightedInstanceNorm, CalibratedInstanceNorm3d):
-    """``nn.InstanceNorm3d`` with calibrated moments; α = 1 is its own forward."""
-
-
 class _ExampleWeightedLayerNorm(ExampleWeighted):
     unpatched_alpha = 1.0
     num_groups = 1
 
     def weigh(self, x: Tensor, act: str | None) -> Tensor:
         y = example_weighted_layer_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, self.alpha, self.eps
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.alpha_beside(x), self.eps
         )
         return activate(y, act)
 
 
-class ExampleWeightedCalibratedLayerNorm2d(_ExampleWeightedLayerNorm, CalibratedLayerNorm2d):
-    """torchvision's ``LayerNorm2d`` with calibrated moments; α = 1 is its own forward."""
+class ExampleWeightedBatchNorm1d(ExampleWeighted, nn.BatchNorm1d):
+    """``nn.BatchNorm1d`` on (N, C) or (N, C, L)."""
+
+    stock = nn.BatchNorm1d
 
 
-class ExampleWeightedCalibratedTimmLayerNorm2d(_ExampleWeightedLayerNorm, CalibratedTimmLayerNorm2d):
-    """timm's ``LayerNorm2d`` with calibrated moments; α = 1 is its own forward."""
+class ExampleWeightedBatchNorm2d(ExampleWeighted, nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` on (N, C, H, W)."""
+
+    stock = nn.BatchNorm2d
 
 
-class ExampleWeightedCalibratedLayerNormAct2d(_ExampleWeightedLayerNorm, CalibratedLayerNormAct2d):
-    """timm's ``LayerNormAct2d`` with calibrated moments; α = 1 is its own forward."""
+class ExampleWeightedBatchNorm3d(ExampleWeighted, nn.BatchNorm3d):
+    """``nn.BatchNorm3d`` on (N, C, D, H, W)."""
+
+    stock = nn.BatchNorm3d
 
 
-#: The layer each example-weighted class stands for. Only these exact
-#: classes are patched: a subclass may normalise differently.
+def _derive(stock: type[nn.Module]) -> type[ExampleWeighted]:
+    """The class that stands for a norm layer's: ``ExampleWeighted`` and its name."""
+    base: type[ExampleWeighted] = ExampleWeighted
+    if issubclass(stock, nn.LayerNorm):
+        base = _ExampleWeightedLayerNorm
+    elif issubclass(stock, _InstanceNorm):
+        base = _ExampleWeightedInstanceNorm
+    elif issubclass(stock, (Group, Calibrated)):
+        base = _ExampleWeightedGroupNorm
+    name = f"ExampleWeighted{stock.__name__}"
+    says = f"``{stock.__name__}``; α = {base.unpatched_alpha:g} is its own forward."
+    return type(name, (base, stock), {"__module__": __name__, "__doc__": says, "stock": stock})
+
+
+#: The known layers, whose forward is known, and the class that stands for each.
 EXAMPLE_WEIGHTED: dict[type[nn.Module], type[ExampleWeighted]] = {
     nn.BatchNorm1d: ExampleWeightedBatchNorm1d,
     nn.BatchNorm2d: ExampleWeightedBatchNorm2d,
     nn.BatchNorm3d: ExampleWeightedBatchNorm3d,
-    nn.SyncBatchNorm: ExampleWeightedSyncBatchNorm,
-    BatchNormAct2d: ExampleWeightedBatchNormAct2d,
-    SyncBatchNormAct: ExampleWeightedSyncBatchNormAct,
-    SplitBatchNorm2d: ExampleWeightedSplitBatchNorm2d,
-    FrozenBatchNorm2d: ExampleWeightedFrozenBatchNorm2d,
-    FrozenBatchNormAct2d: ExampleWeightedFrozenBatchNormAct2d,
-    GhostBatchNorm1d: ExampleWeightedGhostBatchNorm1d,
-    GhostBatchNorm2d: ExampleWeightedGhostBatchNorm2d,
-    GhostBatchNorm3d: ExampleWeightedGhostBatchNorm3d,
-    GhostBatchNormAct2d: ExampleWeightedGhostBatchNormAct2d,
-    BatchGroupNorm1d: ExampleWeightedBatchGroupNorm1d,
-    BatchGroupNorm2d: ExampleWeightedBatchGroupNorm2d,
-    BatchGroupNorm3d: ExampleWeightedBatchGroupNorm3d,
-    BatchGroupNormAct2d: ExampleWeightedBatchGroupNormAct2d,
-    BatchRenorm1d: ExampleWeightedBatchRenorm1d,
-    BatchRenorm2d: ExampleWeightedBatchRenorm2d,
-    BatchRenorm3d: ExampleWeightedBatchRenorm3d,
-    BatchRenormAct2d: ExampleWeightedBatchRenormAct2d,
-    GroupNorm1d: ExampleWeightedGroupNorm1d,
-    GroupNorm2d: ExampleWeightedGroupNorm2d,
-    GroupNorm3d: ExampleWeightedGroupNorm3d,
-    GroupNormAct2d: ExampleWeightedGroupNormAct2d,
-    CalibratedGroupNorm: ExampleWeightedCalibratedGroupNorm,
-    CalibratedTimmGroupNorm: ExampleWeightedCalibratedTimmGroupNorm,
-    CalibratedTimmGroupNorm1: ExampleWeightedCalibratedTimmGroupNorm1,
-    CalibratedGroupNormAct: ExampleWeightedCalibratedGroupNormAct,
-    CalibratedGroupNorm1Act: ExampleWeightedCalibratedGroupNorm1Act,
-    CalibratedInstanceNorm1d: ExampleWeightedCalibratedInstanceNorm1d,
-    CalibratedInstanceNorm2d: ExampleWeightedCalibratedInstanceNorm2d,
-    CalibratedInstanceNorm3d: ExampleWeightedCalibratedInstanceNorm3d,
-    CalibratedLayerNorm2d: ExampleWeightedCalibratedLayerNorm2d,
-    CalibratedTimmLayerNorm2d: ExampleWeightedCalibratedTimmLayerNorm2d,
-    CalibratedLayerNormAct2d: ExampleWeightedCalibratedLayerNormAct2d,
+} | {
+    stock: _derive(stock)
+    for stock in (
+        nn.SyncBatchNorm, BatchNormAct2d, SyncBatchNormAct, SplitBatchNorm2d, FrozenBatchNorm2d, FrozenBatchNormAct2d,
+        GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, GhostBatchNormAct2d,
+        BatchGroupNorm1d, BatchGroupNorm2d, BatchGroupNorm3d, BatchGroupNormAct2d,
+        BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, BatchRenormAct2d,
+        GroupNorm1d, GroupNorm2d, GroupNorm3d, GroupNormAct2d,
+        *CALIBRATED.values(),
+    )
+}  # fmt: skip
+globals().update({cls.__name__: cls for cls in EXAMPLE_WEIGHTED.values()})  # where pickle looks for them
+
+
+#: classes that were met, and what stands for them; one each, whatever is patched how often
+_MET: dict[type[nn.Module], type[ExampleWeighted] | None] = {}
+
+
+def weighted_class(kind: type[nn.Module]) -> type[ExampleWeighted] | None:
+    """The class that stands for a norm layer's, None where there is none.
+
+    There is one for the known layers, and for a subclass that has its forward from
+    one of them and defines nothing else anew that its inference uses.
+    """
+    if kind in EXAMPLE_WEIGHTED:
+        return EXAMPLE_WEIGHTED[kind]
+    if kind not in _MET:
+        _MET[kind] = _derive(kind) if _inherits(kind) else None
+    return _MET[kind]
+
+
+def _inherits(kind: type[nn.Module]) -> bool:
+    """Whether a class infers as a known layer does."""
+    # BatchNorm1d, 2d and 3d have their forward from _BatchNorm.
+    stock = next((cls for cls in kind.__mro__ if cls in EXAMPLE_WEIGHTED or cls is _BatchNorm), None)
+    if (
+        stock is None
+        or getattr(kind, "forward", None) is not stock.forward
+        or issubclass(kind, ExampleWeighted)
+    ):
+        return False
+    between = [name for cls in kind.__mro__ if cls not in stock.__mro__ for name in vars(cls)]
+    known = {name for cls in stock.__mro__ if cls not in nn.Module.__mro__ for name in vars(cls)}
+    calls = {name for name in known if not name.startswith("__")} - _HARMLESS
+    return (calls | _CALLS).isdisjoint(between)
+
+
+#: what decides how a module is called and read, beside what a layer itself defines
+_CALLS = {
+    "__call__",
+    "_call_impl",
+    "_wrapped_call_impl",
+    "__getattr__",
+    "__getattribute__",
+    "__init_subclass__",
 }
-STOCK: dict[type[nn.Module], type[nn.Module]] = {v: k for k, v in EXAMPLE_WEIGHTED.items()}
+#: what a subclass may define anew: it is called as before, or has no part in inference
+_HARMLESS = {
+    "_check_input_dim", "reset_parameters", "reset_running_stats", "extra_repr", "_version", "_load_from_state_dict",
+}  # fmt: skip
+#: layers that run the modules ``drop`` and ``act`` in them, and those with groups of channels
+_FUSED = (
+    BatchNormAct2d, SyncBatchNormAct, SplitBatchNorm2d, FrozenBatchNormAct2d, GroupNormAct, GroupNorm1Act,
+    LayerNormAct2d,
+)  # fmt: skip
+_GROUPED = (BatchGroup, nn.GroupNorm)
+
+
+def clashes(module: nn.Module) -> tuple[str, ...]:
+    """Attributes of a layer's own that mean something else to its example-weighted class."""
+    ours = {name for name in vars(ExampleWeighted) if name[:1] != "_"} - {"forward", "extra_repr"}
+    ours |= {"alpha", "weighs_example", "stock"}
+    if isinstance(module, _GROUPED):
+        ours.discard("num_groups")
+    if not isinstance(module, _FUSED):
+        ours |= {"act", "drop"} & module._modules.keys()
+    return tuple(sorted(name for name in ours if hasattr(module, name)))
+
+
+def _new(stock: type[nn.Module]) -> Any:
+    """An empty layer of the class that stands for another, as pickle asks for it."""
+    kind = weighted_class(stock)
+    if kind is None:
+        raise ConfigurationError(
+            f"no example-weighted layer stands for {stock.__module__}.{stock.__qualname__}"
+        )
+    return kind.__new__(kind)

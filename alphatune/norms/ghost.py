@@ -20,7 +20,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 from alphatune.norms.grouping import batch_group_norm
-from alphatune.norms.training_norm import TrainingNorm, move_averages_
+from alphatune.norms.training_norm import TrainingNorm, move_averages_, only_argument
 
 
 class Ghost(TrainingNorm):
@@ -40,7 +40,8 @@ class Ghost(TrainingNorm):
         super().__init__(num_features, *args, **kwargs)
         self.configure({"ghost_batch_size": ghost_batch_size})
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        x = only_argument(args, kwargs)
         if len(x) <= self.ghost_batch_size and x.numel() > self.num_features:
             return super(TrainingNorm, self).forward(x)  # type: ignore[no-any-return]
         return super().forward(x)

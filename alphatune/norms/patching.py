@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from glob import escape
 
 from torch import Tensor, nn
 
@@ -40,8 +41,8 @@ def patch_(
         alpha: one weight for all layers, or a mapping from layer name to weight.
             Layers it does not name, and without it all of them, get the α that
             changes nothing: 0, but 1 for GroupNorm.
-        exclude: layer names or globs (``"layer4.*"``) to leave alone.
-        skip_unknown: leave layers of unknown kind as they are instead of refusing.
+        exclude: layer names or globs (``"layer4.*"``) to leave alone, of unknown kind or not.
+        skip_unknown: leave all layers of unknown kind as they are instead of refusing.
 
     Returns:
         The names of all example-weighted layers, in model order.
@@ -52,7 +53,7 @@ def patch_(
     """
     exclude = (exclude,) if isinstance(exclude, str) else exclude
     layers = survey(model)
-    _refuse_unknown(layers, skip_unknown)
+    _refuse_unknown([layer for layer in layers if not _matches(layer, exclude)], skip_unknown)
     chosen = [
         layer for layer in layers if layer.status in ("patchable", "patched") and not _matches(layer, exclude)
     ]
@@ -175,11 +176,17 @@ def differentiable_alpha(alphas: Mapping[ExampleWeighted, Tensor]) -> Iterator[N
             layer.alpha, layer.weighs_example = alpha, weighs
 
 
+def all_but(model: nn.Module, names: Collection[str]) -> tuple[str, ...]:
+    """What to exclude so that ``patch_`` takes the named layers, by any of their names, and no other."""
+    layers = [layer for layer in survey(model) if not {layer.name, *layer.aliases} & set(names)]
+    return tuple(escape(layer.name) for layer in layers)
+
+
 def _matches(layer: NormLayer, patterns: Collection[str]) -> bool:
     return any(fnmatchcase(name, p) for p in patterns for name in (layer.name, *layer.aliases))
 
 
-def _refuse_unknown(layers: tuple[NormLayer, ...], skip_unknown: bool) -> None:
+def _refuse_unknown(layers: Sequence[NormLayer], skip_unknown: bool) -> None:
     unknown = [layer for layer in layers if layer.status == "unsupported"]
     if unknown and not skip_unknown:
         shown = "; ".join(f"{layer.name or '(root)'}: {layer.reason}" for layer in unknown[:3])

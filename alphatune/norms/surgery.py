@@ -13,19 +13,28 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from alphatune.errors import UnsupportedModelError
 from alphatune.norms.calibrated import CALIBRATED, UNCALIBRATED, Calibrated
-from alphatune.norms.example_weighted import EXAMPLE_WEIGHTED, STOCK, ExampleWeighted
+from alphatune.norms.example_weighted import ExampleWeighted, weighted_class
 
 
 def become_example_weighted_(module: nn.Module, alpha: float | Tensor = 0.0) -> None:
-    """Change a stock norm layer, of a class in ``EXAMPLE_WEIGHTED``, in place."""
-    module.__class__ = EXAMPLE_WEIGHTED[type(module)]
+    """Change a stock norm layer, of a class that has a ``weighted_class``, in place."""
+    kind = weighted_class(type(module))
+    if kind is None:
+        raise UnsupportedModelError(f"a {type(module).__name__} cannot be example-weighted")
+    module.__class__ = kind
     cast("ExampleWeighted", module).start_weighing(alpha)
 
 
 def become_stock_(module: ExampleWeighted) -> None:
     """Change an example-weighted layer back into the layer it was."""
-    stock = STOCK[type(module)]
+    if "stock" not in vars(type(module)):
+        raise UnsupportedModelError(
+            f"a {type(module).__name__} is a layer that was given another class after it was patched",
+            "undo that first: remove a parametrization, say",
+        )
+    stock = type(module).stock
     module.stop_weighing()
     cast("nn.Module", module).__class__ = stock
 

@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from timm.layers.evo_norm import EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2
 from timm.layers.inplace_abn import InplaceAbn
 from timm.layers.split_batchnorm import SplitBatchNorm2d
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from alphatune.norms.calibrated import UNCALIBRATED, Calibrated, can_be_calibrated
-from alphatune.norms.example_weighted import EXAMPLE_WEIGHTED, STOCK
+from alphatune.norms.example_weighted import ExampleWeighted, clashes, weighted_class
 
 #: ``patchable``    keeps moving averages, its own or calibrated ones, and is of a known kind
 #: ``patched``      already example-weighted
@@ -22,7 +23,13 @@ from alphatune.norms.example_weighted import EXAMPLE_WEIGHTED, STOCK
 #: ``skipped``      nothing to do: the layer never normalises by moving averages
 #: ``unsupported``  normalises by moving averages or by the batch, in a way
 #:                  alphatune does not know; tuning around it needs consent
-Status = Literal["patchable", "patched", "calibratable", "skipped", "unsupported"]
+#: ``inactive``     one of the above that a forward pass in eval mode does not run
+#:                  (watching.py finds these): α would change nothing
+Status = Literal["patchable", "patched", "calibratable", "skipped", "unsupported", "inactive"]
+#: names under which layers keep moving averages
+_AVERAGES = {
+    "running_mean", "running_var", "running_std", "moving_mean", "moving_var", "moving_variance", "moving_std",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,9 @@ def survey(model: nn.Module) -> tuple[NormLayer, ...]:
     """List every normalisation layer of a model, each shared module once.
 
     Layers are recognised by what they hold, not only by class: anything with a
-    ``running_mean`` or ``running_var`` appears, so that an unknown relative of
-    BatchNorm is reported rather than passed over.
+    ``running_mean``, ``moving_variance`` or the like appears, so that an unknown
+    relative of BatchNorm is reported rather than passed over. Whether a layer runs
+    in a forward pass only such a pass can tell: ``watching.watched``.
     """
     auxiliary = {
         id(aux) for module in model.modules() if isinstance(module, SplitBatchNorm2d) for aux in module.aux_bn
@@ -81,12 +89,12 @@ def _norm_modules(model: nn.Module) -> Iterator[tuple[list[str], nn.Module]]:
 def _is_norm(module: nn.Module) -> bool:
     if isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)):
         return True
-    return "running_mean" in module._buffers or "running_var" in module._buffers
+    return not _AVERAGES.isdisjoint(module._buffers.keys() | module._parameters.keys())
 
 
 def _kind(module: nn.Module) -> str:
     """The name of the stock layer."""
-    kind = STOCK.get(type(module), type(module))
+    kind: type[nn.Module] = getattr(type(module), "stock", type(module))
     return UNCALIBRATED.get(kind, kind).__name__
 
 
@@ -94,7 +102,7 @@ def _judge(module: nn.Module, auxiliary: bool) -> tuple[Status, str]:
     kind = type(module).__name__
     if auxiliary:
         return "skipped", "auxiliary norm of a SplitBatchNorm2d, used in training only"
-    if type(module) in STOCK:
+    if isinstance(module, ExampleWeighted):
         return "patched", ""
     if can_be_calibrated(module):
         return "calibratable", "keeps no moving averages to mix with: --calibrate (calibrate_) measures them"
@@ -117,26 +125,38 @@ def _judge(module: nn.Module, auxiliary: bool) -> tuple[Status, str]:
             "unsupported",
             "InplaceAbn overwrites its input in a kernel of its own: rebuild the model with BatchNormAct2d",
         )
-    if type(module) not in EXAMPLE_WEIGHTED:
+    if isinstance(module, torch.jit.ScriptModule):
+        return "unsupported", "compiled by TorchScript: use the model it was made from"
+    if weighted_class(type(module)) is None:
         if isinstance(module, _BatchNorm):
             return "unsupported", f"{kind} is a subclass of BatchNorm that may normalise differently"
         return "unsupported", f"{kind} holds moving averages but is of no known kind"
     if "forward" in module.__dict__:
         return "unsupported", "its forward was replaced on the instance, by a hook library perhaps"
-    if module._buffers.get("running_mean") is None or module._buffers.get("running_var") is None:
+    if moving_averages(module) is None:
         return (
             "unsupported",
             "keeps no moving averages (track_running_stats=False): it normalises by the test batch",
         )
+    if module.running_mean is not module.running_mean or module.running_var is not module.running_var:
+        return "unsupported", "computes its moving averages anew whenever they are read"
+    if names := clashes(module):
+        return "unsupported", f"{kind} has an attribute {names[0]!r} of its own, which alphatune cannot add"
     return "patchable", ""
+
+
+def moving_averages(module: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """A norm layer's mean and variance (C,), buffers or parameters; None if it does not have both."""
+    mean, variance = (getattr(module, name, None) for name in ("running_mean", "running_var"))
+    return (mean, variance) if isinstance(mean, Tensor) and isinstance(variance, Tensor) else None
 
 
 def _num_features(module: nn.Module) -> int | None:
     for attribute in ("num_features", "num_channels"):
         if isinstance(value := getattr(module, attribute, None), int):
             return value
-    for tensor in (module._buffers.get("running_mean"), getattr(module, "weight", None)):
-        if tensor is not None:
+    for tensor in (getattr(module, "running_mean", None), getattr(module, "weight", None)):
+        if isinstance(tensor, Tensor) and tensor.ndim:
             return int(tensor.shape[0])
     if isinstance(module, nn.LayerNorm):
         return int(module.normalized_shape[0])

@@ -56,9 +56,10 @@ class TrainingNorm(nn.Module):
         """The training forward, without drop and activation."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if not self.training:
-            return super().forward(x)  # type: ignore[no-any-return]
+            return super().forward(*args, **kwargs)  # type: ignore[no-any-return]
+        x = only_argument(args, kwargs)
         self._check_input_dim(x)  # type: ignore[operator]
         check_input(x, self.num_features, self.weight, self.bias, self.running_mean, self.running_var)
         return drop_and_act(self, self.normalise(x))
@@ -72,6 +73,14 @@ def check_count(name: str, value: object) -> None:
     """Raise ConfigurationError unless the value is a whole number >= 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigurationError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def only_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The input of a norm layer, which has one, under whatever name: torch says ``input``, timm ``x``."""
+    if len(args) + len(kwargs) != 1:
+        raise TypeError(f"a norm layer takes one input, got {len(args) + len(kwargs)} arguments")
+    x: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return x
 
 
 def drop_and_act(layer: nn.Module, y: Tensor) -> Tensor:

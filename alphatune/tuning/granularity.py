@@ -8,10 +8,9 @@ knowing how its modules are called.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from alphatune.evaluation import evaluation_mode
 from alphatune.norms.example_weighted import ExampleWeighted
 from alphatune.norms.patching import Alpha, example_weighted_layers
+from alphatune.norms.watching import watching
 
 Granularity = Literal["global", "stage", "layer", "channel"]
 #: from coarse to fine
@@ -95,18 +95,15 @@ def units_of(model: nn.Module, granularity: Granularity, inputs: Tensor) -> Unit
 
 def _in_order(model: nn.Module, inputs: Tensor) -> list[tuple[str, ExampleWeighted, tuple[int, ...]]]:
     """Name, layer and map size of every example-weighted layer, in the order they are first reached."""
-    names = {layer: name for name, layer in example_weighted_layers(model)}
-    seen: dict[ExampleWeighted, tuple[int, ...]] = {}
+    layers = dict(example_weighted_layers(model))
+    seen: dict[str, tuple[int, ...]] = {}
 
-    def watch(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
-        seen.setdefault(layer, tuple(arguments[0].shape[2:]))  # type: ignore[arg-type]
+    def see(name: str, _: nn.Module, x: Tensor) -> None:
+        seen.setdefault(name, tuple(x.shape[2:]))
 
-    with ExitStack() as stack:
-        for layer in names:
-            stack.callback(layer.register_forward_pre_hook(watch).remove)
-        with evaluation_mode(model):
-            model(inputs[:1])
-    order = [(names[layer], layer, size) for layer, size in seen.items()]
+    with watching(layers, see), evaluation_mode(model):
+        model(inputs[:1])
+    order = [(name, layers[name], size) for name, size in seen.items()]
     last = order[-1][2] if order else ()
-    # Layers that the forward pass does not reach have no say; they keep whatever the last ones get.
-    return order + [(name, layer, last) for layer, name in names.items() if layer not in seen]
+    # Layers that this image does not reach have no say here; they keep whatever the last ones get.
+    return order + [(name, layer, last) for name, layer in layers.items() if name not in seen]

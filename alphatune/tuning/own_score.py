@@ -36,6 +36,7 @@ from alphatune.models.health import require_health
 from alphatune.norms.kernels import COMPILED_FROM, Kernel, build_seconds, resolve_kernel, use_kernel
 from alphatune.norms.patching import patched, set_alpha_, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
+from alphatune.norms.watching import Watched, leave_inactive, watched
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.curve import Interval
 from alphatune.tuning.gain import SCORE, Gain, paired_interval
@@ -165,7 +166,9 @@ def tune_score(
         report = counting(progress, None if expected is None else expected * len(values))
         started = time.perf_counter()
         with use_kernel(used):
-            scores, strata, batch_size = _score_all(model, loader, score, values, dtype, report)
+            scores, strata, batch_size, watch = _score_all(model, loader, score, values, dtype, report)
+        layers = watch.account(layers)
+        acting = tuple(name for name in names if name not in watch.inactive)
         seconds = time.perf_counter() - started
     decision = select_by_score(scores, values, strata, accept=accept, seed=seed)
     notes = remark_on_end(decision.best[SCORE], values[-1], values[0])
@@ -180,11 +183,11 @@ def tune_score(
         scores=scores,
         batch_size=batch_size,
         layers=layers,
-        patched=names,
+        patched=acting,
         kernel=used,
         kernel_build_seconds=build_seconds(used),
         seconds=seconds,
-        warnings=(*notes, *remark_on_layers(model, layers)),
+        warnings=(*notes, *remark_on_layers(model, layers, len(acting))),
     )
 
 
@@ -195,11 +198,12 @@ def _score_all(
     alphas: Sequence[float],
     dtype: torch.dtype,
     report: Callable[[int], None],
-) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
-    """Scores (alphas, n), what to spread over the folds (n,), and the length of the longest batch."""
+) -> tuple[NDArray[np.float64], NDArray[np.int64], int, Watched]:
+    """Scores (alphas, n), what to spread over the folds (n,), the longest batch, and which layers the first one ran."""
     parts: list[NDArray[np.float64]] = []
     strata: list[NDArray[np.int64] | None] = []
     device, wanted, done = _device(model), input_dtype(model), 0
+    watch = Watched()
     with evaluation_mode(model), shared_prefix(model) as prefix:
         for inputs, targets in own_pairs(loader):
             count = examples_in(inputs)
@@ -211,7 +215,12 @@ def _score_all(
                 else:
                     prefix.forget()
                 set_alpha_(model, alpha)
-                outputs = _outputs(model, inputs, dtype)
+                if done or rows:
+                    outputs = _outputs(model, inputs, dtype)
+                else:
+                    with watched(model) as watch:
+                        outputs = _outputs(model, inputs, dtype)
+                    leave_inactive(watch.account(survey(model)))  # raises where no layer acts
                 rows.append(_scores(score, outputs, targets, count, alpha, done))
                 count = len(rows[0])
             prefix.forget()
@@ -223,7 +232,7 @@ def _score_all(
         raise DataError("the data holds no example")
     known = [part for part in strata if part is not None]
     spread = np.concatenate(known) if len(known) == len(strata) else np.zeros(done, dtype=np.int64)
-    return np.concatenate(parts, axis=1), spread, max(part.shape[1] for part in parts)
+    return np.concatenate(parts, axis=1), spread, max(part.shape[1] for part in parts), watch
 
 
 def _outputs(model: nn.Module, inputs: Any, dtype: torch.dtype) -> Any:

@@ -9,6 +9,9 @@ from torch import nn
 from alphatune.models.health import examine
 from alphatune.norms.survey import NormLayer
 
+#: layers that a remark names
+NAMED = 5
+
 
 def remark_on_end(best: float, end: float, baseline: float) -> list[str]:
     """A remark if the best α is the farthest from the unpatched model's that was tried, and others are left."""
@@ -20,8 +23,8 @@ def remark_on_end(best: float, end: float, baseline: float) -> list[str]:
     ]
 
 
-def remark_on_layers(model: nn.Module, layers: Sequence[NormLayer]) -> list[str]:
-    """Remarks on moving averages that look odd, and on layers that were left alone."""
+def remark_on_layers(model: nn.Module, layers: Sequence[NormLayer], patched: int) -> list[str]:
+    """Remarks on moving averages that look odd, and on layers that were left alone or do not act."""
     notes = []
     odd = [health for health in examine(model) if health.remark]
     if odd:
@@ -31,4 +34,17 @@ def remark_on_layers(model: nn.Module, layers: Sequence[NormLayer]) -> list[str]
         notes.append(
             f"{len(unknown)} norm layer(s) were left alone, e.g. {unknown[0].name}: {unknown[0].reason}"
         )
-    return notes
+    return notes + remark_on_inactive(layers, patched)
+
+
+def remark_on_inactive(layers: Sequence[NormLayer], patched: int) -> list[str]:
+    """A remark on which layers do not act, if some do not, and how many are example-weighted."""
+    inactive = [layer for layer in layers if layer.status == "inactive"]
+    if not inactive:
+        return []
+    names = ", ".join(layer.name or "(root)" for layer in inactive[:NAMED])
+    more = f" and {len(inactive) - NAMED} more" if len(inactive) > NAMED else ""
+    return [
+        f"{patched} of {len(layers)} norm layers are example-weighted; not acting: {names}{more} "
+        f"({inactive[0].reason})"
+    ]

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from alphatune.norms.patching import example_weighted_layers
 
@@ -51,13 +52,13 @@ class SharedPrefix:
         if not self._recording and (module, place) in self._kept:
             shapes, output, version = self._kept[module, place]
             # Another shape: the batch was cut in two meanwhile. Another version: somebody wrote to it.
-            if shapes == _shapes(args) and output._version == version:
+            if shapes == _shapes(args, kwargs) and output._version == version:
                 return output
         output = forward(*args, **kwargs)
         # A tensor of inference mode has no version: nobody could tell whether it was written to.
         shared = self._recording and self._before_first_layer and torch.is_tensor(output)
         if shared and not output.is_inference():
-            self._kept[module, place] = (_shapes(args), output, output._version)
+            self._kept[module, place] = (_shapes(args, kwargs), output, output._version)
         return output
 
 
@@ -101,5 +102,6 @@ def _outermost_without(module: nn.Module, layers: set[Any]) -> list[nn.Module]:
     return list(found)
 
 
-def _shapes(args: Any) -> list[Any]:
-    return [tuple(a.shape) if torch.is_tensor(a) else None for a in args]
+def _shapes(args: Any, kwargs: Any) -> list[Any]:
+    leaves = tree_leaves((args, kwargs))  # of any arguments: of lists and by keyword, too
+    return [tuple(a.shape) if torch.is_tensor(a) else None for a in leaves]

@@ -26,6 +26,7 @@ from alphatune.evaluation import (
     concatenate,
     evaluation_mode,
     input_dtype,
+    predict,
     summarise,
 )
 from alphatune.models.health import require_health
@@ -35,6 +36,7 @@ from alphatune.norms.batch_statistics import batch_statistics
 from alphatune.norms.kernels import COMPILED_FROM, Kernel, build_seconds, resolve_kernel, use_kernel
 from alphatune.norms.patching import Alpha, patched, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
+from alphatune.norms.watching import Watched, leave_inactive, watched
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.companions import BatchStatistics, compare_batch_statistics
 from alphatune.tuning.curve import CurvePoint, interpolated_curve, measured_curve
@@ -56,6 +58,8 @@ CURVE_TOLERANCE = 0.002
 RACE_DELTA = 0.05
 #: fewer examples cannot tell finer α, or a temperature, from luck
 FEWEST_TO_REFINE = 100
+#: images that show which norm layers a model runs
+WATCHED_EXAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -203,16 +207,21 @@ def tune(
     resolve_alphas(alphas)  # an error in them should not wait for the model
     tensor = next(iter((*model.parameters(), *model.buffers())), torch.zeros(()))
     batches = data if isinstance(data, Batches) else LoaderBatches(data, tensor.device)
+    fresh = predictor is None  # the commands have looked at the outputs already
+    predictor = predictor or Predictor(model, dtype)
     layers = survey(model)
     if batch_stats:
         with batch_statistics(model, exclude=exclude, skip_unknown=skip_unknown):
             pass  # what it refuses should not wait for the sweep
-    with patched(model, exclude=exclude, skip_unknown=skip_unknown) as names:
+    with patched(model, exclude=exclude, skip_unknown=skip_unknown):
         require_health(model)
         n = len(batches)
         if n == 0:
             raise DataError("the data holds no example")
-        said = () if predictor else _look_at_outputs(model, batches, None if logits is None else str(logits))
+        said = _look_at_outputs(model, batches, None if logits is None else str(logits)) if fresh else ()
+        layers = _watch(predictor, batches).account(layers)
+    exclude = (*((exclude,) if isinstance(exclude, str) else exclude), *leave_inactive(layers))
+    with patched(model, exclude=exclude, skip_unknown=skip_unknown) as names:
         refining = granularity != "global" or temperature
         if refining and n < FEWEST_TO_REFINE:
             raise ConfigurationError(
@@ -231,9 +240,7 @@ def tune(
             forwards += more
             report(more)
 
-        passes = Passes(
-            predictor or Predictor(model, dtype), batches, values[0], world or World(), count, journal
-        )
+        passes = Passes(predictor, batches, values[0], world or World(), count, journal)
         with use_kernel(used):
             found, note = None, ""
             if searching:
@@ -309,6 +316,16 @@ def _look_at_outputs(model: nn.Module, batches: Data, wanted: str | None) -> tup
         output = model(inputs.to(input_dtype(model)))
     _, notes = find_reading_(model, output, len(inputs), widths=(highest + 1,), wanted=wanted)
     return notes + check_outputs_(model, inputs)
+
+
+def _watch(predictor: Predictor, batches: Batches | LoaderBatches) -> Watched:
+    """What some of the images show of which norm layers act."""
+    model = predictor.model
+    part = batches.take(np.arange(min(len(batches), WATCHED_EXAMPLES)))
+    with evaluation_mode(model), watched(model) as watch:
+        for batch in part:
+            predict(model, batch.inputs, predictor.dtype)
+    return watch
 
 
 def _refined(decision: Decision, refinement: Refinement) -> Decision:
@@ -433,4 +450,4 @@ def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
     notes += remark_on_end(result.decision.best[result.metric], end, base)
     if result.decision.gain is None:
         notes.append(result.decision.reason)
-    return notes + remark_on_layers(model, result.layers)
+    return notes + remark_on_layers(model, result.layers, len(result.patched))

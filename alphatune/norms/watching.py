@@ -1,0 +1,188 @@
+"""Which norm layers a forward pass runs, what they see, and who else computes with their tensors.
+
+The survey tells what a layer could do, a forward pass whether it does: a head
+for training only, a block that folds its norm into a convolution, or one that
+passes the layer's tensors to ``F.batch_norm`` leaves the layer out, and α of
+such a layer changes nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from glob import escape
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from alphatune.errors import UnsupportedModelError
+from alphatune.norms.survey import NormLayer, moving_averages, survey
+
+#: functions that normalise by moving averages, and which of their arguments is the mean
+_FUNCTIONS: dict[Any, int] = {F.batch_norm: 1, torch.batch_norm: 3, torch.native_batch_norm: 3}
+
+
+@contextmanager
+def watching(layers: Mapping[str, nn.Module], see: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
+    """Call ``see`` with name, layer and input whenever one of the layers is about to run; undone on any exit.
+
+    Looks at ``forward`` on the instance, where a layer is example-weighted, too,
+    and not at hooks: a direct call of ``forward`` runs none of them. Code that
+    calls the class's forward does without the layer's.
+    """
+    before = {layer: layer.__dict__.get("forward") for layer in layers.values()}
+
+    def through(name: str, layer: nn.Module) -> Callable[..., Any]:
+        forward = layer.forward
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            see(name, layer, next(iter((*args, *kwargs.values())), None))
+            return forward(*args, **kwargs)
+
+        return call
+
+    try:
+        for name, layer in layers.items():
+            layer.__dict__["forward"] = through(name, layer)
+        # Compiled code does not look for what comes after it.
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for layer, forward in before.items():
+            layer.__dict__.pop("forward", None)
+            if forward is not None:
+                layer.__dict__["forward"] = forward
+
+
+@dataclass
+class Watched:
+    """What a forward pass in eval mode did with a model's norm layers."""
+
+    #: of each layer that ran, the shape of its last input (N, C, *)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    #: of each layer for which α changes nothing, why
+    inactive: dict[str, str] = field(default_factory=dict)
+    #: modules that call ``F.batch_norm`` with moving averages of no norm layer
+    functions: dict[str, NormLayer] = field(default_factory=dict)
+
+    def account(self, layers: Sequence[NormLayer]) -> tuple[NormLayer, ...]:
+        """A survey, with what the pass tells beyond it: layers that are inactive, and functions that are no layer."""
+        judged = [
+            replace(layer, status="inactive", reason=self.inactive[layer.name])
+            if layer.name in self.inactive and layer.status != "skipped"
+            else layer
+            for layer in layers
+        ]
+        return (*judged, *self.functions.values())
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[Watched]:
+    """Watch the norm layers of a model for the time of a ``with`` block, in which it runs in eval mode.
+
+    What is yielded is complete when the block is left.
+    """
+    found = Watched()
+    modules = dict(model.named_modules())
+    norms = {layer.name: modules[layer.name] for layer in survey(model)}
+    training = set()
+
+    def see(name: str, layer: nn.Module, x: Any) -> None:
+        found.shapes[name] = tuple(getattr(x, "shape", ()))
+        if layer.training:
+            training.add(name)
+
+    with ExitStack() as stack:
+        stack.enter_context(watching(norms, see))
+        functions = stack.enter_context(_Functions(modules, norms))
+        yield found
+    for name in norms:
+        if name in training:
+            found.inactive[name] = "stays in training mode after eval(): it normalises by the batch"
+        elif name not in found.shapes:
+            reason = functions.users.get(name, "")
+            found.inactive[name] = f"not reached by the forward pass{reason and ': '}{reason}"
+    found.functions = functions.own
+
+
+def leave_inactive(layers: Sequence[NormLayer]) -> tuple[str, ...]:
+    """What to exclude so that ``patch_`` leaves inactive layers alone.
+
+    Raises:
+        UnsupportedModelError: there are some, and no other that could be example-weighted.
+    """
+    inactive = [layer for layer in layers if layer.status == "inactive"]
+    if inactive and not any(layer.status in ("patchable", "patched", "calibratable") for layer in layers):
+        first = inactive[0]
+        raise UnsupportedModelError(
+            f"none of the model's {len(layers)} norm layers acts in the forward pass, "
+            f"e.g. {first.name or '(root)'}: {first.reason}",
+            "`alphatune inspect` shows each layer and why",
+        )
+    return tuple(escape(layer.name) for layer in inactive)
+
+
+class _Functions(TorchFunctionMode):
+    """Who calls a norm function, or computes otherwise, with moving averages of which layer."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], norms: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.users: dict[str, str] = {}  # of layers' tensors, what they do
+        self.own: dict[str, NormLayer] = {}
+        self._modules = modules
+        self._names = {id(module): name for name, module in modules.items()}
+        self._norms = norms
+        self._averages = {
+            id(tensor): name for name, layer in norms.items() for tensor in moving_averages(layer) or ()
+        }
+        self._places = {
+            tensor.data_ptr(): name
+            for name, layer in norms.items()
+            for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
+            if not tensor.is_meta and tensor.numel()
+        }
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if (place := _FUNCTIONS.get(func)) is not None:
+            mean = args[place] if len(args) > place else kwargs.get("running_mean")
+            if isinstance(mean, Tensor):  # without them it is no layer's work: StdConv normalises weights
+                self._normalised(mean, [mean, *args[1:], *kwargs.values()], kwargs.get("eps"))
+        elif getattr(func, "__name__", "") != "__get__":
+            for tensor in args:
+                if (layer := self._averages.get(id(tensor))) is not None:
+                    caller = self._caller()
+                    if caller not in self._norms:
+                        does = f"{caller or 'the model'} computes with its moving averages itself"
+                        self.users.setdefault(layer, does)
+        return func(*args, **kwargs)
+
+    def _normalised(self, mean: Tensor, tensors: Sequence[Any], eps: float | None) -> None:
+        caller = self._caller()
+        if caller in self._norms:
+            return
+        places = (self._places.get(t.data_ptr()) for t in tensors if isinstance(t, Tensor) and not t.is_meta)
+        layer = next((name for name in places if name is not None), None)
+        if layer is not None:
+            self.users[layer] = f"{caller or 'the model'} passes its tensors to F.batch_norm"
+        else:
+            kind = type(self._modules[caller]).__name__
+            reason = f"{kind} calls F.batch_norm with moving averages of its own"
+            self.own[caller] = NormLayer(caller, kind, "unsupported", reason, mean.numel(), eps, None, False)
+
+    def _caller(self) -> str:
+        """The innermost module in whose method this is called."""
+        frame: Any = sys._getframe(2)
+        while frame is not None:
+            code = frame.f_code
+            if code.co_argcount:
+                name = self._names.get(id(frame.f_locals.get(code.co_varnames[0])))
+                if name is not None:
+                    return name
+            frame = frame.f_back
+        return ""
