@@ -21,7 +21,8 @@ from alphatune.errors import ConfigurationError, raise_if_machine_failed
 from alphatune.evaluation import Predictor
 from alphatune.jobs.settings import EvaluateSettings, ModelSettings, TuneSettings
 from alphatune.models.bundle import WEIGHTS, build_bundled, read_bundle, restore_
-from alphatune.models.checkpoints import Checkpoint, load_weights_, read_checkpoint
+from alphatune.models.checkpoint_loading import Loaded, load_weights_
+from alphatune.models.checkpoints import Checkpoint, read_checkpoint
 from alphatune.models.output import is_bundle
 from alphatune.models.probe import Probe, probe
 from alphatune.models.sources import Source, build, parse_model_kwargs
@@ -39,7 +40,7 @@ class OpenedModel:
 
     module: nn.Module
     source: Source
-    checkpoint: Checkpoint | None
+    checkpoint: Loaded | None
     preprocessing: Preprocessing
     device: torch.device
     warnings: tuple[str, ...]
@@ -64,6 +65,7 @@ def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
     """
     device = local_device(resolve_device(settings.device))
     checkpoint, notes = None, []
+    check_choices(settings)
     if is_bundle(settings.model):
         if settings.checkpoint:
             raise ConfigurationError(
@@ -77,16 +79,14 @@ def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
         bundle = read_bundle(settings.model)
         source = build_bundled(bundle, trust_code=settings.trust_code)
         restore_(source.model, bundle)
-        checkpoint = Checkpoint(str(bundle.folder / WEIGHTS), bundle.weights_sha256, "", {})
+        checkpoint = Loaded(str(bundle.folder / WEIGHTS), bundle.weights_sha256)
     else:
         kwargs = parse_model_kwargs(settings.model_kwargs)
         wants_pretrained = settings.pretrained and settings.checkpoint is None
         source = build(settings.model, pretrained=wants_pretrained, model_kwargs=kwargs)
         if settings.checkpoint:
-            checkpoint = read_checkpoint(settings.checkpoint, unsafe_pickle=settings.unsafe_pickle)
-            load_weights_(source.model, checkpoint)
-            if checkpoint.unsafe_pickle:
-                notes.append(f"{settings.checkpoint} was unpickled without restriction (--unsafe-pickle)")
+            checkpoint = load_weights_(source.model, read_named_checkpoint(settings))
+            notes += checkpoint.notes
         elif source.kind == "factory":
             notes.append(f"no --checkpoint was given: the weights are those that {settings.model} made")
         elif not source.weights:
@@ -98,6 +98,25 @@ def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
     require_device(source.model, device)
     source.model.eval()
     return OpenedModel(source.model, source, checkpoint, preprocessing, device, tuple(notes))
+
+
+def check_choices(settings: ModelSettings) -> None:
+    """Refuse a choice among the weights of a file where there is no file; raises ConfigurationError."""
+    if settings.checkpoint is None and not (settings.checkpoint_key is settings.checkpoint_prefix is None):
+        option = "--checkpoint-key" if settings.checkpoint_key is not None else "--checkpoint-prefix"
+        raise ConfigurationError(
+            f"{option} chooses among the weights of a file, and none was given", "--checkpoint"
+        )
+
+
+def read_named_checkpoint(settings: ModelSettings) -> Checkpoint:
+    """Read the file that --checkpoint names, and what was chosen in it."""
+    return read_checkpoint(
+        settings.checkpoint or "",
+        unsafe_pickle=settings.unsafe_pickle,
+        key=settings.checkpoint_key,
+        prefix=settings.checkpoint_prefix,
+    )
 
 
 def assumed_preprocessing(settings: ModelSettings, preprocessing: Preprocessing) -> list[str]:

@@ -44,7 +44,8 @@ from alphatune.errors import (
     one_line,
 )
 from alphatune.hashing import sha256
-from alphatune.models.checkpoints import load_weights_, read_checkpoint
+from alphatune.models.checkpoint_loading import load_weights_
+from alphatune.models.checkpoints import read_checkpoint
 from alphatune.models.moments_file import MOMENTS, restore_moments_, write_moments
 from alphatune.models.output import MANIFEST, is_bundle, staged
 from alphatune.models.sources import TRUSTED_FACTORIES, Source, build, format_model_kwargs, parse_model_kwargs

@@ -8,16 +8,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from alphatune.errors import ConfigurationError
-from alphatune.models.checkpoints import Checkpoint, load_body_
+from alphatune.models.checkpoint_containers import Container
+from alphatune.models.checkpoint_loading import Loaded, load_weights_
+from alphatune.models.checkpoints import Checkpoint
 from alphatune.models.sources import Source, build, find_factory
 
 
 @dataclass(frozen=True)
 class Started:
-    """A model to train, and which of its weights are newly made although others were loaded."""
+    """A model to train, and which weights were loaded into it."""
 
     source: Source
-    new_weights: tuple[str, ...]
+    loaded: Loaded | None
 
 
 def build_for_classes(
@@ -38,7 +40,7 @@ def build_for_classes(
     fit. A factory that takes no ``num_classes`` is called without it.
 
     Raises:
-        ConfigurationError, CheckpointError: as ``build`` and ``load_body_`` do.
+        ConfigurationError, CheckpointError: as ``build`` and ``load_weights_`` do.
     """
     kwargs, weights = dict(model_kwargs or {}), ""
     if checkpoint is None and pretrained:
@@ -49,7 +51,7 @@ def build_for_classes(
                 "give them as --checkpoint FILE",
             )
         weights = source.weights
-        checkpoint = Checkpoint(weights or spec, "", "", source.model.state_dict())
+        checkpoint = Checkpoint(weights or spec, "", (Container("", source.model.state_dict()),))
         # What came with the weights and decides about keys: auxiliary heads, transform_input.
         kwargs = {**source.model_kwargs, **kwargs}
     if kwargs.setdefault("num_classes", num_classes) != num_classes:
@@ -59,8 +61,8 @@ def build_for_classes(
     if not _takes_num_classes(spec):
         del kwargs["num_classes"]
     source = build(spec, pretrained=False, model_kwargs=kwargs)
-    new = load_body_(source.model, checkpoint, num_classes) if checkpoint else ()
-    return Started(replace(source, weights=weights), new)
+    loaded = load_weights_(source.model, checkpoint, num_classes) if checkpoint else None
+    return Started(replace(source, weights=weights), loaded)
 
 
 def _takes_num_classes(spec: str) -> bool:
