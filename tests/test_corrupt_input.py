@@ -37,7 +37,8 @@ from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.errors import AlphatuneError, DataError
 from alphatune.jobs.settings import TuneSettings
-from alphatune.models.checkpoints import load_weights_, read_checkpoint
+from alphatune.models.checkpoint_loading import load_weights_
+from alphatune.models.checkpoints import read_checkpoint
 from alphatune.models.sources import build
 from alphatune.reports.scores import read_scores
 
@@ -331,7 +332,8 @@ def test_a_header_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
 MEMORY = """
 import sys, torch
 from torch import nn
-from alphatune.models.checkpoints import load_weights_, read_checkpoint
+from alphatune.models.checkpoint_loading import load_weights_
+from alphatune.models.checkpoints import read_checkpoint
 def peak():
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM"))
 torch.zeros(1); model = nn.Sequential(nn.Linear(5000, 5000, bias=False), nn.BatchNorm1d(5000))

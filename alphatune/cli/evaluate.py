@@ -28,6 +28,8 @@ def evaluate(
     model: o.Model,
     data: o.Data,
     checkpoint: o.Checkpoint = None,
+    checkpoint_key: o.CheckpointKey = None,
+    checkpoint_prefix: o.CheckpointPrefix = None,
     model_kwargs: o.ModelKwargs = None,
     pretrained: o.Pretrained = True,
     unsafe_pickle: o.UnsafePickle = False,

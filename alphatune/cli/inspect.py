@@ -17,6 +17,8 @@ def inspect(
     ctx: typer.Context,
     model: o.Model,
     checkpoint: o.Checkpoint = None,
+    checkpoint_key: o.CheckpointKey = None,
+    checkpoint_prefix: o.CheckpointPrefix = None,
     model_kwargs: o.ModelKwargs = None,
     pretrained: o.Pretrained = True,
     unsafe_pickle: o.UnsafePickle = False,

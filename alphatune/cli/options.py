@@ -107,6 +107,22 @@ Checkpoint = Annotated[
         metavar="FILE", help="Weights: .safetensors, .pt, .pth, .th, .bin or .tar.", rich_help_panel=MODEL
     ),
 ]
+CheckpointKey = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY",
+        help="Which weights of a file that holds several: the keys to them, joined by dots, e.g. model_ema.",
+        rich_help_panel=MODEL,
+    ),
+]
+CheckpointPrefix = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PREFIX",
+        help="What the names of the weights begin with in the file, e.g. student.backbone. Default: found.",
+        rich_help_panel=MODEL,
+    ),
+]
 ModelKwargs = Annotated[
     list[str] | None,
     typer.Option(metavar="K=V", help="Argument of the model's factory; repeatable.", rich_help_panel=MODEL),

@@ -18,6 +18,8 @@ def train(
     model: t.Architecture,
     data: t.TrainData,
     checkpoint: o.Checkpoint = None,
+    checkpoint_key: o.CheckpointKey = None,
+    checkpoint_prefix: o.CheckpointPrefix = None,
     model_kwargs: o.ModelKwargs = None,
     pretrained: t.FineTune = False,
     unsafe_pickle: o.UnsafePickle = False,

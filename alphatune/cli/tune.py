@@ -15,6 +15,8 @@ def tune(
     model: o.Model,
     data: o.Data,
     checkpoint: o.Checkpoint = None,
+    checkpoint_key: o.CheckpointKey = None,
+    checkpoint_prefix: o.CheckpointPrefix = None,
     model_kwargs: o.ModelKwargs = None,
     pretrained: o.Pretrained = True,
     unsafe_pickle: o.UnsafePickle = False,

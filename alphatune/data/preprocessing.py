@@ -142,7 +142,8 @@ def preprocessing_of_timm(model: nn.Module) -> Preprocessing:
     if hasattr(timm.data, "resolve_input_data_config"):  # from timm 1.0.31
         return _from_timm_config(timm.data.resolve_input_data_config(model))
     config = resolve_data_config(model=model)
-    first = model.pretrained_cfg.get("first_conv") or ""
+    known: Any = model.pretrained_cfg
+    first = known.get("first_conv") or ""
     conv = dict(model.named_modules()).get(first if isinstance(first, str) else first[0])
     channels = getattr(conv, "in_channels", config["input_size"][0])  # after in_chans=1, say
     return _from_timm_config(config | {"input_size": (channels, *config["input_size"][1:])})

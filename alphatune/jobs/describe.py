@@ -134,7 +134,7 @@ def describe_training(job: TrainingJob) -> dict[str, Any]:
             "kind": source.kind,
             "model_kwargs": source.model_kwargs,
             "checkpoint": settings.checkpoint or source.weights,
-            "new_weights": list(job.started.new_weights),
+            "new_weights": list(job.started.loaded.new) if job.started.loaded else [],
             "parameters": sum(p.numel() for p in job.model.parameters()),
             "norm_layers": len(survey(job.model)),
             "norm": job.norm.to_dict(),

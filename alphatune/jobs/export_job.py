@@ -27,7 +27,7 @@ from alphatune.jobs.opening import OpenedModel, assumed_preprocessing, open_mode
 from alphatune.jobs.settings import ExportSettings
 from alphatune.models.agreement import BATCH_SIZES, Expected, expect
 from alphatune.models.bundle import WEIGHTS, Bundle, read_bundle, restore_
-from alphatune.models.checkpoints import Checkpoint
+from alphatune.models.checkpoint_loading import Loaded
 from alphatune.models.export_record import architecture_of, export_record
 from alphatune.models.health import require_health
 from alphatune.models.onnx import DEFAULT_OPSET, check_opset, require_onnx
@@ -185,7 +185,7 @@ def _given(settings: ExportSettings, bundle: Bundle, model: nn.Module) -> Opened
     restore_(model.to("cpu"), bundle)
     preprocessing = override_preprocessing(bundle.preprocessing or Preprocessing(), settings)
     source = Source(bundle.spec, bundle.kind, model, bundle.model_kwargs, bundle.preprocessing)
-    checkpoint = Checkpoint(str(bundle.folder / WEIGHTS), bundle.weights_sha256, "", {})
+    checkpoint = Loaded(str(bundle.folder / WEIGHTS), bundle.weights_sha256)
     return OpenedModel(model, source, checkpoint, preprocessing, torch.device("cpu"), ())
 
 

@@ -23,13 +23,13 @@ from alphatune.errors import ConfigurationError, one_line, raise_if_machine_fail
 from alphatune.evaluation import Predictor
 from alphatune.jobs.settings import EvaluateSettings, ModelSettings, TuneSettings
 from alphatune.models.bundle import WEIGHTS, build_bundled, read_bundle, restore_
-from alphatune.models.checkpoints import Checkpoint, load_weights_, read_checkpoint
+from alphatune.models.checkpoint_loading import Loaded, load_weights_
+from alphatune.models.checkpoints import Checkpoint, read_checkpoint
 from alphatune.models.foreign import materialise_
 from alphatune.models.output import is_bundle
 from alphatune.models.outputs import EXAMPLES, check_outputs_
 from alphatune.models.probe import Probe, probe
 from alphatune.models.sources import Source, build, parse_model_kwargs
-from alphatune.models.weights import left_out_note
 from alphatune.norms.kernels import resolve_kernel
 
 S = TypeVar("S", bound=EvaluateSettings)
@@ -44,7 +44,7 @@ class OpenedModel:
 
     module: nn.Module
     source: Source
-    checkpoint: Checkpoint | None
+    checkpoint: Loaded | None
     preprocessing: Preprocessing
     device: torch.device
     warnings: tuple[str, ...]
@@ -68,8 +68,9 @@ def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
         images: whether its images will be prepared here, and it matters that nobody says how.
     """
     device = local_device(resolve_device(settings.device))
-    checkpoint: Checkpoint | None = None
+    checkpoint: Loaded | None = None
     notes: list[str] = []
+    check_choices(settings)
     if is_bundle(settings.model):
         if settings.checkpoint:
             raise ConfigurationError(
@@ -83,7 +84,7 @@ def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
         bundle = read_bundle(settings.model)
         source = build_bundled(bundle, trust_code=settings.trust_code)
         restore_(source.model, bundle)
-        checkpoint = Checkpoint(str(bundle.folder / WEIGHTS), bundle.weights_sha256, "", {})
+        checkpoint = Loaded(str(bundle.folder / WEIGHTS), bundle.weights_sha256)
     else:
         kwargs = parse_model_kwargs(settings.model_kwargs)
         wants_pretrained = settings.pretrained and settings.checkpoint is None
@@ -93,11 +94,8 @@ def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
         size = override_preprocessing(source.preprocessing or Preprocessing(), settings).input_size
         materialise_(source.model, size, weights_follow=named is not None, spec=settings.model)
         if named:
-            checkpoint = read_checkpoint(named, unsafe_pickle=settings.unsafe_pickle)
-            load_weights_(source.model, checkpoint)
-            notes += left_out_note(source.model)
-            if checkpoint.unsafe_pickle:
-                notes.append(f"{settings.checkpoint} was unpickled without restriction (--unsafe-pickle)")
+            checkpoint = load_weights_(source.model, read_named_checkpoint(settings, named))
+            notes += checkpoint.notes
         elif source.kind == "factory":
             notes.append(f"no --checkpoint was given: the weights are those that {settings.model} made")
         elif not source.weights:
@@ -109,6 +107,25 @@ def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
     require_device(source.model, device)
     source.model.eval()
     return OpenedModel(source.model, source, checkpoint, preprocessing, device, tuple(notes))
+
+
+def check_choices(settings: ModelSettings) -> None:
+    """Refuse a choice among the weights of a file where there is no file; raises ConfigurationError."""
+    if settings.checkpoint is None and not (settings.checkpoint_key is settings.checkpoint_prefix is None):
+        option = "--checkpoint-key" if settings.checkpoint_key is not None else "--checkpoint-prefix"
+        raise ConfigurationError(
+            f"{option} chooses among the weights of a file, and none was given", "--checkpoint"
+        )
+
+
+def read_named_checkpoint(settings: ModelSettings, path: str | Path) -> Checkpoint:
+    """Read a file, and what the settings choose in it."""
+    return read_checkpoint(
+        path,
+        unsafe_pickle=settings.unsafe_pickle,
+        key=settings.checkpoint_key,
+        prefix=settings.checkpoint_prefix,
+    )
 
 
 def assumed_preprocessing(settings: ModelSettings, preprocessing: Preprocessing) -> list[str]:

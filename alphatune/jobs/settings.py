@@ -21,6 +21,8 @@ class ModelSettings:
 
     model: str
     checkpoint: str | None = None
+    checkpoint_key: str | None = None
+    checkpoint_prefix: str | None = None
     model_kwargs: tuple[str, ...] = ()
     pretrained: bool = True
     unsafe_pickle: bool = False

@@ -21,13 +21,14 @@ from alphatune.errors import ConfigurationError
 from alphatune.jobs.opening import (
     DTYPES,
     assumed_preprocessing,
+    check_choices,
     override_preprocessing,
+    read_named_checkpoint,
     require_device,
     whole_number,
 )
 from alphatune.jobs.settings import TrainSettings
 from alphatune.jobs.training_norm import convert_for_training_, norm_of
-from alphatune.models.checkpoints import read_checkpoint
 from alphatune.models.finetuning import Started, build_for_classes
 from alphatune.models.output import is_bundle
 from alphatune.models.outputs import check_outputs_
@@ -151,9 +152,8 @@ def _build(settings: TrainSettings, num_classes: int) -> tuple[Started, list[str
             f"{settings.model} is a folder that alphatune wrote",
             f"fine-tune its weights: ARCHITECTURE --checkpoint {settings.model}/model.safetensors",
         )
-    checkpoint = None
-    if settings.checkpoint:
-        checkpoint = read_checkpoint(settings.checkpoint, unsafe_pickle=settings.unsafe_pickle)
+    check_choices(settings)
+    checkpoint = read_named_checkpoint(settings, settings.checkpoint) if settings.checkpoint else None
     started = build_for_classes(
         settings.model,
         num_classes,
@@ -165,9 +165,11 @@ def _build(settings: TrainSettings, num_classes: int) -> tuple[Started, list[str
         else None,
     )
     notes = [*started.source.notes]
-    if checkpoint and checkpoint.unsafe_pickle:
-        notes.append(f"{settings.checkpoint} was unpickled without restriction (--unsafe-pickle)")
-    return started, notes
+    if checkpoint is None or started.loaded is None:
+        return started, notes
+    key = started.loaded.weights_key
+    taken = [f"weights taken from {key!r} in {settings.checkpoint}"] if key else []
+    return started, [*notes, *taken, *started.loaded.notes]
 
 
 def _dataset_name(settings: TrainSettings) -> str:

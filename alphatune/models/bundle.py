@@ -44,7 +44,8 @@ from alphatune.errors import (
 )
 from alphatune.hashing import sha256
 from alphatune.models.architecture import find_source
-from alphatune.models.checkpoints import load_weights_, read_checkpoint
+from alphatune.models.checkpoint_loading import load_weights_
+from alphatune.models.checkpoints import read_checkpoint
 from alphatune.models.foreign import materialise_, unwrapped
 from alphatune.models.moments_file import MOMENTS, restore_moments_, write_moments
 from alphatune.models.output import MANIFEST, is_bundle, staged

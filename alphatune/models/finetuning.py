@@ -9,17 +9,19 @@ from typing import Any
 
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.errors import ConfigurationError
-from alphatune.models.checkpoints import Checkpoint, load_body_, read_checkpoint
+from alphatune.models.checkpoint_containers import Container
+from alphatune.models.checkpoint_loading import Loaded, load_weights_
+from alphatune.models.checkpoints import Checkpoint, read_checkpoint
 from alphatune.models.foreign import materialise_
 from alphatune.models.sources import Source, build, find_factory
 
 
 @dataclass(frozen=True)
 class Started:
-    """A model to train, and which of its weights are newly made although others were loaded."""
+    """A model to train, and which weights were loaded into it."""
 
     source: Source
-    new_weights: tuple[str, ...]
+    loaded: Loaded | None
 
 
 def build_for_classes(
@@ -42,7 +44,7 @@ def build_for_classes(
     fit. A factory that takes no ``num_classes`` is called without it.
 
     Raises:
-        ConfigurationError, CheckpointError: as ``build`` and ``load_body_`` do.
+        ConfigurationError, CheckpointError: as ``build`` and ``load_weights_`` do.
     """
     kwargs, weights = dict(model_kwargs or {}), ""
     if checkpoint is None and pretrained:
@@ -56,7 +58,7 @@ def build_for_classes(
         if source.checkpoint:
             checkpoint = read_checkpoint(source.checkpoint)
         else:
-            checkpoint = Checkpoint(weights or spec, "", "", source.model.state_dict())
+            checkpoint = Checkpoint(weights or spec, "", (Container("", source.model.state_dict()),))
         # What came with the weights and decides about keys: auxiliary heads, transform_input.
         kwargs = {**source.model_kwargs, **kwargs}
     if kwargs.setdefault("num_classes", num_classes) != num_classes:
@@ -68,8 +70,8 @@ def build_for_classes(
     source = build(spec, pretrained=False, model_kwargs=kwargs)
     size = input_size or (source.preprocessing or Preprocessing()).input_size
     materialise_(source.model, size, weights_follow=checkpoint is not None, spec=spec)
-    new = load_body_(source.model, checkpoint, num_classes) if checkpoint else ()
-    return Started(replace(source, weights=weights), new)
+    loaded = load_weights_(source.model, checkpoint, num_classes) if checkpoint else None
+    return Started(replace(source, weights=weights), loaded)
 
 
 def _takes_num_classes(spec: str) -> bool:

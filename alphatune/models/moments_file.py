@@ -73,7 +73,7 @@ def restore_moments_(model: nn.Module, path: Path, expected_sha256: str) -> None
     checkpoint = read_checkpoint(path)
     if checkpoint.sha256 != expected_sha256:
         raise CheckpointError(f"{path} has changed since the folder was written")
-    tensors = dict(checkpoint.state_dict)
+    tensors = dict(checkpoint.containers[0].tensors)
     modules = dict(model.named_modules())
     given: list[tuple[nn.Module, Tensor, Tensor]] = []
     for layer in survey(model):

@@ -1,0 +1,95 @@
+"""Which architecture of alphatune, torchvision or timm a state dict fits; sought for a few seconds at most."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from alphatune.models import cifar
+from alphatune.models.checkpoint_containers import Container
+from alphatune.models.checkpoint_keys import Expected, matches, plain
+
+SECONDS = 3.0
+MOST = 3  # names to give
+#: parts of keys that a family of timm's goes by, and its module there
+_FAMILIES = {
+    r"layer\d\.\d+\.(conv|bn)\d": "resnet byobnet sknet resnest res2net",
+    r"denselayer\d": "densenet",
+    r"blocks\.\d+\.\d+\.(conv_pw|conv_dw)": "efficientnet mobilenetv3",
+    r"stages\.\d\.(blocks\.)?\d+\.(conv|norm|mlp|gamma)": "convnext byobnet regnet cspnet",
+    r"s\d\.b\d+\.conv": "regnet",
+    r"features\.\d+\.(weight|running_mean)": "vgg",
+    r"blocks\.\d+\.(attn|norm)": "vision_transformer eva beit cait",
+    r"layers\.\d\.blocks": "swin_transformer swin_transformer_v2",
+    r"Mixed_": "inception_v3 inception_v4 inception_resnet_v2",
+    r"cell_": "nasnet pnasnet",
+    r"ese|osa": "vovnet",
+}
+
+
+def fitting_architectures(container: Container) -> tuple[str, ...]:
+    """The first few MODEL names whose every key and shape the container has, often none."""
+    end = time.monotonic() + SECONDS
+    size = sum(
+        t.numel() for n, t in container.tensors.items() if isinstance(t, torch.Tensor) and not _is_buffer(n)
+    )
+    found: list[str] = []
+    for name, build in _candidates(container, size):
+        if time.monotonic() > end or len(found) == MOST:
+            break
+        with contextlib.suppress(Exception), warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            with contextlib.redirect_stdout(io.StringIO()):
+                model = build()
+            if any(not match.faults for match in matches(container, Expected(model))):
+                found.append(name)
+    return tuple(found)
+
+
+def _candidates(container: Container, size: int) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+    """Architectures in the order in which they are worth a look, each with how it is built."""
+    classes, features = _head(container)
+    kwargs: dict[str, Any] = {} if classes == 1000 else {"num_classes": classes}
+    text = f" --model-kwargs num_classes={classes}" if kwargs else ""
+    for depth in (18, 20, 32, 44, 56, 110):
+        name = f"resnet{depth}"
+        other = "" if classes == 10 else f" --model-kwargs num_classes={classes}"
+        yield f"alphatune.models.cifar:{name}{other}", lambda n=name: getattr(cifar, n)(classes)  # type: ignore[misc]
+    # Parameters with a head for the 1 000 classes that torchvision counts.
+    thousand = size + (1000 - classes) * (features + 1)
+    for name in torchvision.models.list_models(module=torchvision.models):
+        weights = torchvision.models.get_model_weights(name)
+        counts = {w.meta["num_params"] for w in weights}
+        if not counts or any(abs(count - thousand) <= count * 0.02 for count in counts):
+            yield (
+                f"torchvision:{name}{text}",
+                lambda n=name: torchvision.models.get_model(n, weights=None, **kwargs),  # type: ignore[misc]
+            )
+    keys = "\n".join(map(plain, container.tensors))
+    for pattern, modules in _FAMILIES.items():
+        if re.search(pattern, keys):
+            for module in modules.split():
+                for name in sorted(timm.list_models(module=module), key=len):
+                    yield f"{name}{text}", lambda n=name: timm.create_model(n, **kwargs)  # type: ignore[misc]
+
+
+def _head(container: Container) -> tuple[int, int]:
+    """Outputs and inputs of the last layer that maps vectors: (classes, features)."""
+    shapes = [
+        tuple(t.shape) for t in container.tensors.values() if isinstance(t, torch.Tensor) and t.ndim == 2
+    ]
+    return shapes[-1] if shapes else (1000, 0)
+
+
+def _is_buffer(name: str) -> bool:
+    return name.endswith(("running_mean", "running_var", "num_batches_tracked"))

@@ -1,0 +1,326 @@
+"""Load a checkpoint into a model: all of it, or the model stays as it was.
+
+What fits by its keys (checkpoint_keys.py) is loaded. If nothing does, the
+model's own hooks get their turn, which know the keys of older versions, and
+after them the converters of timm and torchvision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import sys
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from alphatune.errors import (
+    CheckpointError,
+    NumericError,
+    UnsupportedModelError,
+    one_line,
+    raise_if_machine_failed,
+)
+from alphatune.models.checkpoint_keys import (
+    Expected,
+    Match,
+    Rule,
+    is_counter,
+    is_no_weight,
+    matches,
+    plain,
+    same,
+)
+from alphatune.models.checkpoint_refusal import refusal
+from alphatune.models.checkpoints import Checkpoint
+from alphatune.models.weights import left_out, left_out_note
+
+State = dict[str, Any]
+_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.[a-z_]+)$")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Which weights of which file were loaded."""
+
+    path: str
+    sha256: str
+    weights_key: str = ""  # the container they were in, "" for the top of the file
+    unsafe_pickle: bool = False
+    notes: tuple[str, ...] = ()  # what is worth saying of it
+    new: tuple[str, ...] = ()  # the model's weights that were left newly made
+
+
+class _Unfit(Exception):
+    """The model did not take a state dict."""
+
+
+def load_weights_(model: nn.Module, checkpoint: Checkpoint, num_classes: int | None = None) -> Loaded:
+    """Load a checkpoint strictly: every weight of the model, under its name and in its shape.
+
+    Args:
+        num_classes: the outputs of a head that is left newly made, told by its first dimension, where the
+            checkpoint has another number; None: the head has to match, too.
+
+    Raises:
+        CheckpointError: keys or shapes of another architecture, or several that fit; the model is unchanged.
+        NumericError: a weight that is NaN or infinite.
+        UnsupportedModelError: layers that do not know their own shapes yet.
+    """
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if lazy := next((name for name, tensor in tensors if is_lazy(tensor)), None):
+        raise UnsupportedModelError(
+            f"{lazy} has no shape before the first forward pass, so no checkpoint can be compared with it",
+            "let the model's factory run one forward pass",
+        )
+    if meta := next((name for name, tensor in tensors if tensor.is_meta), None):
+        raise UnsupportedModelError(
+            f"{meta} is on the meta device, which holds no values", "build the model on a real device"
+        )
+    expected = Expected(model, num_classes)
+    unsaved = left_out(model)
+    checkpoint, beside = _set_apart(checkpoint, unsaved)
+    found = [match for c in checkpoint.containers for match in matches(c, expected, checkpoint.prefix)]
+    fits = [match for match in found if not match.faults]
+    if fits:
+        match, notes = _chosen(fits, checkpoint.path)
+        try:
+            _load_(model, match.weights, match, expected, checkpoint.path)
+        except _Unfit as error:
+            raise CheckpointError(f"cannot load {checkpoint.path}: {error}") from None
+    else:
+        match, how = _convert_and_load_(model, found, expected, checkpoint)
+        notes = [f"the keys of {checkpoint.path} are those of another version, converted by {how}"]
+    notes += _remarks(match, checkpoint.path)
+    with torch.no_grad():
+        for name, tensor in beside.items():
+            unsaved[name].copy_(tensor)
+    if not beside:
+        notes += left_out_note(model)
+    key, unsafe = match.container.key, checkpoint.unsafe_pickle
+    if unsafe:
+        notes.append(f"{checkpoint.path} was unpickled without restriction (--unsafe-pickle)")
+    return Loaded(checkpoint.path, checkpoint.sha256, key, unsafe, tuple(notes), match.new)
+
+
+def _set_apart(checkpoint: Checkpoint, unsaved: Mapping[str, Tensor]) -> tuple[Checkpoint, dict[str, Tensor]]:
+    """Weights that the model's ``state_dict()`` leaves out, which files of our own have; and all others.
+
+    Raises:
+        NumericError: one of them is NaN or infinite.
+    """
+    beside: dict[str, Tensor] = {}
+    containers = []
+    for container in checkpoint.containers:
+        own = {
+            name: value
+            for name, value in container.tensors.items()
+            if name in unsaved and isinstance(value, Tensor) and value.shape == unsaved[name].shape
+        }
+        beside = beside or own
+        rest = {name: value for name, value in container.tensors.items() if name not in own}
+        containers.append(replace(container, tensors=rest))
+    for name, tensor in beside.items():
+        if isinstance(unsaved[name], nn.Parameter) and not _is_finite(tensor):
+            raise NumericError(f"{name} in {checkpoint.path} holds NaN or infinity")
+    return replace(checkpoint, containers=tuple(containers)), beside
+
+
+def _chosen(fits: list[Match], path: str) -> tuple[Match, list[str]]:
+    """The first container that fits, and what else would have."""
+    best = fits[0]
+    if best.rivals and best.rule != Rule():
+        prefixes = ", ".join(sorted(repr(match.rule.file) for match in (best, *best.rivals)))
+        raise CheckpointError(
+            f"{path} holds several weights that fit the model, under the prefixes {prefixes}",
+            "--checkpoint-prefix chooses",
+        )
+    others = {
+        m.container.key: m for m in fits if m.container is not best.container and not m.same_values(best)
+    }
+    keys = ", ".join(repr(key) for key in others)
+    if others and not best.container.usual:
+        raise CheckpointError(
+            f"{path} holds several weights that fit the model, under {best.container.key!r}, {keys}",
+            "--checkpoint-key chooses",
+        )
+    notes = []
+    if others:
+        taken = repr(best.container.key) if best.container.key else "the top"
+        notes.append(
+            f"the weights at {taken} of {path} were taken; others under {keys} fit, too (--checkpoint-key)"
+        )
+    if best.rivals:
+        prefixes = ", ".join(sorted(repr(match.rule.file) for match in best.rivals))
+        notes.append(f"{path} also holds other weights that fit, under {prefixes} (--checkpoint-prefix)")
+    return best, notes
+
+
+def _remarks(match: Match, path: str) -> list[str]:
+    notes = []
+    if plain(match.rule.file):
+        notes.append(f"the weights are those under the prefix {match.rule.file!r} of {path}")
+    if plain(match.rule.model):
+        notes.append(f"the model's prefix {match.rule.model!r} is not in the keys of {path}")
+    if over := [*match.container.other, *match.no_weights, *match.beside]:
+        more = f" and {len(over) - 4} more" if len(over) > 4 else ""
+        notes.append(f"passed over in {path}, no weights of this model: {', '.join(over[:4])}{more}")
+    return notes
+
+
+def _convert_and_load_(
+    model: nn.Module, found: list[Match], expected: Expected, checkpoint: Checkpoint
+) -> tuple[Match, str]:
+    """Let hooks and converters try the state dicts that come nearest; what they make of one has to fit entirely."""
+    nearest = sorted((m for m in found if not m.twice), key=lambda m: len(m.missing) + len(m.shapes))[:4]
+    for match in nearest:
+        state = _renamed(match, expected)
+        for how, convert in _converters(model).items():
+            converted = convert(dict(state)) if state else None
+            if not converted or (how != _HOOKS and converted.keys() == state.keys()):
+                continue
+            with contextlib.suppress(_Unfit):
+                _load_(model, converted, match, expected, checkpoint.path)
+                return match, how
+    raise refusal(checkpoint.path, found, expected)
+
+
+_HOOKS = "the model's own load hooks"
+
+
+def _converters(model: nn.Module) -> dict[str, Callable[[State], State | None]]:
+    return {
+        _HOOKS: lambda state: state,
+        "timm": lambda state: _as_timm_does(state, model),
+        "torchvision's rule for old DenseNets": lambda state: {
+            _OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()
+        },
+    }
+
+
+def _as_timm_does(state: State, model: nn.Module) -> State | None:
+    """What timm makes of its own and other people's pretrained weights for a model of its own."""
+    module = sys.modules.get(type(model).__module__)
+    names = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
+    convert = next((function for name in names if (function := getattr(module, name, None))), None)
+    if convert is None or not type(model).__module__.startswith("timm.models."):
+        return None
+    try:
+        try:
+            return dict(convert(state, model))
+        except TypeError:
+            return dict(convert(state))
+    except Exception:  # written for weights of its own family, and given any
+        return None
+
+
+def _renamed(match: Match, expected: Expected) -> State:
+    """All tensors under a match's prefix as the model would name them; empty where two would have one name."""
+    model, rule, dropped = expected.model, match.rule, match.dropped
+    modules = {plain(f"{name}.", dropped): f"{name}." for name, _ in model.named_modules() if name} | {"": ""}
+    state: State = {}
+    for original, value in match.container.tensors.items():
+        name = plain(original, dropped)
+        if not name.startswith(rule.file):
+            continue
+        name = rule.model + name[len(rule.file) :]
+        place = name
+        while (place := place[: place[:-1].rfind(".") + 1]) not in modules:
+            pass
+        key = modules[place] + name[len(place) :]
+        if key in state and not same(state[key], value):
+            return {}
+        state[key] = value
+    return state
+
+
+def _metadata(match: Match, expected: Expected) -> dict[str, Any]:
+    """The format versions of the model's modules: the file's where it has them, for the hooks that convert."""
+    found = {
+        plain(f"{name}." if name else "", match.dropped): value
+        for name, value in match.container.metadata.items()
+    }
+    known = {}
+    for name, own in getattr(expected.state, "_metadata", {}).items():
+        place = plain(f"{name}." if name else "", match.dropped)
+        known[name] = own
+        if place.startswith(match.rule.model):
+            known[name] = found.get(match.rule.file + place[len(match.rule.model) :], own)
+    return known
+
+
+def _load_(model: nn.Module, weights: Mapping[str, Any], match: Match, expected: Expected, path: str) -> None:
+    """Load tensors by the model's keys, and check that nothing was left out; else the model is as it was."""
+    state = OrderedDict(weights)
+    state._metadata = _metadata(match, expected)  # type: ignore[attr-defined]
+    shapes = {key: getattr(value, "shape", None) for key, value in expected.state.items()}
+    for key, value in weights.items():
+        own = expected.state.get(key)
+        if isinstance(own, Tensor) and isinstance(value, Tensor) and own.ndim == 0 and value.numel() != 1:
+            raise _Unfit(
+                f"{key} is one number, and the file has {tuple(value.shape)}"
+            )  # torch takes the first
+    with _unchanged_on_error(model):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                result = model.load_state_dict(state, strict=False)
+            missing, unexpected = result.missing_keys, result.unexpected_keys
+        except Exception as error:  # hooks may raise anything
+            raise_if_machine_failed(error)
+            raise _Unfit(one_line(error)) from None
+        aliased = {k for group in expected.aliases if not set(group) <= set(missing) for k in group}
+        if lost := [k for k in missing if not is_counter(k) and k not in match.new and k not in aliased]:
+            raise _Unfit(f"{lost[0]} is missing")
+        if left := [
+            k for k in unexpected if not is_no_weight(plain(k, match.dropped), state.get(k), expected)
+        ]:
+            raise _Unfit(f"{left[0]} is unknown to the model")
+        if {key: getattr(value, "shape", None) for key, value in model.state_dict().items()} != shapes:
+            raise _Unfit("it is of an older version of the architecture, with layers of other shapes")
+        # Parameters only: a buffer may be a mask of -inf, and health.py looks at moving averages.
+        for name, weight in model.named_parameters():
+            if not _is_finite(weight):
+                raise NumericError(f"{name} in {path} holds NaN or infinity")
+
+
+@contextlib.contextmanager
+def _unchanged_on_error(model: nn.Module) -> Iterator[None]:
+    """Put a model back as it was, values and structure, if an exception passes."""
+    tensors = {id(t): (t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())}
+    modules = list(model.modules())
+    inner = [[dict(d) for d in (m._parameters, m._buffers, m._modules)] for m in modules]
+    outer = [dict(vars(module)) for module in modules]
+    try:
+        yield
+    except BaseException:
+        for module, attributes, contents in zip(modules, outer, inner, strict=True):
+            vars(module).clear()
+            vars(module).update(attributes)
+            for own, content in zip(
+                (module._parameters, module._buffers, module._modules), contents, strict=True
+            ):
+                own.clear()
+                own.update(content)
+        with torch.no_grad():
+            for tensor, copy in tensors.values():
+                tensor.copy_(copy)
+        raise
+
+
+def _is_finite(weight: Tensor) -> bool:
+    """Whether no value is NaN or infinite; without the copies that torch.isfinite makes of a large tensor."""
+    floats = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    if weight.numel() == 0 or weight.is_meta:
+        return True
+    if weight.dtype not in floats:
+        return bool(torch.isfinite(weight).all())
+    extremes = torch.aminmax(weight.detach())  # NaN goes through both
+    return all(math.isfinite(extreme.item()) for extreme in extremes)
