@@ -85,6 +85,7 @@ def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
         if settings.checkpoint:
             checkpoint = read_checkpoint(settings.checkpoint, unsafe_pickle=settings.unsafe_pickle)
             load_weights_(source.model, checkpoint)
+            notes += checkpoint.warnings
             if checkpoint.unsafe_pickle:
                 notes.append(f"{settings.checkpoint} was unpickled without restriction (--unsafe-pickle)")
         elif source.kind == "factory":

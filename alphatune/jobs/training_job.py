@@ -153,7 +153,7 @@ def _build(settings: TrainSettings, num_classes: int) -> tuple[Started, list[str
         checkpoint=checkpoint,
         model_kwargs=parse_model_kwargs(settings.model_kwargs),
     )
-    notes = []
+    notes = list(checkpoint.warnings) if checkpoint else []
     if checkpoint and checkpoint.unsafe_pickle:
         notes.append(f"{settings.checkpoint} was unpickled without restriction (--unsafe-pickle)")
     return started, notes

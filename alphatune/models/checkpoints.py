@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
+import hashlib
 import math
-import pickle
-import re
-import warnings
-import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from alphatune.errors import CheckpointError, NumericError, UntrustedError, one_line
 from alphatune.hashing import sha256
-from alphatune.suggestions import did_you_mean_path
+from alphatune.models.checkpoint_content import ASK, TORCHSCRIPT, Content, files_of_checkpoint, read_content
+from alphatune.models.pickled_module import state_dict_of
+from alphatune.models.safe_pickle import grouped, shortened
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".tar", ".ckpt")
 #: where training programs put the weights; moving averages of them come first,
 #: in timm's order. Which one was taken is always reported.
 CONTAINERS = (
@@ -53,29 +47,45 @@ class Checkpoint:
     weights_key: str  # container key, "" when the file is the state dict itself
     state_dict: dict[str, Tensor]
     unsafe_pickle: bool = False
+    warnings: tuple[str, ...] = ()  # what was passed over in the file, one line each
 
 
 def read_checkpoint(path: str | Path, *, unsafe_pickle: bool = False) -> Checkpoint:
-    """Read a state dict from .safetensors or from torch.save's formats.
+    """Read a state dict from a file of weights of any kind, or from a folder of several.
 
-    Unpickling is restricted to tensors and plain containers; a file that needs
-    more is refused, unless ``unsafe_pickle`` allows the code in it to run.
+    No code in it runs. Objects that it would take code to make are kept as plain
+    records. Only where no weights are found without, and ``unsafe_pickle`` allows it,
+    the code in the file is run.
 
     Raises:
-        UntrustedError: reading the file would run code; its globals are named.
+        UntrustedError: it takes code from the file to get at weights; its globals are named.
         CheckpointError: missing, corrupt, or without a state dict.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no such checkpoint file: {path}", did_you_mean_path(path))
-    if path.suffix not in SUFFIXES:
-        raise CheckpointError(
-            f"expected a checkpoint ending in {', '.join(SUFFIXES)}, got {path.name}",
-        )
-    content, unsafe = _read(path, unsafe_pickle)
-    _check_sums(path)
-    state_dict, key = _find_state_dict(content, path)
-    return Checkpoint(str(path), sha256(path), key, state_dict, unsafe)
+    path = str(path)
+    try:
+        content = read_content(path)
+        state_dict, key = _find_state_dict(content, path)
+    except (CheckpointError, UntrustedError):
+        if not unsafe_pickle:
+            raise
+        content = read_content(path, unsafe_pickle=True)
+        state_dict, key = _find_state_dict(content, path)
+    return Checkpoint(path, _sha256(path), key, state_dict, content.unsafe, _remarks(content, path))
+
+
+def _sha256(path: str) -> str:
+    """The hash of a file; of an index the hash of the hashes of all its files, in their order."""
+    hashes = [sha256(file) for file in files_of_checkpoint(path)]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _remarks(content: Content, path: str) -> tuple[str, ...]:
+    lines = []
+    if content.kind.startswith(TORCHSCRIPT):
+        lines.append(f"{path} is a {content.kind}: its weights were read, its code was not run")
+    if content.passed_over:
+        lines.append(f"{path} names code that was not run: {grouped(content.passed_over)}")
+    return tuple(lines)
 
 
 def load_weights_(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -139,88 +149,43 @@ def load_body_(model: nn.Module, checkpoint: Checkpoint, num_classes: int) -> tu
     return tuple(head)
 
 
-def _read(path: Path, unsafe_pickle: bool) -> tuple[Any, bool]:
-    """The file's content, and whether it took unrestricted unpickling to get it."""
-    if path.suffix == ".safetensors":
-        try:
-            return safetensors.torch.load_file(path), False
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"corrupt safetensors file {path}: {error}") from None
-    try:
-        return _torch_load(path, weights_only=True), False
-    except pickle.UnpicklingError as error:
-        names = _unsafe_globals(path) or re.findall(r"GLOBAL (\S+)", str(error))
-        if not names and "Unsupported" not in str(error) and "WeightsUnpickler" not in str(error):
-            raise CheckpointError(f"corrupt checkpoint {path}: {one_line(error)}") from None
-        if not unsafe_pickle:
-            needs = f"the globals {', '.join(names)}" if names else "more than plain tensors"
-            raise UntrustedError(
-                f"reading {path} would run code from the file: it needs {needs}",
-                "ask for a .safetensors file; --unsafe-pickle runs the code if you trust its author",
-            ) from None
-    except Exception as error:  # on corrupt bytes torch's unpickler raises struct.error, KeyError, ...
-        raise CheckpointError(f"corrupt checkpoint {path}: {one_line(error)}") from None
-    try:
-        return _torch_load(path, weights_only=False), True
-    except Exception as error:  # arbitrary code from the file may raise anything
-        raise CheckpointError(f"cannot unpickle {path}: {type(error).__name__}: {one_line(error)}") from None
-
-
-def _check_sums(path: Path) -> None:
-    """Compare the parts of a zip file with their checksums, which torch.load does not look at.
-
-    The legacy format and safetensors have none.
-    """
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for part in archive.infolist():
-                if part.CRC == 0:  # torch.save may be told to leave them out
-                    continue
-                with archive.open(part) as file:
-                    while file.read(1 << 20):
-                        pass
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, ValueError) as error:
-        raise CheckpointError(f"corrupt checkpoint {path}: {one_line(error)}") from None
-
-
-def _torch_load(path: Path, weights_only: bool) -> Any:
-    # timm's training script stores its arguments beside the weights: a plain record.
-    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-        warnings.simplefilter("ignore")
-        return torch.load(path, map_location="cpu", weights_only=weights_only)
-
-
-def _unsafe_globals(path: Path) -> list[str]:
-    try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # legacy formats and corrupt files; the caller has its own message
-        return []
-
-
-def _find_state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
-    if isinstance(content, nn.Module):  # a whole pickled model, allowed by --unsafe-pickle
-        return content.state_dict(), "(pickled module)"
-    if isinstance(content, Mapping):
+def _find_state_dict(content: Content, path: str) -> tuple[dict[str, Tensor], str]:
+    value = content.value
+    if (whole := state_dict_of(value)) is not None:
+        if not whole:  # as torch.jit.freeze leaves it
+            raise CheckpointError(
+                f"the {content.kind} {path} has no weights by their names",
+                "give the state dict of the model that it was made from",
+            )
+        return whole, "(pickled module)"
+    if isinstance(value, Mapping):
         for key in CONTAINERS:
-            inner = content.get(key)
-            if isinstance(inner, nn.Module):
-                return inner.state_dict(), key
-            if isinstance(inner, Mapping) and _is_state_dict(inner):
-                return dict(inner), key
-        if _is_state_dict(content):
-            return dict(content), ""
-        keys = ", ".join(repr(str(k)) for k in list(content)[:8])
+            inner = value.get(key)
+            module = state_dict_of(inner)
+            if module is not None or (isinstance(inner, Mapping) and _is_state_dict(inner)):
+                return _tensors(inner if module is None else module), key
+        if _is_state_dict(value):
+            return _tensors(value), ""
+    if content.passed_over:
+        raise UntrustedError(
+            f"no weights in {path} can be had without running code from it: it needs {grouped(content.passed_over)}",
+            ASK,
+        )
+    if isinstance(value, Mapping):
+        keys = ", ".join(repr(shortened(str(k))) for k in list(value)[:8])
         raise CheckpointError(
             f"no state dict in {path}: its keys are {keys or 'none'}",
             f"looked for tensors at the top and under: {', '.join(CONTAINERS)}",
         )
-    raise CheckpointError(f"expected a state dict in {path}, got {type(content).__name__}")
+    raise CheckpointError(f"expected a state dict in {path}, got {type(value).__name__}")
 
 
 def _is_state_dict(mapping: Mapping[Any, Any]) -> bool:
-    return bool(mapping) and all(isinstance(k, str) and torch.is_tensor(v) for k, v in mapping.items())
+    return any(isinstance(k, str) and isinstance(v, Tensor) for k, v in mapping.items())
+
+
+def _tensors(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {k: v for k, v in mapping.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
 
 def _match_prefix(weights: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
