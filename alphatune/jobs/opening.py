@@ -63,7 +63,8 @@ def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
         images: whether its images will be prepared here, and it matters that nobody says how.
     """
     device = local_device(resolve_device(settings.device))
-    checkpoint, notes = None, []
+    checkpoint = None
+    notes: list[str] = []
     if is_bundle(settings.model):
         if settings.checkpoint:
             raise ConfigurationError(

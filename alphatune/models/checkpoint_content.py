@@ -50,6 +50,7 @@ from alphatune.suggestions import did_you_mean_path
 
 ASK = "ask for a .safetensors file; --unsafe-pickle runs the code if you trust its author"
 TORCHSCRIPT = "TorchScript archive"
+_OF_TORCHSCRIPT = ("__torch__.", "torch.jit._pickle.")  # names that its archives always have
 _HEAD = 4096
 _PACKED = 3  # archives within archives
 _LARGEST_INDEX = 100_000_000
@@ -250,7 +251,7 @@ def _read_zip(file: BinaryIO, path: Path, name: str, unsafe_pickle: bool, packed
         value, passed_over = read_zip(parts, root)
         if is_torchscript(parts, root):
             return Content(
-                value, TORCHSCRIPT, tuple(n for n in passed_over if not n.startswith("__torch__."))
+                value, TORCHSCRIPT, tuple(n for n in passed_over if not n.startswith(_OF_TORCHSCRIPT))
             )
         return Content(value, "PyTorch file", tuple(passed_over))
     names = [part for part in parts.parts if _counts(part)]

@@ -161,9 +161,11 @@ def _find_state_dict(content: Content, path: str) -> tuple[dict[str, Tensor], st
     if isinstance(value, Mapping):
         for key in CONTAINERS:
             inner = value.get(key)
-            module = state_dict_of(inner)
-            if module is not None or (isinstance(inner, Mapping) and _is_state_dict(inner)):
-                return _tensors(inner if module is None else module), key
+            found = state_dict_of(inner)
+            if found is None and isinstance(inner, Mapping) and _is_state_dict(inner):
+                found = _tensors(inner)
+            if found is not None:
+                return found, key
         if _is_state_dict(value):
             return _tensors(value), ""
     if content.passed_over:

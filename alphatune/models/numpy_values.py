@@ -24,7 +24,9 @@ class NumpyType(Unfinished):
 
     def finish(self, _unpickler: SafeUnpickler, state: Any) -> NumpyType:
         _, order, *fields = state
-        self.order = {">": ">", "<": "<", "=": "<", "|": "<"}[order]
+        if type(order) is not str or order not in "<>=|":
+            raise MalformedError("an array in it has an impossible byte order")
+        self.order = ">" if order == ">" else "<"
         self.plain = self.plain and fields[:3] == [None, None, None]  # no fields, no array within
         return self
 
@@ -51,11 +53,11 @@ class NumpyArray(Unfinished):
 
 def bytes_of(data: Any) -> bytes | bytearray:
     """Bytes, also where Python 2 wrote them as text."""
-    if type(data) is str:
+    if isinstance(data, str):
         return data.encode("latin-1")
-    if type(data) not in (bytes, bytearray):
-        raise MalformedError("an array in it has no bytes")
-    return bytes(data) if type(data) is bytes else data
+    if isinstance(data, (bytes, bytearray)):
+        return data
+    raise MalformedError("an array in it has no bytes")
 
 
 def array(unpickler: SafeUnpickler, data: Any, kind: NumpyType, shape: Any, fortran: bool) -> Tensor:

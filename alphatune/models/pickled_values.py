@@ -95,9 +95,10 @@ def _view(
     whole = storage.data[: there * dtype.itemsize].view(dtype)
     found = whole.as_strided(dims, steps, offset)
     flags = metadata[0] if metadata and type(metadata[0]) is dict else {}
+    # Both are views: the data may come later in the file than this.
     if flags.get("conj") is True and dtype.is_complex:
-        found = found.conj().resolve_conj()
-    return -found if flags.get("neg") is True else found
+        found = found.conj()
+    return torch._neg_view(found) if flags.get("neg") is True else found
 
 
 def _whole_numbers(values: Any) -> tuple[int, ...]:
@@ -122,12 +123,10 @@ def tensor_of_type(unpickler: SafeUnpickler, function: Any, kind: Any, args: Any
     return unpickler.call(function, args)
 
 
-def tensor_of_device(unpickler: SafeUnpickler, data: Any, dtype: Any, *_: Any) -> Any:
+def tensor_of_device(_unpickler: SafeUnpickler, data: Any, dtype: Any, *_: Any) -> Any:
     """A tensor of a device without storages of its own, e.g. XLA's."""
-    if not isinstance(data, Tensor) or type(dtype) is not torch.dtype:
-        return NotImplemented
-    unpickler.pay(_TENSOR + data.numel() * max(dtype.itemsize, data.itemsize))
-    return data.to(dtype)
+    # A conversion would be of data that may come later in the file than this.
+    return data if isinstance(data, Tensor) and data.dtype is dtype else NotImplemented
 
 
 def storage_from_bytes(unpickler: SafeUnpickler, data: Any) -> Any:
@@ -251,6 +250,10 @@ _PLAIN_TENSORS = (
     "torch.nn.parameter Parameter",
     "torch.nn.parameter Buffer",
 )
+_BUILTINS: dict[str, Builder] = {
+    "dict": plain_dict, "list": plain_list, "set": plain_set, "frozenset": frozen_set,
+    "bytes": plain_bytes, "bytearray": plain_bytes, "complex": complex_number,
+}  # fmt: skip
 BUILDERS: dict[str, Builder] = {
     **_TENSORS,
     **numpy_values.BUILDERS,
@@ -270,9 +273,6 @@ BUILDERS: dict[str, Builder] = {
     **{
         f"{module} {name}": builder
         for module in ("builtins", "__builtin__")
-        for name, builder in {
-            "dict": plain_dict, "list": plain_list, "set": plain_set, "frozenset": frozen_set,
-            "bytes": plain_bytes, "bytearray": plain_bytes, "complex": complex_number,
-        }.items()
+        for name, builder in _BUILTINS.items()
     },
-}  # fmt: skip
+}

@@ -47,7 +47,7 @@ class ZipParts:
         part = self.parts[name]
         if getattr(part, "CRC", None) == 0:  # torch.save may be told to leave them out
             del part.CRC
-        return io.BufferedReader(self._archive.open(part))  # type: ignore[arg-type, return-value]
+        return io.BufferedReader(self._archive.open(part))  # type: ignore[type-var]
 
     def read(self, name: str, most: int) -> bytes:
         """A small part."""
@@ -95,7 +95,7 @@ def _read_storage(parts: ZipParts, name: str) -> torch.Tensor:
 
 
 def _fill(data: torch.Tensor, file: BinaryIO) -> None:
-    view = memoryview(data.numpy())
+    view = memoryview(data.numpy())  # type: ignore[arg-type]
     done = 0
     while done < len(view):
         count = file.readinto(view[done : done + _CHUNK])  # type: ignore[attr-defined]
