@@ -11,7 +11,7 @@ from alphatune.errors import CheckpointError, one_line
 from alphatune.models.safe_pickle import Record
 
 #: what no module comes near: entries in all its dicts, depth, and letters of a name
-_MOST_PARTS, _DEEPEST, _LONGEST = 1_000_000, 100, 1_000
+_MOST_PARTS, _DEEPEST, _LONGEST = 200_000, 100, 1_000
 
 
 def state_dict_of(value: Any) -> dict[str, Tensor] | None:
