@@ -98,17 +98,16 @@ class Evil:
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".tar"])
-def test_code_in_a_pickle_is_not_run(tmp_path: Path, suffix: str, legacy: bool) -> None:
-    marker, path = tmp_path / "was-run", tmp_path / f"x{suffix}"
-    content = {"state_dict": weights(), "extra": Evil(marker)}
+def test_code_in_a_pickle_is_not_run(tmp_path: Path, legacy: bool) -> None:
+    marker, path = tmp_path / "was-run", tmp_path / "x.pth"
+    content = {"state_dict": Evil(marker)}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(UntrustedError, match=r"Path|getattr") as error:
         read_checkpoint(path)
     assert "--unsafe-pickle" in error.value.hint
     assert not marker.exists()
-    checkpoint = read_checkpoint(path, unsafe_pickle=True)
-    assert checkpoint.unsafe_pickle
+    with pytest.raises(CheckpointError, match="no state dict"):  # what it did was not to give weights
+        read_checkpoint(path, unsafe_pickle=True)
     assert marker.exists()
 
 
@@ -118,14 +117,6 @@ def test_a_bare_pickle_is_not_run(tmp_path: Path) -> None:
     with pytest.raises((UntrustedError, CheckpointError)):
         read_checkpoint(path)
     assert not marker.exists()
-
-
-def test_a_pickled_module_needs_consent(tmp_path: Path) -> None:
-    path = tmp_path / "x.pt"
-    torch.save(tiny(), path)
-    with pytest.raises(UntrustedError, match=r"tiny\.Tiny"):
-        read_checkpoint(path)
-    load_weights_(tiny(), read_checkpoint(path, unsafe_pickle=True))
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

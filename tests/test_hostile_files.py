@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import builtins
+import collections
 import io
 import json
 import os
 import pickle
 import shutil
 import tarfile
+import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +50,31 @@ def payloads(marker: Path) -> dict[str, tuple[object, str]]:
         "getattr": (Calls(getattr, Path, "touch"), "getattr"),
         "torch.load": (Calls(torch.load, str(marker)), "load"),
         "hub": (Calls(torch.hub.load, "anyone/anything", "any"), "load"),
-        "module": (tiny(), "Tiny"),
+    }
+
+
+def nested(payload: object) -> dict[str, object]:
+    """A payload in files that are otherwise fine, wherever a file of weights has room for one."""
+    module, metadata, parameter = tiny(), tiny().state_dict(), torch.nn.Parameter(torch.zeros(2))
+    module._parameters["evil"] = payload  # type: ignore[assignment]
+    metadata._metadata = {"": {"version": payload}}  # type: ignore[attr-defined]
+    parameter.evil = payload  # type: ignore[attr-defined]
+    weights = tiny().state_dict()
+    return {
+        "beside": {"state_dict": weights, "extra": payload},
+        "before": {"args": payload, "state_dict": weights},
+        "among the weights": {**weights, "extra": payload},
+        "list": {"state_dict": weights, "history": [1, [payload, 2]]},
+        "key": {"state_dict": weights, "by_config": {payload: 1}},
+        "set": {"state_dict": weights, "seen": {payload}},
+        "state": {"state_dict": weights, "args": types.SimpleNamespace(x=payload)},
+        "items": {"state_dict": weights, "queue": collections.deque([payload])},
+        "default": {"state_dict": weights, "d": collections.defaultdict(None, a=payload)},
+        "counter": {"state_dict": weights, "c": collections.Counter({"a": payload})},
+        "tensor's attribute": {"state_dict": weights, "p": parameter},
+        "metadata": {"state_dict": metadata},
+        "module": {"model": module},
+        "whole module": module,
     }
 
 
@@ -75,20 +101,44 @@ def write(content: object, path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["zip", "legacy", "pickle", "tar", "odd zip"])
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".tar", ".th", ".ckpt"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ""])
 @pytest.mark.parametrize("name", NAMES)
 def test_no_pickle_runs_code(tmp_path: Path, name: str, suffix: str, how: str) -> None:
     marker = tmp_path / "was-run"
     payload, needs = payloads(marker)[name]
     path = tmp_path / f"weights{suffix}"
-    write({"state_dict": tiny().state_dict(), "extra": payload}, path, how)
+    write({"epoch": 3, "extra": payload}, path, how)
     with pytest.raises(InputError) as error:
         read_checkpoint(path)
     assert not marker.exists()
     assert error.value.exit_code == 3
-    if how in ("zip", "legacy"):
+    if how in ("zip", "legacy", "pickle"):
         assert isinstance(error.value, UntrustedError)
         assert needs in error.value.message
+
+
+@pytest.mark.parametrize("how", ["zip", "legacy", "pickle", "tar", "odd zip"])
+@pytest.mark.parametrize("place", list(nested("")))
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_beside_code_are_read_without_running_it(
+    tmp_path: Path, name: str, place: str, how: str
+) -> None:
+    marker, path = tmp_path / "was-run", tmp_path / "weights.pth"
+    payload, needs = payloads(marker)[name]
+    write(nested(payload)[place], path, how)
+    if how in ("tar", "odd zip"):
+        with pytest.raises(InputError):
+            read_checkpoint(path)
+    else:
+        checkpoint = read_checkpoint(path, unsafe_pickle=True)  # it is not needed, and not used
+        assert not checkpoint.unsafe_pickle
+        wanted = tiny().state_dict()
+        assert checkpoint.state_dict.keys() == wanted.keys()
+        assert all(type(v) is torch.Tensor for v in checkpoint.state_dict.values())
+        assert all(v.shape == wanted[k].shape for k, v in checkpoint.state_dict.items())
+        (line,) = checkpoint.warnings
+        assert place == "module" or place == "whole module" or needs in line
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -109,27 +159,43 @@ def test_a_pickle_under_the_name_of_safetensors(tmp_path: Path) -> None:
 
 
 def test_the_command_names_what_it_refused(run: Run, tmp_path: Path, image_folder: Path) -> None:
+    """Weights that only code from the file can make."""
     marker, path = tmp_path / "was-run", tmp_path / "weights.pth"
-    write({"state_dict": tiny().state_dict(), "extra": payloads(marker)["os.system"][0]}, path, "zip")
+    code = f"open({str(marker)!r}, 'w') and {{'state_dict': __import__('tiny').tiny().state_dict()}}"
+    write(Calls(builtins.eval, code), path, "zip")
     words = ["tune", TINY, "--checkpoint", path, "--data", image_folder, "--input-size", 12, "--alphas", "0,0.1",
              "--workers", 0, "-o", tmp_path / "out"]  # fmt: skip
-    code, _, err = run(*words)
-    assert code == 3
-    assert "posix.system" in err
+    exit_code, _, err = run(*words)
+    assert exit_code == 3
+    assert "builtin" in err
+    assert "eval" in err
     assert not marker.exists()
     assert not (tmp_path / "out").exists()
-    code, out, err = run(*words, "--unsafe-pickle", "--format", "json")
-    assert code == 0, err
+    exit_code, out, err = run(*words, "--unsafe-pickle", "--format", "json")
+    assert exit_code == 0, err
     assert marker.exists()
     assert "without restriction" in err
     assert json.loads(out)["model"]["unsafe_pickle"] is True
     assert "unsafe_pickle" not in (tmp_path / "out" / "run.toml").read_text()
 
 
+def test_the_command_names_what_it_did_not_run(run: Run, tmp_path: Path, image_folder: Path) -> None:
+    marker, path = tmp_path / "was-run", tmp_path / "weights.pth"
+    write({"state_dict": tiny().state_dict(), "extra": payloads(marker)["os.system"][0]}, path, "zip")
+    exit_code, out, err = run(
+        "evaluate", TINY, "--checkpoint", path, "--data", image_folder, "--input-size", 12, "--workers", 0,
+        "--unsafe-pickle", "--format", "json",
+    )  # fmt: skip
+    assert exit_code == 0, err
+    assert "names code that was not run: posix.system" in err
+    assert not marker.exists()
+    assert json.loads(out)["model"]["unsafe_pickle"] is False
+
+
 def test_a_configuration_cannot_consent(run: Run, tmp_path: Path, image_folder: Path) -> None:
     """A run.toml is a file like any other: it may come with the checkpoint."""
     marker, path = tmp_path / "was-run", tmp_path / "weights.pth"
-    write({"state_dict": tiny().state_dict(), "extra": payloads(marker)["os.system"][0]}, path, "zip")
+    write({"state_dict": payloads(marker)["os.system"][0]}, path, "zip")
     config = tmp_path / "run.toml"
     config.write_text(f'unsafe_pickle = true\ntrust_code = true\noverwrite = true\ncheckpoint = "{path}"\n')
     code, _, err = run("tune", TINY, "--config", config, "--data", image_folder, "--input-size", 12, "-o",

@@ -29,6 +29,7 @@ from alphatune.jobs.opening import DTYPES, Prepared, resolved
 from alphatune.jobs.plain_values import plain_values
 from alphatune.jobs.result_cache import FREE, NOTES, CachedResult, results_folder, timed_on
 from alphatune.jobs.settings import TuneSettings
+from alphatune.models.checkpoint_content import files_of_checkpoint
 from alphatune.models.output import is_bundle
 from alphatune.reports.result import environment
 
@@ -118,7 +119,7 @@ def _inputs(settings: TuneSettings, prepared: Prepared, others: tuple[Batches, .
     elif settings.checkpoint is None or scheme.startswith("hf"):
         return None  # weights, or an architecture, that a hub or a library came up with
     if settings.checkpoint:
-        found.append(settings.checkpoint)
+        found += dict.fromkeys([settings.checkpoint, *map(str, files_of_checkpoint(settings.checkpoint))])
     if settings.class_map:
         found.append(settings.class_map)
     sources = (settings.data, settings.calibrate, settings.recalibrate)

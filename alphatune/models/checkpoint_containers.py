@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alphatune.errors import ConfigurationError
+from alphatune.models.pickled_module import state_dict_of
+from alphatune.models.safe_pickle import Record
 from alphatune.suggestions import did_you_mean
 
 #: moving averages of the weights, in timm's order where timm has one
@@ -93,11 +95,6 @@ def container_at(content: Any, key: str) -> Container:
     )
 
 
-def state_dict_of(value: Any) -> Mapping[Any, Any] | None:
-    """The state dict of a pickled module, None for anything else."""
-    return value.state_dict() if isinstance(value, nn.Module) else None
-
-
 def as_tensor(value: Any) -> Tensor | None:
     """A tensor, or a NumPy array as one; None for what is neither."""
     if isinstance(value, Tensor):
@@ -113,6 +110,8 @@ def as_tensor(value: Any) -> Tensor | None:
 def _walk(value: Any, path: tuple[str, ...], depth: int) -> Iterator[tuple[tuple[str, ...], Container]]:
     module = state_dict_of(value)
     mapping: Any = value if module is None else module
+    if module is None and isinstance(value, Record):  # a mapping of another class, or an object's attributes
+        mapping = value.attributes
     if isinstance(mapping, (list, tuple)) and len(mapping) <= 16:
         mapping = {str(i): item for i, item in enumerate(mapping) if not isinstance(item, Tensor)}
     if not isinstance(mapping, Mapping):

@@ -105,6 +105,7 @@ def load_weights_(model: nn.Module, checkpoint: Checkpoint, num_classes: int | N
     if not beside:
         notes += left_out_note(model)
     key, unsafe = match.container.key, checkpoint.unsafe_pickle
+    notes += checkpoint.warnings
     if unsafe:
         notes.append(f"{checkpoint.path} was unpickled without restriction (--unsafe-pickle)")
     return Loaded(checkpoint.path, checkpoint.sha256, key, unsafe, tuple(notes), match.new)

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-import pickle
-import re
-import warnings
-import zipfile
-import zlib
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
-
-from alphatune.errors import CheckpointError, UntrustedError, one_line
+from alphatune.errors import AlphatuneError, CheckpointError, UntrustedError
 from alphatune.hashing import sha256
 from alphatune.models.checkpoint_containers import NAMES, Container, container_at, find_containers
-from alphatune.suggestions import did_you_mean_path
-
-SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".tar", ".ckpt")
+from alphatune.models.checkpoint_content import ASK, TORCHSCRIPT, Content, files_of_checkpoint, read_content
+from alphatune.models.pickled_module import state_dict_of
+from alphatune.models.safe_pickle import grouped, shortened
 
 
 @dataclass(frozen=True)
@@ -34,105 +24,72 @@ class Checkpoint:
     containers: tuple[Container, ...]  # in the order in which they are tried
     unsafe_pickle: bool = False
     prefix: str | None = None  # of the weights' keys; None: it is found
+    warnings: tuple[str, ...] = ()  # what was passed over in the file, one line each
 
 
 def read_checkpoint(
     path: str | Path, *, unsafe_pickle: bool = False, key: str | None = None, prefix: str | None = None
 ) -> Checkpoint:
-    """Read the state dicts from .safetensors or from torch.save's formats.
+    """Read the state dicts in a file of weights of any kind, or in a folder of several.
 
-    Unpickling is restricted to tensors and plain containers; a file that needs
-    more is refused, unless ``unsafe_pickle`` allows the code in it to run.
+    No code in it runs. Objects that it would take code to make are kept as plain
+    records. Only where no weights are found without, and ``unsafe_pickle`` allows it,
+    the code in the file is run.
 
     Args:
         key: the path of keys to the state dict to take, ``""`` for the top of the file.
         prefix: what the keys of the weights begin with.
 
     Raises:
-        UntrustedError: reading the file would run code; its globals are named.
+        UntrustedError: it takes code from the file to get at weights; its globals are named.
         CheckpointError: missing, corrupt, or without a state dict.
         ConfigurationError: there is none under ``key``.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no such checkpoint file: {path}", did_you_mean_path(path))
-    if path.suffix not in SUFFIXES:
+    path = str(path)
+    try:
+        content = read_content(path)
+        containers = _containers(content, path, key)
+    except AlphatuneError:
+        if not unsafe_pickle:
+            raise
+        content = read_content(path, unsafe_pickle=True)
+        containers = _containers(content, path, key)
+    return Checkpoint(path, _sha256(path), tuple(containers), content.unsafe, prefix, _remarks(content, path))
+
+
+def _containers(content: Content, path: str, key: str | None) -> list[Container]:
+    """The state dicts that may be meant; raises what ``read_checkpoint`` does if there is none."""
+    if state_dict_of(content.value) == {}:  # as torch.jit.freeze leaves it
         raise CheckpointError(
-            f"expected a checkpoint ending in {', '.join(SUFFIXES)}, got {path.name}",
+            f"the {content.kind} {path} has no weights by their names",
+            "give the state dict of the model that it was made from",
         )
-    content, unsafe = _read(path, unsafe_pickle)
-    _check_sums(path)
-    containers = find_containers(content) if key is None else [container_at(content, key)]
-    if not containers:
-        raise _without_weights(content, path)
-    return Checkpoint(str(path), sha256(path), tuple(containers), unsafe, prefix)
-
-
-def _without_weights(content: Any, path: Path) -> CheckpointError:
-    if not isinstance(content, Mapping):
-        return CheckpointError(f"expected a state dict in {path}, got {type(content).__name__}")
-    keys = ", ".join(repr(str(k)) for k in list(content)[:8])
-    return CheckpointError(
+    if found := find_containers(content.value):
+        return found if key is None else [container_at(content.value, key)]
+    if content.passed_over:
+        raise UntrustedError(
+            f"no weights in {path} can be had without running code from it: it needs {grouped(content.passed_over)}",
+            ASK,
+        )
+    if not isinstance(content.value, Mapping):
+        raise CheckpointError(f"expected a state dict in {path}, got {type(content.value).__name__}")
+    keys = ", ".join(repr(shortened(str(k))) for k in list(content.value)[:8])
+    raise CheckpointError(
         f"no state dict in {path}: its keys are {keys or 'none'}",
         f"looked for tensors at the top and under {', '.join(NAMES[:-1])} and any other key",
     )
 
 
-def _read(path: Path, unsafe_pickle: bool) -> tuple[Any, bool]:
-    """The file's content, and whether it took unrestricted unpickling to get it."""
-    if path.suffix == ".safetensors":
-        try:
-            return safetensors.torch.load_file(path), False
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"corrupt safetensors file {path}: {error}") from None
-    try:
-        return _torch_load(path, weights_only=True), False
-    except pickle.UnpicklingError as error:
-        names = _unsafe_globals(path) or re.findall(r"GLOBAL (\S+)", str(error))
-        if not names and "Unsupported" not in str(error) and "WeightsUnpickler" not in str(error):
-            raise CheckpointError(f"corrupt checkpoint {path}: {one_line(error)}") from None
-        if not unsafe_pickle:
-            needs = f"the globals {', '.join(names)}" if names else "more than plain tensors"
-            raise UntrustedError(
-                f"reading {path} would run code from the file: it needs {needs}",
-                "ask for a .safetensors file; --unsafe-pickle runs the code if you trust its author",
-            ) from None
-    except Exception as error:  # on corrupt bytes torch's unpickler raises struct.error, KeyError, ...
-        raise CheckpointError(f"corrupt checkpoint {path}: {one_line(error)}") from None
-    try:
-        return _torch_load(path, weights_only=False), True
-    except Exception as error:  # arbitrary code from the file may raise anything
-        raise CheckpointError(f"cannot unpickle {path}: {type(error).__name__}: {one_line(error)}") from None
+def _sha256(path: str) -> str:
+    """The hash of a file; of an index the hash of the hashes of all its files, in their order."""
+    hashes = [sha256(file) for file in files_of_checkpoint(path)]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _check_sums(path: Path) -> None:
-    """Compare the parts of a zip file with their checksums, which torch.load does not look at.
-
-    The legacy format and safetensors have none.
-    """
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for part in archive.infolist():
-                if part.CRC == 0:  # torch.save may be told to leave them out
-                    continue
-                with archive.open(part) as file:
-                    while file.read(1 << 20):
-                        pass
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, ValueError) as error:
-        raise CheckpointError(f"corrupt checkpoint {path}: {one_line(error)}") from None
-
-
-def _torch_load(path: Path, weights_only: bool) -> Any:
-    # timm's training script stores its arguments beside the weights: a plain record.
-    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-        warnings.simplefilter("ignore")
-        return torch.load(path, map_location="cpu", weights_only=weights_only)
-
-
-def _unsafe_globals(path: Path) -> list[str]:
-    try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # legacy formats and corrupt files; the caller has its own message
-        return []
+def _remarks(content: Content, path: str) -> tuple[str, ...]:
+    lines = []
+    if content.kind.startswith(TORCHSCRIPT):
+        lines.append(f"{path} is a {content.kind}: its weights were read, its code was not run")
+    if content.passed_over:
+        lines.append(f"{path} names code that was not run: {grouped(content.passed_over)}")
+    return tuple(lines)
