@@ -90,13 +90,12 @@ def open_splits(
         "download": download,
     }
     train = open_data(data, split=train_split or _own_split(data, data_root, "train"), **how)
-    own = _own_split(data, data_root, "validation")
     if val_data is not None:
         if opens_by_name(val_data, data_root):
             raise ConfigurationError(f"{val_data} has a training split of its own", f"--data {val_data}")
         validation = open_data(val_data, split=split, **how)
-    elif split is not None or (val_fraction is None and own is not None):
-        validation = open_data(data, split=split or own, **how)
+    elif split or (val_fraction is None and (split := _own_split(data, data_root, "validation"))):
+        validation = open_data(data, split=split, **how)
     else:
         return _held_out(train, VAL_FRACTION if val_fraction is None else val_fraction, split_seed)
     _check_classes(train, validation)
