@@ -8,8 +8,10 @@ stops the run and is named.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
+from alphatune.data.bit_depth import depth_warning
 from alphatune.data.class_map import apply_class_map
 from alphatune.data.examples import Examples
 from alphatune.data.folders import open_folder
@@ -67,7 +69,7 @@ def open_data(
         examples = open_folder(text, split, NAMES)
     if class_map is not None:
         examples = apply_class_map(examples, os.fspath(class_map))
-    return examples
+    return replace(examples, warnings=(*examples.warnings, *depth_warning(examples)))
 
 
 def is_dataset_string(data: str) -> bool:
