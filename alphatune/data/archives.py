@@ -184,11 +184,14 @@ def _followed(entry: Entry, named: dict[str, Entry]) -> Entry | None:
 
 
 def _sniff(file: BinaryIO, entry: Entry, name: str, shown: str) -> bool:
+    def whole() -> BinaryIO:
+        return io.BytesIO(_read(file, *entry.place))
+
     try:
-        content = _read(file, *entry.place)
+        head = replace(entry, size=min(entry.size, HEAD)) if entry.crc == _NO_CRC else entry
+        return looks_like_image(_read(file, *head.place)[:HEAD], whole)
     except OSError as error:
         raise DataError(f"cannot read {name} in {shown}: {error}") from None
-    return looks_like_image(content[:HEAD], lambda: io.BytesIO(content))
 
 
 def _tar_entries(

@@ -65,7 +65,8 @@ def scale_to_eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):  # neither is NaN
         raise _refused(f"floats from {low:g} to {high:g}")
-    return np.rint(values.astype(np.promote_types(values.dtype, np.float32)) * 255).astype(np.uint8)
+    scaled: NDArray[np.uint8] = np.rint(values.astype(np.float32) * 255).astype(np.uint8)
+    return scaled
 
 
 def depth_warning(examples: Examples) -> tuple[str, ...]:
@@ -97,7 +98,8 @@ def _depth(image: Image.Image) -> tuple[str, str] | None:
     if image.mode == "F":
         return "floats", "scaled to 8 bits (value × 255)"
     bits = max(_numbers(getattr(image, "tag_v2", {}), _BITS, 16))
-    raw = str(image.tile[0][3]) if image.tile else ""  # how the bytes are unpacked
+    tiles = getattr(image, "tile", None)
+    raw = str(tiles[0][3]) if tiles else ""  # how the bytes are unpacked
     if image.mode.startswith("I") or ";16" in raw:
         return f"{bits} bits a channel", f"scaled to 8 (value >> {bits - 8})"
     return None

@@ -14,7 +14,7 @@ from pathlib import Path
 from alphatune.data.bit_depth import depth_warning
 from alphatune.data.class_map import apply_class_map
 from alphatune.data.examples import Examples
-from alphatune.data.folders import open_folder
+from alphatune.data.folders import open_path
 from alphatune.data.named_datasets import NAMES, is_named, named_split, open_named
 from alphatune.data.timm_datasets import PREFIXES, open_dataset_string
 
@@ -66,7 +66,7 @@ def open_data(
             target_key=target_key,
         )
     else:
-        examples = open_folder(text, split, NAMES)
+        examples = open_path(text, split, NAMES, input_key, target_key)
     if class_map is not None:
         examples = apply_class_map(examples, os.fspath(class_map))
     return replace(examples, warnings=(*examples.warnings, *depth_warning(examples)))

@@ -1,4 +1,4 @@
-"""Open a folder of class folders, or a tar or zip of them."""
+"""Open what lies at a path: a folder of class folders, a tar or zip of them, arrays, or a saved data set."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from alphatune.data.archives import ArchiveLoad, list_tar, list_zip
+from alphatune.data.arrays import ARRAY_FILES, find_arrays, find_batches, open_arrays
 from alphatune.data.compressed import DecompressedTar, compression
 from alphatune.data.examples import Examples, FileLoad, Load
 from alphatune.data.inventory import (
@@ -18,11 +19,11 @@ from alphatune.data.inventory import (
     label_images,
     list_folder,
 )
+from alphatune.data.saved_tables import open_saved, saved_splits
+from alphatune.data.split_names import ALL_SPLITS, choose_split, synonyms
 from alphatune.errors import ConfigurationError, DataError
 from alphatune.suggestions import did_you_mean, did_you_mean_path
 
-_SPLIT_NAMES = (("validation", "val", "valid", "eval", "evaluation"), ("train", "training"))
-_ALL_SPLITS = {"test", "testing", *(name for names in _SPLIT_NAMES for name in names)}
 ARCHIVES = (".tar", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip")
 
 #: said of class folders in natural order, which a class map makes needless
@@ -32,13 +33,20 @@ ORDER_WARNING = (
 )
 
 
-def open_folder(text: str, split: str | None, datasets: Sequence[str] = ()) -> Examples:
-    """Open a folder or an archive of class folders.
+def open_path(
+    text: str,
+    split: str | None,
+    datasets: Sequence[str] = (),
+    input_key: str | None = None,
+    target_key: str | None = None,
+) -> Examples:
+    """Open what lies at a path: class folders, an archive of them, arrays, or a data set that was saved.
 
     Args:
         text: where it is.
-        split: subfolder, by any of the names a split goes by.
+        split: subfolder or part, by any of the names a split goes by.
         datasets: names, one of which may have been meant where there is no such path.
+        input_key, target_key: names of images and labels in arrays and tables.
     """
     path = Path(text)
     if not path.exists():
@@ -48,8 +56,18 @@ def open_folder(text: str, split: str | None, datasets: Sequence[str] = ()) -> E
         if text.rpartition(":")[0].endswith(".py"):
             hint = "a loader of your own goes with tune --score"
         raise DataError(f"no such folder, archive or dataset: {text}", hint)
+    if (splits := saved_splits(path)) is not None:
+        return open_saved(path, text, splits, split, input_key, target_key)
+    if parts := find_arrays(path, input_key, target_key):
+        return open_arrays(parts, text, split)
     if path.is_file():
         return _open_archive(path, text, split)
+    return open_folder(text, split)
+
+
+def open_folder(text: str, split: str | None) -> Examples:
+    """Open a folder of class folders, or of splits of such."""
+    path = Path(text)
     root = _split_folder(path, split)
     if _has_tars_only(Path(root)):
         raise DataError(f"{root} holds .tar files but no images", "name one archive of class folders")
@@ -67,10 +85,13 @@ def open_folder(text: str, split: str | None, datasets: Sequence[str] = ()) -> E
 def _open_archive(path: Path, text: str, split: str | None) -> Examples:
     packed = compression(path)
     if not packed and path.suffix.lower() not in ARCHIVES:
-        raise DataError(f"expected a folder or an archive ({', '.join(ARCHIVES)}), got the file {text}")
+        known = ", ".join((*ARCHIVES, *ARRAY_FILES))
+        raise DataError(f"expected a folder, an archive or arrays ({known}), got the file {text}")
     decompressed = DecompressedTar(path) if packed else None
     where = decompressed.path if decompressed else path
     inventory, entries, notes = (list_zip if path.suffix.lower() == ".zip" else list_tar)(where, text)
+    if not inventory.images and path.suffix.lower() != ".zip" and (parts := find_batches(where, text)):
+        return open_arrays(parts, text, split)
     labelled = label_images(inventory)
     found, top = _splits_among(inventory, labelled), labelled.top.rpartition("/")[2]
     if found or (split is not None and top not in (split, *synonyms(split))):
@@ -106,18 +127,11 @@ def _split_folder(root: Path, split: str | None) -> str:
     """
     found = splits_of(root) if split is None else []
     folder = find_split(root, split or "validation")
-    if folder is not None:
-        return str(folder)
-    if split is not None:
-        found = splits_of(root)
-        raise ConfigurationError(
-            f"{root} has no split {split!r}", f"it has: {', '.join(found)}" if found else "leave out --split"
-        )
-    if found:
-        raise ConfigurationError(
-            f"{root} holds the splits {', '.join(found)} and no validation split", "choose one by --split"
-        )
-    return str(root)
+    if folder is None:
+        choose_split(
+            str(root), found or splits_of(root), split
+        )  # says that there is none, or which there are
+    return str(folder or root)
 
 
 def find_split(root: Path, split: str) -> Path | None:
@@ -133,7 +147,7 @@ def splits_of(root: Path) -> list[str]:
         ConfigurationError: it may as well be a class, being the only one beside folders of images.
     """
     folders = _folders_in(root)
-    found = [name for name in folders if name in _ALL_SPLITS and holds_folders(root / name)]
+    found = [name for name in folders if name in ALL_SPLITS and holds_folders(root / name)]
     if len(found) == 1:
         for name in folders:
             if name != found[0] and holds_images(str(root / name)):
@@ -144,9 +158,13 @@ def splits_of(root: Path) -> list[str]:
     return found
 
 
-def synonyms(split: str) -> tuple[str, ...]:
-    """The names a split goes by."""
-    return next((names for names in _SPLIT_NAMES if split in names), (split,))
+def own_splits(path: Path, input_key: str | None = None, target_key: str | None = None) -> list[str]:
+    """The splits of a folder, a data set that was saved, or arrays, by their names."""
+    if (saved := saved_splits(path)) is not None:
+        return [name for name in saved if name]
+    if parts := find_arrays(path, input_key, target_key):
+        return [name for name in parts if name]
+    return splits_of(path) if path.is_dir() else []
 
 
 def holds_folders(folder: Path) -> bool:
@@ -164,7 +182,7 @@ def _folders_in(folder: Path) -> list[str]:
 def _splits_among(inventory: Inventory, labelled: Labelled) -> list[str]:
     """Class folders that look like splits: by name, and because there are folders in them."""
     top = f"{labelled.top}/" if labelled.top else ""
-    named = [f"{top}{name}/" for name in labelled.classes if name in _ALL_SPLITS]
+    named = [f"{top}{name}/" for name in labelled.classes if name in ALL_SPLITS]
     found = {n for n in named if any(p.startswith(n) and "/" in p[len(n) :] for p in inventory.images)}
     return sorted(name[len(top) : -1] for name in found)
 
