@@ -147,13 +147,13 @@ def _inventory(entries: list[Entry], file: BinaryIO, shown: str) -> tuple[Invent
     for name, entry in zip(names, entries, strict=True):
         parts = name.split("/") if name else []
         folders = parts if entry.folder else parts[:-1]
-        if junk := next((part for part in folders if is_hidden_folder(part)), None):
-            folders = folders[: folders.index(junk)]
-            hidden["/".join([*folders, junk])] = None
-            continue
-        folder = "/".join(folders)
+        junk = next((i for i, part in enumerate(folders) if is_hidden_folder(part)), None)
+        folder = "/".join(folders[:junk])
         if folder and folder not in inventory.folders:
-            inventory.folders |= {"/".join(folders[: i + 1]) for i in range(len(folders))}
+            inventory.folders |= {"/".join(folders[: i + 1]) for i in range(len(folders[:junk]))}
+        if junk is not None:
+            hidden["/".join(folders[: junk + 1])] = None
+            continue
         if entry.folder or not parts:
             continue
         found = _followed(entry, named)

@@ -46,7 +46,7 @@ def cifar_batches(names: Iterable[str], opener: Opener, folder: str) -> Parts:
         (_CIFAR100, "meta", "fine_label_names"),
     ):
         if meta in there and (found := {split: f for split, f in layout.items() if there.issuperset(f)}):
-            classes = tuple(str(name) for name in _batch(opener, meta, folder).get(key, ()))
+            classes = tuple(map(_text, _batch(opener, meta, folder).get(key, ())))
             return {
                 split: Part(
                     partial(_batches, opener, files, folder), tuple(f"{folder}/{f}" for f in files), classes
@@ -75,9 +75,11 @@ def _batch(opener: Opener, name: str, folder: str) -> dict[str, Any]:
         content = read_pickle(file, shown)
     if not isinstance(content, dict):
         raise DataError(f"expected a dictionary in {shown}, got {type(content).__name__}")
-    return {
-        key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in content.items()
-    }
+    return {_text(key): value for key, value in content.items()}
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def idx_files(folder: Path, names: Iterable[str]) -> Parts:

@@ -77,7 +77,7 @@ def _state(examples: Examples) -> str | None:
         return fingerprint(examples)
     # Not by inode: the data may have been unpacked anew on the machine that goes on.
     states = [file_state(file)[:3] for file in files]
-    numbers = (examples.indices.tolist(), examples.targets.tolist())
+    numbers = (examples.indices.tolist(), examples.targets.tolist(), getattr(examples.load, "part", ""))
     return hashlib.sha256(repr((states, numbers, examples.classes, examples.decoder)).encode()).hexdigest()
 
 
