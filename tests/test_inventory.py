@@ -239,6 +239,16 @@ def test_only_folders_are_gone_into(tmp_path: Path) -> None:
     assert open_data(tmp_path).classes == ("a", "other")
 
 
+def test_classes_that_look_alike(tmp_path: Path) -> None:
+    for name in ("cat", "Cat", "caf\u00e9", "cafe\u0301", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(PNG)
+    examples = open_data(tmp_path)
+    assert len(examples.classes) == 5
+    said = next(note for note in examples.warnings if "case" in note)
+    assert "only: cafe\u0301, caf\u00e9, Cat, cat (in" in said
+
+
 def test_a_class_of_one_folder(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "a.png").write_bytes(PNG)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -114,6 +115,11 @@ def label_images(inventory: Inventory) -> Labelled:
             len(others), "folder holds no images and is no class", "folders hold no images and are no classes"
         )
         notes.append(f"{what}: {_some(others)} (in {inventory.shown})")
+    alike = Counter(_folded(name) for name in classes)
+    if twins := [name for name in classes if alike[_folded(name)] > 1]:
+        notes.append(
+            f"class folders differ in case or in the form of Unicode only: {_some(twins)} (in {inventory.shown})"
+        )
     index = {name: number for number, name in enumerate(classes)}
     targets = np.fromiter((index[label] for label in labels), np.int64, len(labels))
     return Labelled(top[:-1], classes, targets, tuple(notes))
@@ -202,6 +208,10 @@ def natural_key(text: str) -> tuple[list[str | int], str]:
     parts: list[str | int] = list(_NUMBER.split(text.lower()))
     parts[1::2] = [int(part[:4000]) for part in parts[1::2]]  # type: ignore[index]
     return parts, text
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _first_of(paths: set[str], top: str) -> set[str]:
