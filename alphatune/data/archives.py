@@ -12,9 +12,8 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -29,8 +28,7 @@ _LARGEST = 2**30  # bytes of one unpacked image
 _LINKS = 40  # that may lead to each other
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A member of an archive: a folder, a link, or a file with the place of its bytes (of its header, in a zip)."""
 
     name: str
@@ -135,6 +133,8 @@ def list_zip(path: Path, shown: str) -> tuple[Inventory, dict[str, Entry], tuple
 
 def clean_name(name: str) -> str:
     """A member's name as a path below the archive: not absolute, without ``.`` and ``..``."""
+    if name[:1] not in "./" and "//" not in name and "/." not in name:
+        return name.rstrip("/")  # as nearly all are
     return posixpath.normpath(f"/{name}").lstrip("/")
 
 
@@ -188,7 +188,7 @@ def _sniff(file: BinaryIO, entry: Entry, name: str, shown: str) -> bool:
         return io.BytesIO(_read(file, *entry.place))
 
     try:
-        head = replace(entry, size=min(entry.size, HEAD)) if entry.crc == _NO_CRC else entry
+        head = entry._replace(size=min(entry.size, HEAD)) if entry.crc == _NO_CRC else entry
         return looks_like_image(_read(file, *head.place)[:HEAD], whole)
     except OSError as error:
         raise DataError(f"cannot read {name} in {shown}: {error}") from None
@@ -233,7 +233,7 @@ def _inner_entries(archive: tarfile.TarFile, outer: tarfile.TarInfo, path: Path,
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
         raise DataError(f"cannot read {outer.name} in {shown}: {one_line(error)}") from None
     return [
-        replace(e, name=f"{folder}/{clean_name(e.name)}", link=e.link and f"{folder}/{clean_name(e.link)}")
+        e._replace(name=f"{folder}/{clean_name(e.name)}", link=e.link and f"{folder}/{clean_name(e.link)}")
         for e in entries
     ]
 
