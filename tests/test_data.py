@@ -159,9 +159,10 @@ def test_archive_that_holds_an_image_twice_is_refused(image_folder: Path, tmp_pa
         (lambda p: put(p / "x.tar", b""), "no images|cannot read"),
         (lambda p: put(p / "x.tar", b"junk" * 400), "cannot read"),
         (lambda p: put(p / "x.tar.gz", b"junk"), "cannot read .*x.tar.gz"),
-        (lambda p: put(p / "x.zip", b"junk"), "expected a folder"),
+        (lambda p: put(p / "x.zip", b"junk"), "cannot read .*x.zip"),
+        (lambda p: put(p / "x.rar", b"junk"), "expected a folder"),
     ],
-    ids=["missing", "empty", "empty tar", "corrupt tar", "tar.gz", "zip"],
+    ids=["missing", "empty", "empty tar", "corrupt tar", "tar.gz", "zip", "rar"],
 )
 def test_what_cannot_be_opened_says_so(tmp_path: Path, make, message: str) -> None:
     with pytest.raises(DataError, match=message):

@@ -308,8 +308,8 @@ def test_paths_in_an_archive_lead_nowhere(tmp_path: Path, image_folder: Path) ->
     examples = open_data(path)
     assert len(examples) == 3  # regular files; links and devices are none
     for index in examples.indices:
-        file, _ = examples.load(int(index))
-        assert file.read() == image
+        content, _ = examples.load(int(index))
+        assert content == image
     assert sorted(tmp_path.rglob("*")) == before
     assert not (tmp_path.parent.parent / "outside").exists()
 

@@ -171,8 +171,8 @@ Data = Annotated[
     str,
     typer.Option(
         metavar="DATA",
-        help="Folder or archive of class folders, a timm dataset string (torch/..., hfds/..., wds/...), or with "
-        "--data-root a name like cifar10.",
+        help="Folder or archive of class folders, arrays (.npz, .npy, .pt), a timm dataset string (torch/..., "
+        "hfds/..., wds/...), or with --data-root a name like cifar10.",
         rich_help_panel=DATA,
         show_default=False,
     ),
@@ -184,10 +184,16 @@ Split = Annotated[
     ),
 ]
 InputKey = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Column of the images (hfds/, wds/).", rich_help_panel=DATA)
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Column of the images (arrays, tables, hfds/, wds/).", rich_help_panel=DATA
+    ),
 ]
 TargetKey = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Column of the labels (hfds/, wds/).", rich_help_panel=DATA)
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Column of the labels (arrays, tables, hfds/, wds/).", rich_help_panel=DATA
+    ),
 ]
 DataRoot = Annotated[
     str | None,

@@ -24,7 +24,7 @@ TrainData = Annotated[
     typer.Option(
         metavar="DATA",
         help="cifar10, cifar100, svhn, caltech256, flowers102, cub2011, imagenet; a folder or archive of class "
-        "folders, or a timm dataset string.",
+        "folders, arrays, or a timm dataset string.",
         rich_help_panel=DATA,
         show_default=False,
     ),

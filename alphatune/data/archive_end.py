@@ -7,7 +7,6 @@ so that one flipped bit would leave out every image behind it without a word.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterable
 from pathlib import Path
 
 from alphatune.errors import DataError
@@ -15,12 +14,13 @@ from alphatune.errors import DataError
 _BLOCK = tarfile.BLOCKSIZE
 
 
-def check_end(path: Path, members: Iterable[tarfile.TarInfo], shown: str) -> tuple[str, ...]:
-    """Read on behind the last member that was found.
+def check_end(path: Path, last: tarfile.TarInfo, shown: str, size: int | None = None) -> tuple[str, ...]:
+    """Read on behind the last file that was found.
 
     Args:
-        members: of the archive itself, at least one.
+        last: the last file in the archive, by its place in ``path``.
         shown: what the archive is called in messages.
+        size: where the archive ends, if it lies in another one.
 
     Returns:
         Warnings: none, or that the archive has no mark at its end.
@@ -28,14 +28,14 @@ def check_end(path: Path, members: Iterable[tarfile.TarInfo], shown: str) -> tup
     Raises:
         DataError: it was cut short, or what follows is no header.
     """
-    last = max(members, key=lambda member: member.offset_data)
-    end, size = _end(last.offset_data, last.size), path.stat().st_size
+    end = _end(last.offset_data, last.size)
+    size = path.stat().st_size if size is None else size
     with path.open("rb") as file:
         while True:
             if last.offset_data + last.size > size:
                 raise DataError(f"{shown} is cut short: {last.name} is not all there")
             file.seek(end)
-            block = file.read(_BLOCK)
+            block = file.read(_BLOCK) if end < size else b""
             if not block:
                 return (f"{shown} has no end-of-archive mark: it may have been cut short",)
             if not any(block):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from alphatune.data.examples import Examples
+from alphatune.data.folders import ORDER_WARNING
 from alphatune.errors import ConfigurationError, DataError, one_line
 
 
@@ -25,9 +26,9 @@ def apply_class_map(examples: Examples, path: str) -> Examples:
     names = [""] * (max(class_to_idx.values()) + 1)
     for name, index in class_to_idx.items():
         names[index] = str(name)
-    return replace(
-        examples, classes=tuple(names), targets=table[examples.targets], class_map=path, warnings=()
-    )
+    notes = tuple(note for note in examples.warnings if note != ORDER_WARNING)
+    targets = table[examples.targets]
+    return replace(examples, classes=tuple(names), targets=targets, class_map=path, warnings=notes)
 
 
 def read_class_map(path: str) -> dict[str, int]:

@@ -1,18 +1,19 @@
-"""Open a folder, an archive, a timm dataset string or a dataset by name as examples.
+"""Open a folder, an archive, arrays, a timm dataset string or a dataset by name as examples.
 
-timm's readers find the images; its ``ImageDataset`` is not used, because it
-replaces an image that it cannot read by the next one. Here an unreadable image
-stops the run and is named.
+timm's ``ImageDataset`` is not used, because it replaces an image that it cannot
+read by the next one. Here an unreadable image stops the run and is named.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
+from alphatune.data.bit_depth import depth_warning
 from alphatune.data.class_map import apply_class_map
 from alphatune.data.examples import Examples
-from alphatune.data.folders import open_folder
+from alphatune.data.folders import open_path
 from alphatune.data.named_datasets import NAMES, is_named, named_split, open_named
 from alphatune.data.timm_datasets import PREFIXES, open_dataset_string
 
@@ -29,7 +30,7 @@ def open_data(
     download: bool = False,
     split_seed: int = 0,
 ) -> Examples:
-    """Open DATA: a folder or archive of class folders, a timm dataset string, or a dataset by name.
+    """Open DATA: a folder or archive of class folders, arrays, a timm dataset string, or a dataset by name.
 
     Args:
         data: path, or ``torch/NAME``, ``hfds/NAME``, ``wds/PATH``, ..., or with ``data_root``
@@ -39,7 +40,7 @@ def open_data(
         data_root: where named, ``torch/``, ``tfds/`` and ``wds/`` data lie; cache of ``hfds/``.
         class_map: text file with one class name a line; its line is the label.
         image_mode: ``RGB`` or ``L``.
-        input_key, target_key: columns of images and labels in ``hfds/`` and ``wds/`` data.
+        input_key, target_key: names of images and labels in arrays, tables, ``hfds/`` and ``wds/`` data.
         split_seed: decides which examples a dataset by name holds out.
         download: fetch a dataset by name, or a ``torch/`` one, that is not there yet.
 
@@ -64,10 +65,10 @@ def open_data(
             target_key=target_key,
         )
     else:
-        examples = open_folder(text, split, NAMES)
+        examples = open_path(text, split, NAMES, input_key, target_key)
     if class_map is not None:
         examples = apply_class_map(examples, os.fspath(class_map))
-    return examples
+    return replace(examples, warnings=(*examples.warnings, *depth_warning(examples)))
 
 
 def is_dataset_string(data: str) -> bool:

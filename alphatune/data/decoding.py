@@ -13,6 +13,7 @@ from typing import Any
 import PIL
 from PIL import Image
 
+from alphatune.data.bit_depth import to_eight_bits
 from alphatune.errors import ConfigurationError, one_line
 
 DECODERS = ("pil", "torchcodec")
@@ -33,16 +34,16 @@ def decoder_version(decoder: str) -> str:
 
 
 def read_image(source: Any, image_mode: str, decoder: str = "pil") -> Image.Image:
-    """Decode fully and convert; raises OSError and its kin on a broken file."""
+    """Decode fully and convert, more than 8 bits to 8; raises OSError and its kin on a broken file."""
     if isinstance(source, Image.Image):
-        return source.convert(image_mode)
+        return to_eight_bits(source).convert(image_mode)
     try:
         if decoder == "torchcodec":
             return _by_torchcodec(_bytes_of(source), image_mode)
         if isinstance(source, (bytes, bytearray)):
             source = io.BytesIO(source)
         with Image.open(source) as image:
-            return image.convert(image_mode)
+            return to_eight_bits(image).convert(image_mode)
     finally:
         if hasattr(source, "close"):
             source.close()

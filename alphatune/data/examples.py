@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -89,16 +88,21 @@ class Examples:
 
 
 class FileLoad:
-    """Read images that are files, by their paths."""
+    """Read images that are files, by their paths; names are paths below ``root``."""
 
     encoded = True
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        self._paths = np.asarray(paths)  # one block of memory, which forked workers share
+    def __init__(self, paths: Sequence[str], root: str = "") -> None:
+        self._folder = f"{root.rstrip('/')}/" if root else ""
+        self._paths = np.array([os.fsencode(path) for path in paths])  # a block that forked workers share
 
     def __call__(self, index: int) -> tuple[Any, str]:
-        path = str(self._paths[index])
-        return path, path
+        name = os.fsdecode(self._paths[index])
+        return self._folder + name, name
+
+    def files(self, indices: np.ndarray) -> list[str]:
+        """The file of each image."""
+        return [self(int(index))[0] for index in indices]
 
 
 class ArrayLoad:
@@ -117,28 +121,17 @@ class ArrayLoad:
 
 
 class ReaderLoad:
-    """Read an image through a timm reader, with file handles of this process only.
-
-    A forked worker that shares an open archive shares its file position, and
-    would read another worker's bytes: each process opens its own. ``keep`` is
-    what must outlive the reader in the process that made it.
-    """
+    """Read an image through a timm reader."""
 
     encoded = True
 
-    def __init__(self, reader: Any, keep: Any = None) -> None:
-        self.reader = reader
-        self._keep = keep
-        self._opened: Any = None
-        self._pid = -1
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
 
     def __call__(self, index: int) -> tuple[Any, str]:
-        if self._pid != os.getpid():
-            self._opened = copy.copy(self.reader)
-            if hasattr(self.reader, "tar_state"):
-                self._opened.tar_state = copy.deepcopy(self.reader.tar_state)
-            self._pid = os.getpid()
-        return self._opened[index][0], str(self.reader.filename(index))
+        return self._reader[index][0], str(self._reader.filename(index))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"reader": self.reader, "_keep": None, "_opened": None, "_pid": -1}
+    def files(self, _: np.ndarray) -> list[str] | None:
+        """The tables that a Hugging Face dataset keeps."""
+        tables = getattr(getattr(self._reader, "dataset", None), "cache_files", [])
+        return [str(file["filename"]) for file in tables] or None

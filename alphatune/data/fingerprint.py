@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alphatune.data.examples import ArrayLoad, Examples, FileLoad, ReaderLoad
+from alphatune.data.examples import ArrayLoad, Examples
 from alphatune.hashing import files_sha256
 
 
@@ -35,24 +35,14 @@ def fingerprint(examples: Examples, notes: Path | None = None) -> str | None:
     for numbers in (examples.indices, examples.targets):
         content.update(np.ascontiguousarray(numbers, dtype=np.int64).tobytes())
     content.update(repr((examples.classes, examples.decoder)).encode())
+    content.update(getattr(examples.load, "part", "").encode())  # which arrays of a file
     return content.hexdigest()
 
 
 def files_of(examples: Examples) -> list[str] | None:
     """The files that hold the examples: one each, or an archive or table of them all."""
-    load = examples.load
-    if isinstance(load, FileLoad):
-        return [load(int(index))[0] for index in examples.indices]
-    if not isinstance(load, ReaderLoad):
-        return None
-    root, reader = Path(examples.root), load.reader
-    if hasattr(reader, "dataset"):  # a Hugging Face one keeps tables
-        return [str(file["filename"]) for file in getattr(reader.dataset, "cache_files", [])] or None
-    if root.is_file():
-        return [str(root)]
-    if hasattr(reader, "tar_state"):  # a folder of archives
-        return sorted(str(path) for path in root.glob("*.tar"))
-    return [str(reader.samples[int(index)][0]) for index in examples.indices]
+    files = getattr(examples.load, "files", None)
+    return files(examples.indices) if files else None
 
 
 def tensors_sha256(tensors: Iterable[tuple[str, Tensor]]) -> str:

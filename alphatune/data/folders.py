@@ -1,35 +1,52 @@
-"""Open a folder of class folders, or a tar of them, compressed or not."""
+"""Open what lies at a path: a folder of class folders, a tar or zip of them, arrays, or a saved data set."""
 
 from __future__ import annotations
 
-import tarfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from timm.data import create_reader, get_img_extensions, set_img_extensions
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from alphatune.data.archive_end import check_end
+from alphatune.data.archives import ArchiveLoad, list_tar, list_zip
+from alphatune.data.arrays import ARRAY_FILES, find_arrays, find_batches, open_arrays
 from alphatune.data.compressed import DecompressedTar, compression
-from alphatune.data.examples import Examples, ReaderLoad
+from alphatune.data.examples import Examples, FileLoad, Load
+from alphatune.data.inventory import (
+    Inventory,
+    Labelled,
+    holds_images,
+    is_hidden_folder,
+    label_images,
+    list_folder,
+)
+from alphatune.data.saved_tables import open_saved, saved_splits
+from alphatune.data.split_names import ALL_SPLITS, choose_split, synonyms
 from alphatune.errors import ConfigurationError, DataError
 from alphatune.suggestions import did_you_mean, did_you_mean_path
 
-_SPLIT_NAMES = (("validation", "val", "valid", "eval", "evaluation"), ("train", "training"))
-_ALL_SPLITS = {"test", "testing", *(name for names in _SPLIT_NAMES for name in names)}
+ARCHIVES = (".tar", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip")
+
+#: said of class folders in natural order, which a class map makes needless
+ORDER_WARNING = (
+    "class folders are numbered in natural order (2 before 10), as timm does; torchvision's "
+    "ImageFolder would number them as text: if the model was trained with it, pass --class-map"
+)
 
 
-def open_folder(text: str, split: str | None, datasets: Sequence[str] = ()) -> Examples:
-    """Open a folder or an archive of class folders.
+def open_path(
+    text: str,
+    split: str | None,
+    datasets: Sequence[str] = (),
+    input_key: str | None = None,
+    target_key: str | None = None,
+) -> Examples:
+    """Open what lies at a path: class folders, an archive of them, arrays, or a data set that was saved.
 
     Args:
         text: where it is.
-        split: subfolder, by any of the names a split goes by.
+        split: subfolder or part, by any of the names a split goes by.
         datasets: names, one of which may have been meant where there is no such path.
+        input_key, target_key: names of images and labels in arrays and tables.
     """
     path = Path(text)
     if not path.exists():
@@ -39,51 +56,66 @@ def open_folder(text: str, split: str | None, datasets: Sequence[str] = ()) -> E
         if text.rpartition(":")[0].endswith(".py"):
             hint = "a loader of your own goes with tune --score"
         raise DataError(f"no such folder, archive or dataset: {text}", hint)
-    if path.is_file() and path.suffix != ".tar" and not compression(path):
-        raise DataError(
-            f"expected a folder or an archive (.tar, .tar.gz, .tar.bz2, .tar.xz), got the file {text}"
+    if (splits := saved_splits(path)) is not None:
+        return open_saved(path, text, splits, split, input_key, target_key)
+    if parts := find_arrays(path, input_key, target_key):
+        return open_arrays(parts, text, split)
+    if path.is_file():
+        return _open_archive(path, text, split)
+    return open_folder(text, split)
+
+
+def open_folder(text: str, split: str | None) -> Examples:
+    """Open a folder of class folders, or of splits of such."""
+    path = Path(text)
+    root = _split_folder(path, split)
+    if _has_tars_only(Path(root)):
+        raise DataError(f"{root} holds .tar files but no images", "name one archive of class folders")
+    inventory = list_folder(root)
+    labelled = label_images(inventory)
+    if labelled.top and (found := _splits_among(inventory, labelled)):
+        raise ConfigurationError(
+            f"{root} holds the splits {', '.join(found)} in {labelled.top}",
+            f"name {Path(root) / labelled.top}",
         )
-    root = text
-    decompressed = DecompressedTar(path) if path.is_file() and compression(path) else None
-    if path.is_dir():
-        root = _split_folder(path, split)
-        if _has_tars_only(Path(root)):
-            raise DataError(f"{root} holds .tar files but no images", "name one archive of class folders")
-    try:
-        with _all_image_extensions():
-            reader = create_reader("", root=str(decompressed.path) if decompressed else root)
-    except (OSError, EOFError, ValueError, RuntimeError, AssertionError, tarfile.TarError) as error:
-        if "not enough values" in str(error) or "Found 0 images" in str(error):
-            raise DataError(
-                f"no images found in {root}",
-                f"expected class folders holding files that end in {', '.join(IMG_EXTENSIONS)}",
-            ) from None
-        raise DataError(f"cannot read {root}: {error}") from None
-    names = getattr(reader, "class_to_idx", None) or reader.class_name_to_idx
-    if "" in names:
-        raise DataError(f"{root} holds images outside class folders", "expected FOLDER/CLASS/image.jpg")
-    classes = tuple(sorted(names, key=names.__getitem__))
-    warnings = _order_warning(classes)
-    if Path(root).is_dir():
-        targets = [target for _, target in reader.samples]
-    else:
-        targets = reader.targets
-        _refuse_splits_in_archive(root, reader, split)
-        members = [inner or member for member, _, inner in reader.samples]
-        warnings += check_end(decompressed.path if decompressed else path, members, text)
-        counts = Counter(member.path for member, _, _ in reader.samples)
-        name, count = counts.most_common(1)[0]
-        if count > 1:
-            raise DataError(f"{root} holds {name} twice: every image must count once")
+    name = Path(root).name if root != text else ""
+    return _examples(text, root, name, labelled, FileLoad(inventory.images, root))
+
+
+def _open_archive(path: Path, text: str, split: str | None) -> Examples:
+    packed = compression(path)
+    if not packed and path.suffix.lower() not in ARCHIVES:
+        known = ", ".join((*ARCHIVES, *ARRAY_FILES))
+        raise DataError(f"expected a folder, an archive or arrays ({known}), got the file {text}")
+    decompressed = DecompressedTar(path) if packed else None
+    where = decompressed.path if decompressed else path
+    inventory, entries, notes = (list_zip if path.suffix.lower() == ".zip" else list_tar)(where, text)
+    if not inventory.images and path.suffix.lower() != ".zip" and (parts := find_batches(where, text)):
+        return open_arrays(parts, text, split)
+    labelled = label_images(inventory)
+    found, top = _splits_among(inventory, labelled), labelled.top.rpartition("/")[2]
+    if found or (split is not None and top not in (split, *synonyms(split))):
+        raise ConfigurationError(
+            f"{text} is an archive{' of the splits ' + ', '.join(found) if found else ''}, and --split reads folders",
+            "unpack it, or archive each split by itself" if found else "leave out --split",
+        )
+    images = ((name, entries[name]) for name in inventory.images)
+    load = ArchiveLoad(where, text, images, keep=decompressed)
+    return _examples(text, text, "", labelled, load, notes)
+
+
+def _examples(
+    text: str, root: str, split: str, labelled: Labelled, load: Load, notes: tuple[str, ...] = ()
+) -> Examples:
     return Examples(
         source=text,
         root=root,
-        split=Path(root).name if root != text else "",
-        classes=classes,
-        targets=np.asarray(targets, dtype=np.int64),
-        indices=np.arange(len(targets)),
-        load=ReaderLoad(reader, keep=decompressed),
-        warnings=warnings,
+        split=split,
+        classes=labelled.classes,
+        targets=labelled.targets,
+        indices=np.arange(len(labelled.targets)),
+        load=load,
+        warnings=(*_order_warning(labelled.classes), *notes, *labelled.notes),
     )
 
 
@@ -93,19 +125,13 @@ def _split_folder(root: Path, split: str | None) -> str:
     A subfolder is a split only if it holds class folders, so that a class may
     be called "valid" or "test".
     """
+    found = splits_of(root) if split is None else []
     folder = find_split(root, split or "validation")
-    if folder is not None:
-        return str(folder)
-    found = splits_of(root)
-    if split is not None:
-        raise ConfigurationError(
-            f"{root} has no split {split!r}", f"it has: {', '.join(found)}" if found else "leave out --split"
-        )
-    if found:
-        raise ConfigurationError(
-            f"{root} holds the splits {', '.join(found)} and no validation split", "choose one by --split"
-        )
-    return str(root)
+    if folder is None:
+        choose_split(
+            str(root), found or splits_of(root), split
+        )  # says that there is none, or which there are
+    return str(folder or root)
 
 
 def find_split(root: Path, split: str) -> Path | None:
@@ -115,49 +141,57 @@ def find_split(root: Path, split: str) -> Path | None:
 
 
 def splits_of(root: Path) -> list[str]:
-    """The subfolders that are splits, by their names."""
-    return sorted(p.name for p in root.iterdir() if p.name in _ALL_SPLITS and holds_folders(p))
+    """The subfolders that are splits, by their names.
+
+    Raises:
+        ConfigurationError: it may as well be a class, being the only one beside folders of images.
+    """
+    folders = _folders_in(root)
+    found = [name for name in folders if name in ALL_SPLITS and holds_folders(root / name)]
+    if len(found) == 1:
+        for name in folders:
+            if name != found[0] and holds_images(str(root / name)):
+                raise ConfigurationError(
+                    f"{root / found[0]} may be a split, or a class as {name} beside it",
+                    f"--split {found[0]} reads it as a split, --split . as a class",
+                )
+    return found
 
 
-def synonyms(split: str) -> tuple[str, ...]:
-    """The names a split goes by."""
-    return next((names for names in _SPLIT_NAMES if split in names), (split,))
+def own_splits(path: Path, input_key: str | None = None, target_key: str | None = None) -> list[str]:
+    """The splits of a folder, a data set that was saved, or arrays, by their names."""
+    if (saved := saved_splits(path)) is not None:
+        return [name for name in saved if name]
+    if parts := find_arrays(path, input_key, target_key):
+        return [name for name in parts if name]
+    return splits_of(path) if path.is_dir() else []
 
 
 def holds_folders(folder: Path) -> bool:
     """Whether it is a folder with folders in it, as a split's class folders are."""
-    return folder.is_dir() and any(p.is_dir() for p in folder.iterdir())
+    return folder.is_dir() and bool(_folders_in(folder))
 
 
-def _refuse_splits_in_archive(root: str, reader: Any, split: str | None) -> None:
-    parts = [Path(member.path).parts for member, _, _ in reader.samples]
-    found = sorted({p[-3] for p in parts if len(p) > 2} & _ALL_SPLITS)
-    if split is not None or found:
-        raise ConfigurationError(
-            f"{root} is an archive{' of the splits ' + ', '.join(found) if found else ''}, and --split reads folders",
-            "unpack it, or archive each split by itself" if found else "leave out --split",
-        )
+def _folders_in(folder: Path) -> list[str]:
+    try:
+        return sorted(p.name for p in folder.iterdir() if p.is_dir() and not is_hidden_folder(p.name))
+    except OSError as error:
+        raise DataError(f"cannot read {folder}: {error.strerror or error}") from None
+
+
+def _splits_among(inventory: Inventory, labelled: Labelled) -> list[str]:
+    """Class folders that look like splits: by name, and because there are folders in them."""
+    top = f"{labelled.top}/" if labelled.top else ""
+    named = [f"{top}{name}/" for name in labelled.classes if name in ALL_SPLITS]
+    found = {n for n in named if any(p.startswith(n) and "/" in p[len(n) :] for p in inventory.images)}
+    return sorted(name[len(top) : -1] for name in found)
 
 
 def _has_tars_only(root: Path) -> bool:
-    return any(root.glob("*.tar")) and not any(p.is_dir() for p in root.iterdir())
-
-
-@contextmanager
-def _all_image_extensions() -> Iterator[None]:
-    """Let timm's readers find every format torchvision reads, not only png and jpeg."""
-    before = get_img_extensions()
-    set_img_extensions(IMG_EXTENSIONS)
-    try:
-        yield
-    finally:
-        set_img_extensions(before)
+    return any(root.glob("*.tar")) and not _folders_in(root)
 
 
 def _order_warning(classes: Sequence[str]) -> tuple[str, ...]:
     if list(classes) == sorted(classes):
         return ()
-    return (
-        "class folders are numbered in natural order (2 before 10), as timm does; torchvision's "
-        "ImageFolder would number them as text: if the model was trained with it, pass --class-map",
-    )
+    return (ORDER_WARNING,)

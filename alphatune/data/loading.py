@@ -19,7 +19,14 @@ from alphatune.data.examples import Examples, Unreadable
 from alphatune.data.prefetch import Batch as Batch  # what this module is about
 from alphatune.data.prefetch import on_device
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import ConfigurationError, DataError, dead_worker, one_line, raise_if_machine_failed
+from alphatune.errors import (
+    AlphatuneError,
+    ConfigurationError,
+    DataError,
+    dead_worker,
+    one_line,
+    raise_if_machine_failed,
+)
 
 #: a Unix socket's path has at most 107 bytes, of which multiprocessing takes 32 ("/pymp-…/listener-…")
 _LONGEST_TEMPORARY_FOLDER = 75
@@ -106,6 +113,8 @@ def load_image(examples: Examples, position: int, image_mode: str, transform: An
         return transform(read_image(source, image_mode, examples.decode_by))  # type: ignore[no-any-return]
     except MemoryError:
         raise
+    except AlphatuneError as error:
+        return Unreadable(name, error.message)
     except Exception as error:
         return Unreadable(name, f"{type(error).__name__}: {one_line(error)}")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from alphatune.data import published_layouts as layouts
 from alphatune.data.examples import Examples
-from alphatune.data.folders import synonyms
+from alphatune.data.split_names import synonyms
 from alphatune.data.stratification import hold_out, partition
 from alphatune.errors import AlphatuneError, ConfigurationError, DataError, one_line
 from alphatune.suggestions import did_you_mean

@@ -11,8 +11,9 @@ import numpy as np
 from alphatune.data.class_map import apply_class_map
 from alphatune.data.datasets import is_dataset_string, open_data, opens_by_name
 from alphatune.data.examples import Examples
-from alphatune.data.folders import find_split, splits_of, synonyms
+from alphatune.data.folders import own_splits
 from alphatune.data.named_datasets import open_named
+from alphatune.data.split_names import synonyms
 from alphatune.data.stratification import hold_out, partition
 from alphatune.errors import ConfigurationError, DataError
 
@@ -89,14 +90,14 @@ def open_splits(
         "target_key": target_key,
         "download": download,
     }
-    train = open_data(data, split=train_split or _own_split(data, data_root, "train"), **how)
-    own = _own_split(data, data_root, "validation")
+    keys = (input_key, target_key)
+    train = open_data(data, split=train_split or _own_split(data, data_root, "train", *keys), **how)
     if val_data is not None:
         if opens_by_name(val_data, data_root):
             raise ConfigurationError(f"{val_data} has a training split of its own", f"--data {val_data}")
         validation = open_data(val_data, split=split, **how)
-    elif split is not None or (val_fraction is None and own is not None):
-        validation = open_data(data, split=split or own, **how)
+    elif split or (val_fraction is None and (split := _own_split(data, data_root, "validation", *keys))):
+        validation = open_data(data, split=split, **how)
     else:
         return _held_out(train, VAL_FRACTION if val_fraction is None else val_fraction, split_seed)
     _check_classes(train, validation)
@@ -129,8 +130,10 @@ def _refuse_own_splits(data: str, *options: object) -> None:
         raise ConfigurationError(f"{data} has splits of its own", f"leave out {', '.join(given)}")
 
 
-def _own_split(data: str, data_root: str | None, kind: str) -> str | None:
-    """The split of this kind that comes with the data; of a folder without splits, None."""
+def _own_split(
+    data: str, data_root: str | None, kind: str, input_key: str | None, target_key: str | None
+) -> str | None:
+    """The split of this kind that comes with the data; of a folder or file without splits, None."""
     root = Path(data)
     if is_dataset_string(data):
         prefix, _, name = data.lower().partition("/")
@@ -139,9 +142,8 @@ def _own_split(data: str, data_root: str | None, kind: str) -> str | None:
         if name in _TRAIN_AND_TEST_ONLY:
             return kind if kind == "train" else None
         root = Path(data_root or "")
-    if not root.is_dir() or not splits_of(root):
-        return None
-    return kind if kind == "train" or find_split(root, kind) is not None else None
+    names = own_splits(root, input_key, target_key) if root.exists() else []
+    return kind if names and (kind == "train" or set(synonyms(kind)) & set(names)) else None
 
 
 def _held_out(whole: Examples, fraction: float, seed: int) -> Splits:
@@ -190,6 +192,8 @@ def _check_disjoint(train: Examples, validation: Examples) -> None:
     if Path(train.source).exists() and Path(validation.source).exists():
         one, other = Path(train.root).resolve(), Path(validation.root).resolve()
         same = one.is_relative_to(other) or other.is_relative_to(one)
+        if train.root == validation.root and train.split and validation.split:  # parts of one file
+            same = _overlap(train.split, validation.split)
     else:
         same = (train.source.lower(), train.root) == (validation.source.lower(), validation.root)
         same = same and _overlap(train.split, validation.split)

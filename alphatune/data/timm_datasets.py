@@ -11,7 +11,7 @@ import numpy as np
 from timm.data import create_dataset
 from torchvision.datasets import ImageFolder
 
-from alphatune.data.examples import Examples, Load, ReaderLoad
+from alphatune.data.examples import Examples, FileLoad, Load, ReaderLoad
 from alphatune.errors import AlphatuneError, ConfigurationError, DataError, one_line
 
 #: what a dataset string starts with; anything else is a folder or archive
@@ -36,7 +36,12 @@ def open_dataset_string(
         raise ConfigurationError(f"{text} needs to know where the data lie", "add --data-root FOLDER")
     try:
         dataset = create_dataset(
-            text, root=root, split=split, input_img_mode=image_mode, download=download, **keys
+            text,
+            root=root,
+            split=split,
+            input_img_mode=image_mode if prefix == "tfds" else "",  # others hand out what read_image converts
+            download=download,
+            **keys,
         )
     except ImportError as error:
         raise ConfigurationError(
@@ -68,6 +73,8 @@ def _torchvision_examples(dataset: Any, common: dict[str, Any]) -> Examples:
     if labels.ndim == 2:  # QMNIST: the class, and seven columns of provenance
         labels = labels[:, 0]
     classes = tuple(str(c) for c in getattr(dataset, "classes", ()))
+    if isinstance(dataset, ImageFolder):
+        return _indexed(common, classes, labels, FileLoad([path for path, _ in dataset.samples]))
     return _indexed(common, classes, labels, _TorchvisionLoad(dataset))
 
 

@@ -14,9 +14,10 @@ from alphatune.data.augmented import AugmentedBatches
 from alphatune.data.cache import with_cache
 from alphatune.data.datasets import is_dataset_string, open_data, opens_by_name
 from alphatune.data.examples import Examples
-from alphatune.data.folders import find_split
+from alphatune.data.folders import own_splits
 from alphatune.data.loading import Batches, automatic_batch_size, automatic_workers
 from alphatune.data.readable import skipped_warning, without_unreadable
+from alphatune.data.split_names import synonyms
 from alphatune.distributed import World
 from alphatune.errors import ConfigurationError, NumericError
 from alphatune.evaluation import Predictor, Progress, Scores, concatenate, evaluate, summarise
@@ -271,7 +272,8 @@ def _training_split(source: str, data_root: str | None) -> str | None:
     """Moving averages are those of training: the split of that name, where there is one."""
     if opens_by_name(source, data_root) or is_dataset_string(source):
         return "train"
-    return "train" if Path(source).is_dir() and find_split(Path(source), "train") else None
+    names = own_splits(Path(source)) if Path(source).exists() else []
+    return "train" if set(synonyms("train")) & set(names) else None
 
 
 def _stand_in_(prepared: Prepared) -> None:

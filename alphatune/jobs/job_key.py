@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import site
 import sys
 import sysconfig
@@ -23,6 +22,7 @@ from torch import nn
 import alphatune
 from alphatune.data.examples import Examples
 from alphatune.data.fingerprint import files_of, fingerprint, tensors_sha256
+from alphatune.data.inventory import walk
 from alphatune.data.loading import Batches
 from alphatune.hashing import file_state, files_sha256
 from alphatune.jobs.opening import DTYPES, Prepared, resolved
@@ -78,7 +78,7 @@ def _state(examples: Examples) -> str | None:
         return fingerprint(examples)
     # Not by inode: the data may have been unpacked anew on the machine that goes on.
     states = [file_state(file)[:3] for file in files]
-    numbers = (examples.indices.tolist(), examples.targets.tolist())
+    numbers = (examples.indices.tolist(), examples.targets.tolist(), getattr(examples.load, "part", ""))
     return hashlib.sha256(repr((states, numbers, examples.classes, examples.decoder)).encode()).hexdigest()
 
 
@@ -131,7 +131,7 @@ def _inputs(settings: TuneSettings, prepared: Prepared, others: tuple[Batches, .
         found += [data, *files]
         if Path(examples.root).is_dir():
             # A file that is added changes its folder, and any folder may become a split.
-            found += [walked for walked, _, _ in os.walk(examples.root, followlinks=True)]
+            found += [f"{examples.root}/{walked}" for walked, _ in walk(examples.root)]
             found += [str(entry) for entry in Path(data).iterdir() if entry.is_dir()]
     return [str(Path(path).absolute()) for path in found]
 
