@@ -16,7 +16,18 @@ from alphatune.data.loading import Batches
 from alphatune.data.own_loader import LoaderBatches
 from alphatune.distributed import World
 from alphatune.errors import ConfigurationError, DataError
-from alphatune.evaluation import METRICS, Metric, Metrics, Predictor, Progress, Scores, concatenate, summarise
+from alphatune.evaluation import (
+    METRICS,
+    Metric,
+    Metrics,
+    Predictor,
+    Progress,
+    Scores,
+    concatenate,
+    evaluation_mode,
+    explaining_failure,
+    summarise,
+)
 from alphatune.models.health import require_health
 from alphatune.norms.batch_statistics import batch_statistics
 from alphatune.norms.kernels import COMPILED_FROM, Kernel, build_seconds, resolve_kernel, use_kernel
@@ -188,6 +199,13 @@ def tune(
         n = len(batches)
         if n == 0:
             raise DataError("the data holds no example")
+        predictor = predictor or Predictor(model, dtype)
+        notes: tuple[str, ...] = ()
+        if isinstance(batches, LoaderBatches):
+            notes = batches.notes
+            inputs = next(iter(batches)).inputs
+            with evaluation_mode(model), explaining_failure(inputs):
+                predictor(predictor.prepare(inputs[:2]))
         refining = granularity != "global" or temperature
         if refining and n < FEWEST_TO_REFINE:
             raise ConfigurationError(
@@ -205,9 +223,7 @@ def tune(
             forwards += more
             report(more)
 
-        passes = Passes(
-            predictor or Predictor(model, dtype), batches, values[0], world or World(), count, journal
-        )
+        passes = Passes(predictor, batches, values[0], world or World(), count, journal)
         with use_kernel(used):
             found, note = None, ""
             if searching:
@@ -271,7 +287,7 @@ def tune(
             passes, swept.baseline, seed=seed, exclude=exclude, skip_unknown=skip_unknown, progress=report
         )
         result = replace(result, batch_statistics=compared)
-    return replace(result, warnings=(*([note] if note else []), *_warnings(result, model)))
+    return replace(result, warnings=(*notes, *([note] if note else []), *_warnings(result, model)))
 
 
 def _refined(decision: Decision, refinement: Refinement) -> Decision:
