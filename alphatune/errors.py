@@ -104,6 +104,8 @@ def machine_failure(error: BaseException) -> ResourceError | None:
     # Torch raises it wherever the main process happens to be. (An error *in* a worker is "Caught … in DataLoader worker".)
     if "DataLoader worker (pid" in text:
         return dead_worker(text)
+    if "unable to allocate shared memory" in str(error):
+        return dead_worker("no room in /dev/shm for a batch")
     failed = type(error).__name__ == "AcceleratorError" or any(sign in text for sign in _OF_A_DEVICE)
     if isinstance(error, RuntimeError) and failed:
         return ResourceError(f"the device failed: {text}", "tune and train go on with --resume")
@@ -114,7 +116,7 @@ def dead_worker(reason: str) -> ResourceError:
     """What to say of a process that reads images and is gone."""
     return ResourceError(
         f"a worker process that reads images died: {reason}",
-        "often memory or /dev/shm ran out: try fewer --workers",
+        "often memory or /dev/shm ran out: try fewer workers; docker run --shm-size=2g gives a container more of the latter",
     )
 
 

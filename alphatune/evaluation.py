@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alphatune.data.loading import Batch
-from alphatune.errors import ConfigurationError, DataError, NumericError, ResourceError, is_out_of_memory
+from alphatune.errors import (
+    AlphatuneError,
+    ConfigurationError,
+    DataError,
+    NumericError,
+    ResourceError,
+    is_out_of_memory,
+    one_line,
+    raise_if_machine_failed,
+)
 from alphatune.full_precision import full_precision
 from alphatune.metrics import HIGHER_IS_BETTER as HIGHER_IS_BETTER
 from alphatune.metrics import METRICS as METRICS
@@ -260,6 +269,25 @@ class Predictor:
     def _copied(self, inputs: Tensor) -> Tensor:
         """The logits of compiled code in memory of their own: a CUDA graph writes every result to the same place."""
         return logits_of(self.model, self._forward(inputs)).clone()
+
+
+@contextlib.contextmanager
+def explaining_failure(inputs: Tensor) -> Iterator[None]:
+    """Turn whatever a model raises on the inputs of a user's own loader into a ConfigurationError."""
+    try:
+        yield
+    except AlphatuneError:
+        raise
+    except Exception as error:  # a model that gets inputs it was not made for raises anything
+        raise_if_machine_failed(error)
+        shape = tuple(inputs.shape)
+        channels_last = len(shape) == 4 and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4)
+        raise ConfigurationError(
+            f"the model failed on inputs of shape {shape}: {type(error).__name__}: {one_line(error)}",
+            "expected images (N, C, H, W); these look like (N, H, W, C): images.permute(0, 3, 1, 2) turns them"
+            if channels_last
+            else "images come as (N, C, H, W)",
+        ) from error
 
 
 def _on_cuda(model: nn.Module) -> bool:

@@ -172,7 +172,7 @@ def test_a_cached_pass_starts_no_workers(monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("a DataLoader was made")
 
-    monkeypatch.setattr("alphatune.data.loading.DataLoader", refuse)
+    monkeypatch.setattr("alphatune.data.workers.DataLoader", refuse)
     assert_same(cached.take(part[3:20]), list(cached.take(part[3:20])))
     with pytest.raises(AssertionError):
         list(cached)
@@ -451,7 +451,7 @@ def test_inputs_of_several_shapes_are_not_joined() -> None:
 
 
 @pytest.mark.parametrize(
-    "item", [torch.zeros(2, 3), (torch.zeros(2, 3), torch.zeros(2)), (torch.zeros(2, 3), [1])]
+    "item", [torch.zeros(2, 3), (torch.zeros(2, 3), torch.full((2,), 0.5)), (torch.zeros(2, 3), [1])]
 )
 def test_a_loader_of_something_else_is_refused(item: object) -> None:
     with pytest.raises(ConfigurationError, match="expected"):

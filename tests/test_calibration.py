@@ -370,8 +370,8 @@ def test_an_error_leaves_the_model_as_it_was(order: str, failure: str) -> None:
 def test_bad_data_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="iterator"):
         recalibrate_(tiny(), iter([X]), order="layer-by-layer")
-    with pytest.raises(ConfigurationError, match="inputs"):
-        recalibrate_(tiny(), [{"image": X}])
+    with pytest.raises(ConfigurationError, match=r"images as one of .* got a mapping of 'picture'"):
+        recalibrate_(tiny(), [{"picture": X}])
     with pytest.raises(DataError, match="no example"):
         recalibrate_(tiny(), [])
     with pytest.raises(ConfigurationError, match="order"):

@@ -12,7 +12,8 @@ from tiny import tiny
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from alphatune.data.loading import Batch, loader_batches
+from alphatune.data.own_loader import LoaderBatches
+from alphatune.data.prefetch import Batch
 from alphatune.errors import ConfigurationError, DataError, NumericError, ResourceError
 from alphatune.evaluation import (
     Predictor,
@@ -109,13 +110,13 @@ def test_evaluate_gives_one_row_per_example_in_order() -> None:
     x, y = torch.randn(23, 3, 12, 12), torch.randint(0, 4, (23,))
     model, done = tiny().train(), []
     loader = DataLoader(TensorDataset(x, y), batch_size=5)
-    scores = evaluate(model, loader_batches(loader, CPU), total=23, progress=lambda d, t: done.append((d, t)))
+    scores = evaluate(model, LoaderBatches(loader, CPU), total=23, progress=lambda d, t: done.append((d, t)))
     assert scores.ids.tolist() == list(range(23))
     assert scores.targets.tolist() == y.tolist()
     assert done[-1] == (23, 23)
     assert model.training  # put back
     assert model.bn1.num_batches_tracked == 0  # eval mode meanwhile
-    whole = evaluate(model, loader_batches([(x, y)], CPU))
+    whole = evaluate(model, LoaderBatches([(x, y)], CPU))
     np.testing.assert_allclose(scores.loss, whole.loss, rtol=1e-5)
 
 

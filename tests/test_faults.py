@@ -17,7 +17,7 @@ import torch
 from conftest import TINY, write_images
 from forks import SIZE, is_whole, run_forked, run_whole
 
-from alphatune.data.loading import from_workers
+from alphatune.data.workers import from_workers
 from alphatune.errors import machine_failure
 from alphatune.hashing import sha256
 

@@ -144,7 +144,9 @@ def test_memory_is_flat_and_nothing_is_left(
         assert second < first + 30 * 1024  # scores of 2 α take 26 bytes an example each
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["SIGINT", "SIGTERM", "SIGHUP"]
+)
 @pytest.mark.parametrize("count", SIZES)
 def test_nothing_is_left_after_an_interruption(
     count: int, number: signal.Signals, tiny_checkpoint: Path, tmp_path: Path

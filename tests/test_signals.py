@@ -79,20 +79,39 @@ LOSERS = {
 
 
 def evaluate(
-    tmp_path: Path, data: Path, happens: str, number: int = 0, *more: str, stderr: bool = True
+    tmp_path: Path,
+    data: Path,
+    happens: str,
+    number: int = 0,
+    *more: str,
+    stderr: bool = True,
+    ignored: int = 0,
 ) -> subprocess.CompletedProcess[str]:
+    def begin() -> None:
+        # A job in the background inherits "ignore Ctrl-C", which is no terminal's state.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        if ignored:
+            signal.signal(ignored, signal.SIG_IGN)
+        if not stderr:
+            os.close(2)
+
     (tmp_path / "own.py").write_text(NET.format(happens=happens))
     return subprocess.run(
         [sys.executable, "-m", "alphatune", "evaluate", f"{tmp_path / 'own.py'}:Net", "--data", data, "--workers", "0",
          "--input-size", "12", "--mean", "0.5", "--std", "0.25", "--batch-size", "1", *more],
         capture_output=True, text=True, timeout=60, env={**os.environ, "NUMBER": str(int(number))},
-        # A job in the background inherits "ignore Ctrl-C", which is no terminal's state.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) if stderr else os.close(2),
+        preexec_fn=begin,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("happens", LOSERS.values(), ids=LOSERS)
+@pytest.mark.parametrize(
+    ("happens", "number", "code"),
+    [
+        *((h, n, 128 + n) for h in LOSERS.values() for n in (signal.SIGINT, signal.SIGTERM)),
+        (LOSERS["__del__"], signal.SIGHUP, 129),
+    ],
+)
 def test_a_signal_that_python_drops(
     tmp_path: Path, image_folder: Path, happens: str, number: int, code: int
 ) -> None:
@@ -100,6 +119,12 @@ def test_a_signal_that_python_drops(
     assert done.returncode == code, done.stderr
     assert "ignored" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_a_hangup_that_is_ignored(tmp_path: Path, image_folder: Path) -> None:
+    """As under nohup."""
+    done = evaluate(tmp_path, image_folder, "os.kill(os.getpid(), signal.SIGHUP)", 0, ignored=signal.SIGHUP)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_one_example_and_one_alpha() -> None:
 def test_numpy_batches() -> None:
     import numpy as np
 
-    x, y = np.zeros((24, 3, 12, 12), np.float32), np.arange(24) % 4
+    x, y = np.random.default_rng(0).normal(size=(24, 3, 12, 12)).astype(np.float32), np.arange(24) % 4
     assert alphatune.tune(trained(), [(x, y)], alphas="0,0.1").baseline.n == 24
 
 

@@ -27,7 +27,7 @@ from alphatune.cli.inspect import inspect
 from alphatune.cli.memory import keep_freed_memory
 from alphatune.cli.report import report
 from alphatune.cli.schema import schema
-from alphatune.cli.signals import Terminated, signals_raised
+from alphatune.cli.signals import HungUp, Terminated, signals_raised
 from alphatune.cli.stderr import tell
 from alphatune.cli.train import train
 from alphatune.cli.tune import tune
@@ -41,7 +41,7 @@ app = typer.Typer(
     epilog=(
         "Exit codes: 0 done, also when alpha = 0 is best; 1 a gate failed; 2 usage; 3 model or data unreadable, "
         "untrusted or corrupt; 4 model not supported; 5 out of resources, or broken (doctor); 6 numeric failure, or an "
-        "export that differs; 70 internal; 130/143 interrupted; 141 the reader of stdout left."
+        "export that differs; 70 internal; 129/130/143 interrupted; 141 the reader of stdout left."
     ),
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
@@ -107,8 +107,9 @@ def _run(argv: list[str]) -> None:
         _fail(argv, 2, *explain(error))
     except (KeyboardInterrupt, typer.Abort):
         _fail(argv, 130, "interrupted")
-    except Terminated:
-        _fail(argv, 143, "terminated")
+    except Terminated as signalled:
+        hung_up = isinstance(signalled, HungUp)
+        _fail(argv, 128 + signalled.number, "the terminal is gone" if hung_up else "terminated")
     except SystemExit as stop:
         # Typer, or rich, saw that the reader left, and would say 1.
         if sys.stdout is not stdout or isinstance(stop.__context__, BrokenPipeError):

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as exceptions that reach the command, wherever they find it."""
+"""SIGINT, SIGTERM and SIGHUP as exceptions that reach the command, wherever they find it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,22 @@ _LATER = 0.01
 
 
 class Terminated(BaseException):
-    """SIGTERM, on its way up through every ``finally``, as KeyboardInterrupt is for SIGINT."""
+    """SIGTERM or SIGHUP, on its way up through every ``finally``, as KeyboardInterrupt is for SIGINT."""
+
+    number = int(signal.SIGTERM)
+
+
+class HungUp(Terminated):
+    """SIGHUP: the terminal, or the connection to it, is gone."""
+
+    number = 1
 
 
 @contextmanager
 def signals_raised(verbose: bool = False) -> Iterator[None]:
     """Inside, SIGTERM raises ``Terminated``, and where Python drops it or KeyboardInterrupt it is raised again.
+
+    SIGHUP raises ``HungUp``, unless it is ignored, as under nohup.
 
     Python drops what is raised in ``__del__``, in a weak reference's callback or in a hook around fork ("Exception
     ignored in"). A loader that starts its workers spends so much of its time there that some Ctrl-C had no effect.
@@ -41,6 +51,9 @@ def signals_raised(verbose: bool = False) -> Iterator[None]:
 
     def terminate(_number: int, _frame: FrameType | None) -> None:
         raise Terminated
+
+    def hang_up(_number: int, _frame: FrameType | None) -> None:
+        raise HungUp
 
     def raise_soon(error: type[BaseException]) -> None:
         def raise_it(_number: int, _frame: FrameType | None) -> None:
@@ -60,6 +73,8 @@ def signals_raised(verbose: bool = False) -> Iterator[None]:
             raise_soon(type(late))
 
     handle(signal.SIGTERM, terminate)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        handle(signal.SIGHUP, hang_up)
     try:
         if hasattr(signal, "setitimer"):  # not on Windows
             sys.unraisablehook = keep

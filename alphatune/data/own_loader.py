@@ -8,29 +8,33 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
-from alphatune.data.loading import checked_batches
+from alphatune.data.checksums import changed, check_repeats, checksums
+from alphatune.data.own_batches import DATASET_BATCH_SIZE, DatasetBatches, as_loader, checked_batches
 from alphatune.data.prefetch import Batch, on_device
-from alphatune.errors import ConfigurationError
 
 #: batches that take no more than this are kept on the host
 KEPT_BYTES = 2 * 2**30
 
 
 class LoaderBatches:
-    """Batches of any iterable of (inputs, targets); the id of an example is its place in it.
+    """Batches of any iterable of (inputs, targets), or of a dataset; the id of an example is its place in it.
 
     The first whole pass keeps the batches on the host. If they take more than
     2 GiB, the loader is iterated again for every pass, and has to give the same
-    labels each time; an iterator can be read only once, and is kept at any size.
+    examples each time; an iterator can be read only once, and is kept at any size.
+    A DataLoader or dataset whose batches are kept is asked for its first batch once more: random
+    augmentation shows there.
 
     Raises:
-        ConfigurationError: while iterating, the loader yields something else, or other examples than before.
+        ConfigurationError: while iterating, the loader yields something else, many examples
+            twice, or other examples than before.
     """
 
     def __init__(self, loader: Iterable[Any], device: torch.device) -> None:
         self.device = device
-        self._source = _Source(loader)
+        self._source = _Source(as_loader(loader))
         self._positions: np.ndarray | None = None  # of the present examples in the loader; None is all
 
     def __len__(self) -> int:
@@ -57,6 +61,11 @@ class LoaderBatches:
         self._source.read()
         return self._source.batch_size
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was converted, and what else is worth saying of the loader, once it was read."""
+        return tuple(self._source.notes)
+
     def take(self, positions: np.ndarray) -> LoaderBatches:
         """The examples at these positions among the present ones, in increasing order, in full batches."""
         self._source.read()
@@ -74,7 +83,14 @@ class _Source:
         self._drawn: list[Batch] = []  # from an iterator, by a pass that was given up, too
         self._kept: list[Batch] | None = None
         self._targets: np.ndarray | None = None
+        self._sums = np.empty(0, dtype=np.int64)
         self.batch_size = 1
+        self.notes: dict[str, None] = {}  # in order, each once
+        if isinstance(loader, DatasetBatches):
+            self.note(f"a dataset was given for a loader; it is read in batches of {DATASET_BATCH_SIZE}")
+
+    def note(self, text: str) -> None:
+        self.notes[text] = None
 
     def __iter__(self) -> Iterator[Batch]:
         """All batches, on the host or wherever the loader puts them."""
@@ -94,11 +110,13 @@ class _Source:
 
     def _first(self) -> Iterator[Batch]:
         kept: list[Batch] | None = self._drawn if self._once else []
-        targets, size = [], 0
+        targets, sums, size = [], [], 0
         for batch in self._drawn:
             targets.append(batch.targets)
+            sums.append(checksums(batch.inputs))
+            images = batch.inputs.ndim > 2
             yield batch
-        for batch in checked_batches(self._loader, sum(map(len, targets))):
+        for batch in checked_batches(self._loader, sum(map(len, targets)), self.note):
             size += batch.inputs.nbytes
             if size > KEPT_BYTES and not self._once:
                 kept = None
@@ -106,32 +124,48 @@ class _Source:
             # comes from a worker process holds a file open.
             labels = batch.targets.to("cpu", copy=True)
             targets.append(labels)
+            sums.append(checksums(batch.inputs))
+            images = batch.inputs.ndim > 2
             if kept is not None:
                 batch = Batch(batch.inputs.to("cpu", copy=True), labels, batch.ids)
                 kept.append(batch)
             yield batch
+        if targets:
+            all_targets, self._sums = torch.cat(targets).numpy(), np.concatenate(sums)
+            if remark := check_repeats(self._sums, all_targets, self._loader, images=images):
+                self.note(remark)
+            if kept and not self._once and isinstance(self._loader, (DataLoader, DatasetBatches)):
+                self._look_again(kept[0])
         self._kept = kept
         self.batch_size = max(map(len, targets), default=1)
-        self._targets = torch.cat(targets).numpy() if targets else np.empty(0, dtype=np.int64)
+        self._targets = all_targets if targets else np.empty(0, dtype=np.int64)
+
+    def _look_again(self, first: Batch) -> None:
+        """Compare the loader's first batch with what came before: a shuffled one holds the same images."""
+        again = next(checked_batches(self._loader), None)
+        if again is None or np.isin(checksums(again.inputs), self._sums).all():
+            return
+        inputs = again.inputs.to("cpu")
+        # A device may round in another way each time.
+        if inputs.shape == first.inputs.shape and torch.allclose(inputs, first.inputs, 1e-3, 1e-3):
+            return
+        raise changed("other images")
 
     def _again(self, targets: np.ndarray) -> Iterator[Batch]:
         start = 0
         for batch in checked_batches(self._loader):
-            labels = batch.targets.cpu().numpy()
-            stop = start + len(labels)
+            stop = start + len(batch)
+            where = f"among examples {start} to {stop - 1}"
+            sums, labels = checksums(batch.inputs), batch.targets.cpu().numpy()
+            if not np.array_equal(sums, self._sums[start:stop]):
+                known = np.isin(sums, self._sums).all()
+                raise changed(f"{'another order' if known else 'other images'} {where}")
             if not np.array_equal(labels, targets[start:stop]):
-                raise _changed(f"other labels among examples {start} to {stop - 1}")
+                raise changed(f"other labels {where}")
             start = stop
             yield batch
         if start != len(targets):
-            raise _changed(f"{start} examples after {len(targets)}")
-
-
-def _changed(what: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"expected the loader to give the same examples in the same order each time, got {what}",
-        "turn shuffle off, or pass a list of its batches",
-    )
+            raise changed(f"{start} examples after {len(targets)}")
 
 
 def _rows(batches: Iterator[Batch], positions: np.ndarray, batch_size: int) -> Iterator[Batch]:

@@ -12,24 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from alphatune.errors import AlphatuneError, ConfigurationError, DataError, ResourceError, one_line
+from alphatune.data.own_batches import split_item
+from alphatune.data.workers import from_workers
+from alphatune.errors import AlphatuneError, DataError, one_line
 
 
 def own_pairs(loader: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     """(inputs, targets) of each batch, as the loader gives them.
 
     Raises:
-        ConfigurationError: not a loader, or it yields something else.
+        ConfigurationError: it yields something else.
         DataError: the loader itself fails.
         ResourceError: one of its worker processes died.
     """
-    try:
-        batches = iter(loader)
-    except TypeError:
-        raise ConfigurationError(
-            f"expected a loader, an iterable of (inputs, targets), got {type(loader).__name__}"
-        ) from None
-    done = 0
+    batches, done = from_workers(loader), 0
     while True:
         try:
             item = next(batches)
@@ -38,19 +34,10 @@ def own_pairs(loader: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         except (AlphatuneError, MemoryError):
             raise
         except Exception as error:  # a dataset of one's own may raise anything
-            if "DataLoader worker (pid" in str(error):
-                raise ResourceError(
-                    f"a worker process of the loader died: {one_line(error)}",
-                    "often memory or /dev/shm ran out: try a smaller num_workers",
-                ) from error
             raise DataError(
                 f"the loader failed after {done} batches: {type(error).__name__}: {one_line(error)}"
             ) from error
-        if not isinstance(item, (tuple, list)) or len(item) < 2:
-            raise ConfigurationError(
-                f"expected the loader to yield (inputs, targets), got {type(item).__name__}"
-            )
-        yield item[0], item[1]
+        yield split_item(item)
         done += 1
 
 

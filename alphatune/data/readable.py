@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from alphatune.data.examples import Examples, Unreadable
-from alphatune.data.loading import Batches, begin_worker, from_workers, load_image
+from alphatune.data.loading import Batches, load_image
+from alphatune.data.workers import from_workers, image_loader
 from alphatune.errors import ConfigurationError, DataError
 
 CHOICES = ("fail", "skip")
@@ -60,10 +62,10 @@ def skipped_warning(source: str, skipped: tuple[Unreadable, ...], of: int) -> li
 def _unreadable(batches: Batches) -> dict[int, Unreadable]:
     """The images that cannot be decoded, by position."""
     workers = min(batches.workers, -(-len(batches) // batches.batch_size))
-    loader: DataLoader[Any] = DataLoader(
-        _Faults(batches), batch_size=batches.batch_size, num_workers=workers, collate_fn=list,
-        worker_init_fn=begin_worker,
-    )  # fmt: skip
+    batch_bytes = batches.batch_size * math.prod(batches.preprocessing.input_size)
+    loader = image_loader(
+        _Faults(batches), workers, batch_bytes, batch_size=batches.batch_size, collate_fn=list
+    )
     found = [fault for faults in from_workers(loader) for fault in faults]
     return {position: fault for position, fault in enumerate(found) if fault is not None}
 

@@ -6,13 +6,14 @@ workers and whatever came before: a resumed run sees what it would have seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from alphatune.data.augmentation import (
     Augmentation,
@@ -23,16 +24,11 @@ from alphatune.data.augmentation import (
 )
 from alphatune.data.cache import empty_images
 from alphatune.data.examples import Examples, Unreadable
-from alphatune.data.loading import (
-    Batches,
-    begin_worker,
-    collate,
-    decoded,
-    load_image,
-)
+from alphatune.data.loading import Batches, load_image
 from alphatune.data.prefetch import Batch, on_device
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.data.sampling import Sampling, epoch_batches, steps_per_epoch
+from alphatune.data.workers import collate, decoded, image_loader
 from alphatune.errors import ConfigurationError
 
 
@@ -152,19 +148,17 @@ class TrainingBatches:
     def _from_source(self, first: int, last: int) -> Iterator[Batch]:
         pinned = self.device.type == "cuda"
         # One loader for all epochs: its workers start once, and read on during evaluation.
-        loader: DataLoader[Any] = DataLoader(
+        share = self.sampling.batch_size // self.world_size
+        loader = image_loader(
             _AugmentedImages(self),
+            self.workers,
+            share * math.prod(self.preprocessing.input_size),
             batch_sampler=_Slots(self, first, last),
-            num_workers=self.workers,
             collate_fn=collate,
-            pin_memory=pinned,
-            prefetch_factor=4 if self.workers else None,
-            worker_init_fn=begin_worker,
-            generator=torch.Generator(),  # the loader's own seed is not to come from the caller's
         )
         targets = torch.from_numpy(self.examples.targets)
         ids = torch.from_numpy(self.examples.indices)
-        for images, positions in decoded(loader):
+        for images, positions in decoded(loader, pin=pinned):
             yield Batch(
                 self.preprocessing.normalise(images.to(self.device, non_blocking=pinned)),
                 targets[positions].to(self.device, non_blocking=pinned),

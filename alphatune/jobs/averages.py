@@ -15,13 +15,13 @@ from alphatune.data.cache import with_cache
 from alphatune.data.datasets import is_dataset_string, open_data, opens_by_name
 from alphatune.data.examples import Examples
 from alphatune.data.folders import own_splits
-from alphatune.data.loading import Batches, automatic_batch_size, automatic_workers
+from alphatune.data.loading import Batches, automatic_batch_size
 from alphatune.data.readable import skipped_warning, without_unreadable
 from alphatune.data.split_names import synonyms
 from alphatune.distributed import World
 from alphatune.errors import ConfigurationError, NumericError
 from alphatune.evaluation import Predictor, Progress, Scores, concatenate, evaluate, summarise
-from alphatune.jobs.opening import OpenedModel, Prepared, whole_number
+from alphatune.jobs.opening import OpenedModel, Prepared, choose_workers, whole_number
 from alphatune.jobs.settings import InspectSettings, TuneSettings
 from alphatune.models.calibration import (
     ORDERS,
@@ -133,14 +133,14 @@ def open_images(
         target_key=settings.target_key,
         split_seed=split_seed,
     )
-    workers = whole_number(settings.workers, "--workers", 0)
+    batch_size = whole_number(settings.batch_size, "--batch-size", 1)
+    batch_size = batch_size or automatic_batch_size(opened.preprocessing, opened.device)
     return Batches(
         examples.decoded_by(settings.decoder).limit(limit, settings.seed),
         opened.preprocessing,
-        batch_size=whole_number(settings.batch_size, "--batch-size", 1)
-        or automatic_batch_size(opened.preprocessing, opened.device),
+        batch_size=batch_size,
         device=opened.device,
-        workers=automatic_workers() if workers is None else workers,
+        workers=choose_workers(settings.workers, batch_size, opened.preprocessing)[0],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from alphatune.data.cache import with_cache
 from alphatune.data.datasets import open_data, opens_by_name
 from alphatune.data.examples import Examples, Unreadable
-from alphatune.data.loading import Batches, automatic_batch_size, automatic_workers
+from alphatune.data.loading import Batches, automatic_batch_size
 from alphatune.data.preprocessing import Preprocessing, parse_numbers
 from alphatune.data.readable import skipped_warning, without_unreadable
 from alphatune.data.splits import open_splits
+from alphatune.data.workers import affordable_workers, automatic_workers
 from alphatune.distributed import local_device
 from alphatune.errors import ConfigurationError, one_line, raise_if_machine_failed
 from alphatune.evaluation import Predictor
@@ -182,20 +184,22 @@ def prepare(settings: EvaluateSettings) -> Prepared:
         wanted=settings.logits,
     )
     _check_classes(examples, seen.num_classes)
-    workers = whole_number(settings.workers, "--workers", 0)
+    batch_size = whole_number(settings.batch_size, "--batch-size", 1)
+    batch_size = batch_size or automatic_batch_size(opened.preprocessing, opened.device)
+    workers, fewer = choose_workers(settings.workers, batch_size, opened.preprocessing)
     batches = Batches(
         examples.limit(settings.limit, settings.seed),
         opened.preprocessing,
-        batch_size=whole_number(settings.batch_size, "--batch-size", 1)
-        or automatic_batch_size(opened.preprocessing, opened.device),
+        batch_size=batch_size,
         device=opened.device,
-        workers=automatic_workers() if workers is None else workers,
+        workers=workers,
     )
     total = len(batches)
     batches, skipped = without_unreadable(batches, settings.on_bad_image)
     notes = [
         *opened.warnings,
         *examples.warnings,
+        *fewer,
         *skipped_warning(settings.data, skipped, total),
         *seen.warnings,
     ]
@@ -293,6 +297,16 @@ def _check_classes(examples: Examples, outputs: int) -> None:
             f"the data has {len(examples.classes)} classes, the model {outputs} outputs",
             "--class-map FILE says which output each class is: one class name a line, in the model's order",
         )
+
+
+def choose_workers(text: str, batch_size: int, preprocessing: Preprocessing) -> tuple[int, list[str]]:
+    """How many worker processes read images, and a remark if they are fewer than ``--workers`` asks for."""
+    asked = whole_number(text, "--workers", 0)
+    wanted = automatic_workers() if asked is None else asked
+    used, _ = affordable_workers(wanted, batch_size * math.prod(preprocessing.input_size))
+    if asked is None or used == asked:
+        return used, []
+    return used, [f"{used} workers read images, not {asked}: memory or /dev/shm has no room for more"]
 
 
 def whole_number(text: str, option: str, least: int) -> int | None:

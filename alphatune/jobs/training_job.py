@@ -11,7 +11,7 @@ from torch import nn
 from alphatune.data.augmentation import Augmentation, resolve_augmentation
 from alphatune.data.datasets import opens_by_name
 from alphatune.data.examples import Examples
-from alphatune.data.loading import Batches, automatic_batch_size, automatic_workers
+from alphatune.data.loading import Batches, automatic_batch_size
 from alphatune.data.preprocessing import SMALL_IMAGES, Preprocessing, parse_numbers
 from alphatune.data.sampling import Sampling
 from alphatune.data.splits import Splits, open_splits
@@ -22,6 +22,7 @@ from alphatune.jobs.opening import (
     DTYPES,
     assumed_preprocessing,
     check_choices,
+    choose_workers,
     override_preprocessing,
     read_named_checkpoint,
     require_device,
@@ -122,13 +123,15 @@ def prepare_training(settings: TrainSettings, device: torch.device, world: World
             "let its factory take num_classes",
         )
     sampling = Sampling(settings.batch_size, settings.seed, settings.classes_per_batch, settings.batch_order)
+    workers, fewer = choose_workers(settings.workers, settings.batch_size, preprocessing)
+    notes += fewer
     batches = TrainingBatches(
         examples,
         preprocessing,
         _augmentation(settings, preprocessing),
         sampling,
         device,
-        _workers(settings),
+        workers,
         rank=world.rank,
         world_size=world.size,
     )
@@ -195,19 +198,10 @@ def evaluation_batches(
     examples: Examples, preprocessing: Preprocessing, settings: TrainSettings, device: torch.device
 ) -> Batches:
     """Examples as the evaluation of a run reads them."""
-    return Batches(
-        examples,
-        preprocessing,
-        whole_number(settings.eval_batch_size, "--eval-batch-size", 1)
-        or automatic_batch_size(preprocessing, device),
-        device,
-        _workers(settings),
-    )
-
-
-def _workers(settings: TrainSettings) -> int:
-    workers = whole_number(settings.workers, "--workers", 0)
-    return automatic_workers() if workers is None else workers
+    batch_size = whole_number(settings.eval_batch_size, "--eval-batch-size", 1)
+    batch_size = batch_size or automatic_batch_size(preprocessing, device)
+    workers, _ = choose_workers(settings.workers, batch_size, preprocessing)
+    return Batches(examples, preprocessing, batch_size, device, workers)
 
 
 def recipe_of(settings: TrainSettings) -> Recipe:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from alphatune.data.loading import Batch, Batches
+from alphatune.data.own_batches import as_loader, only_inputs
 from alphatune.data.own_loader import LoaderBatches
+from alphatune.data.workers import from_workers
 from alphatune.distributed import World
-from alphatune.errors import ConfigurationError, DataError
-from alphatune.evaluation import Predictor, Progress, evaluation_mode
+from alphatune.errors import DataError
+from alphatune.evaluation import Predictor, Progress, evaluation_mode, explaining_failure
 from alphatune.norms.patching import example_weighted_layers
 from alphatune.norms.pooling import Moments, merge, moments_of
 from alphatune.norms.survey import survey
@@ -67,7 +69,8 @@ def pool_inputs(
             total = len(data) if isinstance(data, Batches) else None
             done = 0
             for inputs in _inputs(model, data, world):
-                run(inputs)
+                with nullcontext() if isinstance(data, Batches) else explaining_failure(inputs):
+                    run(inputs)
                 done += len(inputs)
                 if progress:
                     progress(done, total)
@@ -92,7 +95,8 @@ def count_calls(
     def share() -> Counter[str]:
         with _watching(model, names, predictor, None) as (watch, run):
             for inputs in itertools.islice(_inputs(model, data, world), 1):
-                run(inputs[:2])
+                with explaining_failure(inputs):
+                    run(inputs[:2])
             return watch.calls
 
     counted = next((calls for calls in world.share(share) if calls), None)
@@ -122,13 +126,8 @@ def _inputs(model: nn.Module, data: Data, world: World) -> Iterator[Tensor]:
             yield batch.inputs
         return
     device = device_of(model, model)
-    for item in itertools.islice(data, world.rank, None, world.size):
-        inputs = item[0] if isinstance(item, (tuple, list)) and item else item
-        inputs = inputs.inputs if isinstance(inputs, Batch) else inputs
-        if not torch.is_tensor(inputs):
-            raise ConfigurationError(
-                f"expected the loader to yield inputs or (inputs, ...), got {type(item).__name__}"
-            )
+    for item in itertools.islice(from_workers(as_loader(data)), world.rank, None, world.size):
+        inputs = item.inputs if isinstance(item, Batch) else only_inputs(item)
         yield inputs.to(device)
 
 

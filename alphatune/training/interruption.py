@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM wait until the step they fall into is done and saved."""
+"""SIGINT, SIGTERM and SIGHUP wait until the step they fall into is done and saved."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
     received: list[tuple[int, float]] = []
     before = {
         number: signal.getsignal(number)
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) is not signal.SIG_IGN
+        for name in ("SIGINT", "SIGTERM", "SIGHUP")
+        if (number := getattr(signal, name, None)) is not None  # Windows has no SIGHUP
+        and signal.getsignal(number) is not signal.SIG_IGN
     }
 
     def restore() -> None:

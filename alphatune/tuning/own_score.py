@@ -19,7 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
+from alphatune.data.checksums import check_repeats, checksums
+from alphatune.data.own_batches import as_loader
 from alphatune.data.own_pairs import count_examples, examples_in, moved, own_pairs
 from alphatune.errors import (
     AlphatuneError,
@@ -132,7 +135,7 @@ def tune_score(
 
     Args:
         model: any module with BatchNorm layers, on the device to run on.
-        loader: any iterable of (inputs, targets), read once. The model is called with the inputs
+        loader: any iterable of (inputs, targets), or a dataset of such pairs, read once. The model is called with the inputs
             on its device; targets stay as and where they are.
         score: called as ``score(outputs, targets)`` with what the model returned; gives a tensor
             or array (N,), one number an example, larger is better. It must change neither argument.
@@ -157,6 +160,7 @@ def tune_score(
     if not callable(score):
         raise ConfigurationError(f"expected a function score(outputs, targets), got {type(score).__name__}")
     resolve_alphas(alphas)  # an error in them should not wait for the model
+    loader = as_loader(loader, default_collate)
     layers = survey(model)
     with patched(model, exclude=exclude, skip_unknown=skip_unknown) as names:
         require_health(model)
@@ -166,12 +170,15 @@ def tune_score(
         report = counting(progress, None if expected is None else expected * len(values))
         started = time.perf_counter()
         with use_kernel(used):
-            scores, strata, batch_size, watch = _score_all(model, loader, score, values, dtype, report)
+            scores, strata, batch_size, watch, repeats = _score_all(
+                model, loader, score, values, dtype, report
+            )
         layers = watch.account(layers)
         acting = tuple(name for name in names if name not in watch.inactive)
         seconds = time.perf_counter() - started
     decision = select_by_score(scores, values, strata, accept=accept, seed=seed)
-    notes = remark_on_end(decision.best[SCORE], values[-1], values[0])
+    notes = [repeats] if repeats else []
+    notes += remark_on_end(decision.best[SCORE], values[-1], values[0])
     if decision.gain is None:
         notes.append(decision.reason)
     return ScoreResult(
@@ -198,15 +205,19 @@ def _score_all(
     alphas: Sequence[float],
     dtype: torch.dtype,
     report: Callable[[int], None],
-) -> tuple[NDArray[np.float64], NDArray[np.int64], int, Watched]:
-    """Scores (alphas, n), what to spread over the folds (n,), the longest batch, and which layers the first one ran."""
+) -> tuple[NDArray[np.float64], NDArray[np.int64], int, Watched, str]:
+    """Scores (alphas, n), what to spread over the folds (n,), the length of the longest batch, which layers the
+    first batch ran, and a remark on repeats."""
     parts: list[NDArray[np.float64]] = []
     strata: list[NDArray[np.int64] | None] = []
+    sums: list[NDArray[np.int64]] = []
     device, wanted, done = _device(model), input_dtype(model), 0
     watch = Watched()
     with evaluation_mode(model), shared_prefix(model) as prefix:
         for inputs, targets in own_pairs(loader):
             count = examples_in(inputs)
+            if torch.is_tensor(inputs) and inputs.ndim > 2:
+                sums.append(checksums(inputs))
             inputs = moved(inputs, device, wanted)
             rows: list[NDArray[np.float64]] = []
             for alpha in alphas:
@@ -232,7 +243,10 @@ def _score_all(
         raise DataError("the data holds no example")
     known = [part for part in strata if part is not None]
     spread = np.concatenate(known) if len(known) == len(strata) else np.zeros(done, dtype=np.int64)
-    return np.concatenate(parts, axis=1), spread, max(part.shape[1] for part in parts), watch
+    seen = np.concatenate(sums) if sums else np.empty(0, dtype=np.int64)
+    repeats = check_repeats(seen, spread, loader) if len(seen) == done else ""
+    longest = max(part.shape[1] for part in parts)
+    return np.concatenate(parts, axis=1), spread, longest, watch, repeats
 
 
 def _outputs(model: nn.Module, inputs: Any, dtype: torch.dtype) -> Any:

@@ -25,6 +25,7 @@ from alphatune.evaluation import (
     Scores,
     concatenate,
     evaluation_mode,
+    explaining_failure,
     input_dtype,
     predict,
     summarise,
@@ -218,7 +219,14 @@ def tune(
         n = len(batches)
         if n == 0:
             raise DataError("the data holds no example")
-        said = _look_at_outputs(model, batches, None if logits is None else str(logits)) if fresh else ()
+        said: tuple[str, ...] = ()
+        if isinstance(batches, LoaderBatches):
+            said = batches.notes
+            inputs = next(iter(batches)).inputs
+            with explaining_failure(inputs), evaluation_mode(model), preserved(model):
+                model(inputs[:2].to(input_dtype(model)))
+        if fresh:
+            said += _look_at_outputs(model, batches, None if logits is None else str(logits))
         layers = _watch(predictor, batches).account(layers)
     exclude = (*((exclude,) if isinstance(exclude, str) else exclude), *leave_inactive(layers))
     with patched(model, exclude=exclude, skip_unknown=skip_unknown) as names:
