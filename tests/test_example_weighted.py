@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 
 import pytest
@@ -123,6 +124,31 @@ def after(layer: nn.Module, y: torch.Tensor) -> torch.Tensor:
 
 def test_every_known_kind_is_tested() -> None:
     assert {type(stock_layers()[k][0]) for k in KINDS} == set(EXAMPLE_WEIGHTED)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_input_may_be_named(kind: str) -> None:
+    """As the stock layer names it: torch ``input``, timm ``x``."""
+    layer, x = layer_and_input(kind)
+    original = next(c for c in type(layer).__mro__ if not c.__module__.startswith("alphatune"))
+    name = list(inspect.signature(original.forward).parameters)[1]
+    assert name in ("input", "x")
+    expected = layer(x)
+    assert torch.equal(layer(**{name: x}), expected)
+    start = EXAMPLE_WEIGHTED[type(layer)].unpatched_alpha
+    become_example_weighted_(layer, start)
+    assert torch.equal(layer(**{name: x}), expected)
+    layer.set_alpha(0.3)
+    assert torch.equal(layer(**{name: x}), layer(x))
+    layer.train()
+    if x[0, 0].numel() * len(x) > 1 and not isinstance(layer, nn.SyncBatchNorm):
+        torch.manual_seed(0)
+        trained = copy.deepcopy(layer)(x)
+        torch.manual_seed(0)
+        assert torch.equal(layer(**{name: x}), trained)
+    for wrong in ({}, {name: x, "other": x}):
+        with pytest.raises(TypeError):
+            layer(**wrong)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -262,11 +288,35 @@ def test_half_precision_model_keeps_alpha_exact() -> None:
     assert layer(torch.randn(2, 6, 4, 4).half()).dtype == torch.float16
 
 
-def test_double_and_meta_models_move() -> None:
+@pytest.mark.parametrize("alpha", [0.1, torch.linspace(0, 1, 6)])
+def test_double_and_meta_models_move(alpha: float | torch.Tensor) -> None:
     layer = randomise_(nn.BatchNorm2d(6))
-    become_example_weighted_(layer, 0.1)
+    become_example_weighted_(layer, alpha)
     assert layer.double()(torch.randn(2, 6, 4, 4).double()).dtype == torch.float64
-    assert layer.to("meta").alpha.device.type == "meta"
+    layer.to("meta")
+    assert layer(torch.randn(2, 6, 4, 4, device="meta")).shape == (2, 6, 4, 4)
+
+
+@pytest.mark.parametrize("alpha", [0.1, torch.linspace(0, 1, 6)])
+def test_alpha_outlives_the_meta_device(alpha: float | torch.Tensor) -> None:
+    """A layer made or patched on the meta device gets its weights later; α is not among them."""
+    kept, x = randomise_(nn.BatchNorm2d(6)), torch.randn(2, 6, 4, 4)
+    state = kept.state_dict()
+    become_example_weighted_(kept, alpha)
+    with torch.device("meta"):
+        layers = [nn.BatchNorm2d(6).eval() for _ in range(2)]
+        for layer in layers:
+            become_example_weighted_(layer, alpha)
+    layers[0].to_empty(device="cpu").load_state_dict(state)
+    layers[1].load_state_dict(state, assign=True)
+    with torch.device("meta"):
+        layers.append(copy.deepcopy(kept))
+        layers[2].set_alpha(alpha)
+    for layer in layers:
+        assert torch.equal(layer(x), kept(x))
+        assert layer.alpha.device == layer.running_mean.device
+    with pytest.raises(ConfigurationError, match="meta"):
+        kept.set_alpha(torch.zeros((), device="meta"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

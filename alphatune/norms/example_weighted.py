@@ -247,10 +247,9 @@ def _derive(stock: type[nn.Module]) -> type[ExampleWeighted]:
 
 #: The known layers, whose forward is known, and the class that stands for each.
 EXAMPLE_WEIGHTED: dict[type[nn.Module], type[ExampleWeighted]] = {
-    nn.BatchNorm1d: ExampleWeightedBatchNorm1d,
-    nn.BatchNorm2d: ExampleWeightedBatchNorm2d,
-    nn.BatchNorm3d: ExampleWeightedBatchNorm3d,
-} | {
+    cls.stock: cls for cls in (ExampleWeightedBatchNorm1d, ExampleWeightedBatchNorm2d, ExampleWeightedBatchNorm3d)
+}  # fmt: skip
+EXAMPLE_WEIGHTED |= {
     stock: _derive(stock)
     for stock in (
         nn.SyncBatchNorm, BatchNormAct2d, SyncBatchNormAct, SplitBatchNorm2d, FrozenBatchNorm2d, FrozenBatchNormAct2d,
@@ -299,13 +298,8 @@ def _inherits(kind: type[nn.Module]) -> bool:
 
 #: what decides how a module is called and read, beside what a layer itself defines
 _CALLS = {
-    "__call__",
-    "_call_impl",
-    "_wrapped_call_impl",
-    "__getattr__",
-    "__getattribute__",
-    "__init_subclass__",
-}
+    "__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__getattribute__", "__init_subclass__",
+}  # fmt: skip
 #: what a subclass may define anew: it is called as before, or has no part in inference
 _HARMLESS = {
     "_check_input_dim", "reset_parameters", "reset_running_stats", "extra_repr", "_version", "_load_from_state_dict",

@@ -89,7 +89,7 @@ def _norm_modules(model: nn.Module) -> Iterator[tuple[list[str], nn.Module]]:
 def _is_norm(module: nn.Module) -> bool:
     if isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)):
         return True
-    return not _AVERAGES.isdisjoint(module._buffers.keys() | module._parameters.keys())
+    return not _AVERAGES.isdisjoint({*module._buffers.keys(), *module._parameters.keys()})
 
 
 def _kind(module: nn.Module) -> str:
@@ -155,7 +155,7 @@ def _num_features(module: nn.Module) -> int | None:
     for attribute in ("num_features", "num_channels"):
         if isinstance(value := getattr(module, attribute, None), int):
             return value
-    for tensor in (getattr(module, "running_mean", None), getattr(module, "weight", None)):
+    for tensor in (getattr(module, name, None) for name in (*sorted(_AVERAGES), "weight")):
         if isinstance(tensor, Tensor) and tensor.ndim:
             return int(tensor.shape[0])
     if isinstance(module, nn.LayerNorm):

@@ -16,15 +16,11 @@ from glob import escape
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from alphatune.errors import UnsupportedModelError
 from alphatune.norms.survey import NormLayer, moving_averages, survey
-
-#: functions that normalise by moving averages, and which of their arguments is the mean
-_FUNCTIONS: dict[Any, int] = {F.batch_norm: 1, torch.batch_norm: 3, torch.native_batch_norm: 3}
 
 
 @contextmanager
@@ -127,7 +123,7 @@ def leave_inactive(layers: Sequence[NormLayer]) -> tuple[str, ...]:
     return tuple(escape(layer.name) for layer in inactive)
 
 
-class _Functions(TorchFunctionMode):
+class _Functions(TorchDispatchMode):
     """Who calls a norm function, or computes otherwise, with moving averages of which layer."""
 
     def __init__(self, modules: Mapping[str, nn.Module], norms: Mapping[str, nn.Module]) -> None:
@@ -141,48 +137,56 @@ class _Functions(TorchFunctionMode):
             id(tensor): name for name, layer in norms.items() for tensor in moving_averages(layer) or ()
         }
         self._places = {
-            tensor.data_ptr(): name
+            _place(tensor): name
             for name, layer in norms.items()
             for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
-            if not tensor.is_meta and tensor.numel()
+            if _place(tensor)
         }
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if (place := _FUNCTIONS.get(func)) is not None:
-            mean = args[place] if len(args) > place else kwargs.get("running_mean")
-            if isinstance(mean, Tensor):  # without them it is no layer's work: StdConv normalises weights
-                self._normalised(mean, [mean, *args[1:], *kwargs.values()], kwargs.get("eps"))
-        elif getattr(func, "__name__", "") != "__get__":
-            for tensor in args:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (kwargs or {})
+        if "batch_norm" in func._schema.name:
+            if given.get("running_mean") is not None:  # StdConv normalises its weights without
+                self._normalised(given)
+        else:
+            for tensor in given.values():
                 if (layer := self._averages.get(id(tensor))) is not None:
                     caller = self._caller()
                     if caller not in self._norms:
                         does = f"{caller or 'the model'} computes with its moving averages itself"
                         self.users.setdefault(layer, does)
-        return func(*args, **kwargs)
+        return func(*args, **(kwargs or {}))
 
-    def _normalised(self, mean: Tensor, tensors: Sequence[Any], eps: float | None) -> None:
+    def _normalised(self, given: Mapping[str, Any]) -> None:
         caller = self._caller()
         if caller in self._norms:
             return
-        places = (self._places.get(t.data_ptr()) for t in tensors if isinstance(t, Tensor) and not t.is_meta)
+        places = (
+            self._places.get(_place(given.get(n))) for n in ("running_mean", "running_var", "weight", "bias")
+        )
         layer = next((name for name in places if name is not None), None)
         if layer is not None:
             self.users[layer] = f"{caller or 'the model'} passes its tensors to F.batch_norm"
         else:
             kind = type(self._modules[caller]).__name__
             reason = f"{kind} calls F.batch_norm with moving averages of its own"
-            self.own[caller] = NormLayer(caller, kind, "unsupported", reason, mean.numel(), eps, None, False)
+            channels, eps = given["running_mean"].numel(), given.get("eps", given.get("epsilon"))
+            self.own[caller] = NormLayer(caller, kind, "unsupported", reason, channels, eps, None, False)
 
     def _caller(self) -> str:
-        """The innermost module in whose method this is called."""
-        frame: Any = sys._getframe(2)
+        """The innermost module in a method of which this is called; a function may be handed any module."""
+        frame: Any = sys._getframe(1)
         while frame is not None:
             code = frame.f_code
-            if code.co_argcount:
-                name = self._names.get(id(frame.f_locals.get(code.co_varnames[0])))
-                if name is not None:
-                    return name
+            module = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+            if id(module) in self._names:
+                methods = (vars(cls).get(code.co_name) for cls in type(module).__mro__)
+                if any(getattr(method, "__code__", None) is code for method in methods):
+                    return self._names[id(module)]
             frame = frame.f_back
         return ""
+
+
+def _place(tensor: Tensor | None) -> int:
+    """Where a tensor's values are; 0 where there are none."""
+    return 0 if tensor is None or tensor.is_meta or tensor.layout is not torch.strided else tensor.data_ptr()
