@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -115,9 +115,20 @@ def _watching(
             handle = layer.register_forward_pre_hook(watch.hook(name, layer), with_kwargs=True)
             stack.callback(handle.remove)
         stack.enter_context(evaluation_mode(watch))
-        # Compiled code does not look for hooks that come after it.
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_uncompiled(model))
         yield watch, lambda inputs: runner(runner.prepare(inputs))
+
+
+def _uncompiled(model: nn.Module) -> AbstractContextManager[object]:
+    """Run compiled code as plain Python: it does not look for hooks that come after it."""
+    if hasattr(torch.compiler, "set_stance"):  # from torch 2.6
+        return torch.compiler.set_stance("force_eager")
+    if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
+        raise ConfigurationError(
+            f"measuring a compiled model needs torch 2.6 or newer, this is {torch.__version__}",
+            "measure it before it is compiled",
+        )
+    return nullcontext()
 
 
 def _inputs(model: nn.Module, data: Data, world: World) -> Iterator[Tensor]:
