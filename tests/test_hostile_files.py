@@ -133,9 +133,10 @@ def test_weights_beside_code_are_read_without_running_it(
         checkpoint = read_checkpoint(path, unsafe_pickle=True)  # it is not needed, and not used
         assert not checkpoint.unsafe_pickle
         wanted = tiny().state_dict()
-        assert checkpoint.state_dict.keys() == wanted.keys()
-        assert all(type(v) is torch.Tensor for v in checkpoint.state_dict.values())
-        assert all(v.shape == wanted[k].shape for k, v in checkpoint.state_dict.items())
+        found = checkpoint.containers[0].tensors
+        assert found.keys() == wanted.keys()
+        assert all(type(v) is torch.Tensor for v in found.values())
+        assert all(v.shape == wanted[k].shape for k, v in found.items())
         (line,) = checkpoint.warnings
         assert place == "module" or place == "whole module" or needs in line
     assert not marker.exists()

@@ -401,6 +401,6 @@ def test_parts_of_modules_that_are_none() -> None:
 
 def test_the_reader_gives_what_torch_gives(resnet20_checkpoint: Path) -> None:
     wanted = torch.load(resnet20_checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    found = read_checkpoint(resnet20_checkpoint).state_dict
+    found = read_checkpoint(resnet20_checkpoint).containers[0].tensors
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)

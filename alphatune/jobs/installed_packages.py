@@ -17,11 +17,12 @@ from alphatune.jobs.findings import Finding
 PACKAGES, EXTRAS = "Packages", "Optional packages"
 #: extras for those who work on alphatune itself
 CONTRIBUTORS = ("dev", "docs")
-OLDEST_PYTHON = (3, 11)
+OLDEST_PYTHON = (3, 10)
 
 _REQUIREMENT = re.compile(
     r"(?P<name>[A-Za-z0-9._-]+)\s*(?P<extras>\[[^]]*\])?\s*(?P<versions>[^;]*)(?:;.*extra\s*==\s*['\"](?P<extra>[^'\"]+)['\"].*)?"
 )
+_OLDER_PYTHON = re.compile(r"python_version\s*<\s*['\"](\d+)\.(\d+)['\"]")
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,13 @@ def own_requirements() -> list[Requirement]:
 
 
 def parse_requirements(lines: Sequence[str]) -> list[Requirement]:
-    """Requirements from the lines of a package's metadata."""
-    found = [_REQUIREMENT.match(line) for line in lines]
+    """Requirements from the lines of a package's metadata, without those of older Pythons than this one."""
+    older = [_OLDER_PYTHON.search(line) for line in lines]
+    found = [
+        _REQUIREMENT.match(line)
+        for line, below in zip(lines, older, strict=True)
+        if below is None or sys.version_info < (int(below[1]), int(below[2]))
+    ]
     return [Requirement(m["name"], m["versions"].strip(), m["extra"] or "") for m in found if m and m["name"]]
 
 

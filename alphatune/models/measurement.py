@@ -10,7 +10,11 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+<<<<<<< HEAD
 from contextlib import contextmanager, nullcontext, suppress
+=======
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+>>>>>>> versions
 from typing import Any
 
 import numpy as np
@@ -113,9 +117,31 @@ def _watching(
     how = predictor or Predictor(model)
     watch = _Watch(model, until)
     runner = Predictor(watch, how.dtype, how.channels_last)
+<<<<<<< HEAD
     layers = {name: model.get_submodule(name) for name in names}
     with watching(layers, watch.see), evaluation_mode(watch):
+=======
+    with ExitStack() as stack:
+        for name in names:
+            layer = modules[name]
+            handle = layer.register_forward_pre_hook(watch.hook(name, layer), with_kwargs=True)
+            stack.callback(handle.remove)
+        stack.enter_context(evaluation_mode(watch))
+        stack.enter_context(_uncompiled(model))
+>>>>>>> versions
         yield watch, lambda inputs: runner(runner.prepare(inputs))
+
+
+def _uncompiled(model: nn.Module) -> AbstractContextManager[object]:
+    """Run compiled code as plain Python: it does not look for hooks that come after it."""
+    if hasattr(torch.compiler, "set_stance"):  # from torch 2.6
+        return torch.compiler.set_stance("force_eager")
+    if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
+        raise ConfigurationError(
+            f"measuring a compiled model needs torch 2.6 or newer, this is {torch.__version__}",
+            "measure it before it is compiled",
+        )
+    return nullcontext()
 
 
 def _inputs(model: nn.Module, data: Data, world: World) -> Iterator[Tensor]:
