@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from alphatune.errors import CheckpointError, NumericError, UntrustedError, one_line
 from alphatune.hashing import sha256
-from alphatune.models.checkpoint_content import ASK, TORCHSCRIPT, Content, files_of_checkpoint, read_content
+from alphatune.models.checkpoint_content import ASK, TORCHSCRIPT, Content, read_content
+from alphatune.models.checkpoint_files import files_of_checkpoint
+from alphatune.models.pickle_records import grouped, shortened
 from alphatune.models.pickled_module import state_dict_of
-from alphatune.models.safe_pickle import grouped, shortened
 
 #: where training programs put the weights; moving averages of them come first,
 #: in timm's order. Which one was taken is always reported.
