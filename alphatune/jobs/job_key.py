@@ -29,7 +29,7 @@ from alphatune.jobs.opening import DTYPES, Prepared, resolved
 from alphatune.jobs.plain_values import plain_values
 from alphatune.jobs.result_cache import FREE, NOTES, CachedResult, results_folder, timed_on
 from alphatune.jobs.settings import TuneSettings
-from alphatune.models.checkpoint_content import files_of_checkpoint
+from alphatune.models.checkpoint_files import files_of_checkpoint
 from alphatune.models.output import is_bundle
 from alphatune.reports.result import environment
 

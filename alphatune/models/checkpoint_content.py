@@ -9,17 +9,14 @@ files. Anything else is refused by its name.
 from __future__ import annotations
 
 import bz2
-import contextlib
 import errno
 import gzip
-import json
 import lzma
-import re
 import tarfile
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,9 +32,10 @@ from alphatune.errors import (
     one_line,
     raise_if_machine_failed,
 )
-from alphatune.models.file_kind import Kind, kind_of, text_of
+from alphatune.models.checkpoint_files import files_of_checkpoint, listed, shards_of
+from alphatune.models.file_kind import Kind, kind_of
 from alphatune.models.numpy_values import read_npy
-from alphatune.models.safe_pickle import shortened
+from alphatune.models.pickle_records import shortened
 from alphatune.models.torch_file import (
     ZipParts,
     is_torchscript,
@@ -46,19 +44,15 @@ from alphatune.models.torch_file import (
     unpacked_limit,
     weights_root,
 )
-from alphatune.suggestions import did_you_mean_path
 
 ASK = "ask for a .safetensors file; --unsafe-pickle runs the code if you trust its author"
 TORCHSCRIPT = "TorchScript archive"
 _OF_TORCHSCRIPT = ("__torch__.", "torch.jit._pickle.")  # names that its archives always have
 _HEAD = 4096
 _PACKED = 3  # archives within archives
-_LARGEST_INDEX = 100_000_000
 _COMPRESSED: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open,
 }  # fmt: skip
-#: of the libraries that write folders, in the order in which they are looked for
-_IN_FOLDERS = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
 _UNPACK = "unpack it, and give the file in it that holds the weights"
 _OLD_TAR = {"pickle", "storages", "tensors"}
 
@@ -83,94 +77,15 @@ def read_content(path: str | Path, *, unsafe_pickle: bool = False) -> Content:
         CheckpointError: missing, corrupt, or no file of weights; the message says what it is.
         ResourceError: no room to unpack it.
     """
-    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
-        raise CheckpointError(
-            f"{path} is a URL, and a checkpoint is a file here",
-            "download it first; a model of the Hugging Face hub is given as MODEL: hf-hub:USER/NAME",
-        )
     file, *shards = files_of_checkpoint(path)
     if shards:
         return _read_sharded(file, unsafe_pickle)
     return _read_file(file, str(file), unsafe_pickle, _PACKED)
 
 
-def files_of_checkpoint(path: str | Path) -> list[Path]:
-    """The files that a path stands for: one, or an index and what it names.
-
-    Raises:
-        CheckpointError: there is none, or one of them is missing.
-    """
-    path = Path(path)
-    try:
-        if path.is_dir():
-            path = _file_in(path)
-        if not path.is_file():
-            if path.exists():
-                raise CheckpointError(f"{path} is no regular file", "give the file that holds the weights")
-            hub = (
-                re.fullmatch(r"[\w-]+/[\w.-]+", str(path))
-                and "of the Hugging Face hub? MODEL hf-hub:USER/NAME"
-            )
-            raise CheckpointError(f"no such checkpoint file: {path}", did_you_mean_path(path, hub or ""))
-        shards = _shards(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or one_line(error)}") from None
-    return [path, *dict.fromkeys(shards.values())]
-
-
-def _file_in(folder: Path) -> Path:
-    """The index, or the one file of weights, in a folder."""
-    found = sorted(folder.glob("*.index.json"), key=lambda file: ("safetensors" not in file.name, file.name))
-    found += [folder / name for name in _IN_FOLDERS if (folder / name).is_file()]
-    if found:
-        return found[0]
-    names = sorted(entry.name for entry in folder.iterdir())
-    if "data.pkl" in names and "data" in names:
-        hint = "it is a PyTorch file that was unpacked: pack it again as a zip file without compression"
-    elif ".metadata" in names and any(name.endswith(".distcp") for name in names):
-        hint = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE makes it a file"
-    elif "saved_model.pb" in names:
-        hint = "it is a SavedModel of TensorFlow: save the weights as a PyTorch state dict"
-    else:
-        hint = f"name the file in it that holds the weights; it has: {_listed(names)}"
-    raise CheckpointError(f"{folder} is a folder without an index of weights", hint)
-
-
-def _shards(path: Path) -> dict[str, Path]:
-    """By the names of the weights the files that an index names; none for what is no index."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
-        if (text_of(head) or "").lstrip()[:1] != "{" or path.stat().st_size > _LARGEST_INDEX:
-            return {}
-        try:
-            content = json.loads(head + file.read())
-        except (ValueError, RecursionError):
-            return {}
-    names = content.get("weight_map")
-    if not isinstance(names, dict):
-        return {}
-    shards: dict[str, Path] = {}
-    for key, name in names.items():
-        if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0:]", name):
-            raise CheckpointError(
-                f"the index {path} names {shortened(str(name))!r}, and the files have to be beside it",
-                "download the folder again",
-            )
-        shards[key] = path.parent / name
-    missing = [file.name for file in dict.fromkeys(shards.values()) if not file.is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{len(missing)} of the files that {path} names are missing: {_listed(missing)}",
-            "download them to its folder",
-        )
-    if not shards:
-        raise CheckpointError(f"the index {path} names no files", "download it again")
-    return shards
-
-
 def _read_sharded(index: Path, unsafe_pickle: bool) -> Content:
     """All weights that an index names, from the files that it says."""
-    shards = _shards(index)
+    shards = shards_of(index)
     weights: dict[str, Any] = {}
     passed_over: dict[str, None] = {}
     unsafe = False
@@ -221,19 +136,19 @@ def _read_open(file: BinaryIO, path: Path, name: str, unsafe_pickle: bool, packe
         raise _refused(
             name, Kind("one NumPy array", "weights by their names are an .npz file, or a state dict")
         )
-    if head.startswith(b"\x80"):
-        return _read_pickle(file, path, name, unsafe_pickle)
-    if head[:1] in (b"(", b"c", b"}", b"]"):  # a pickle in one of the protocols that look like text
-        with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
-            return _read_pickle(file, path, name, unsafe_pickle)
+    if head[:1] in (b"\x80", b"(", b"c", b"}", b"]"):  # without the first, old protocols: they look like text
+        if unsafe_pickle and head[:1] == b"\x80":
+            return _run(path, name)
+        try:
+            value, passed_over = read_stream(file, size)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            if head[:1] == b"\x80":
+                raise
+        else:
+            if unsafe_pickle:
+                return _run(path, name)
+            return Content(value, "PyTorch file or pickle", tuple(passed_over))
     raise _refused(name, kind_of(head, size))
-
-
-def _read_pickle(file: BinaryIO, path: Path, name: str, unsafe_pickle: bool) -> Content:
-    if unsafe_pickle:
-        return _run(path, name)
-    value, passed_over = read_stream(file, path.stat().st_size)
-    return Content(value, "PyTorch file or pickle", tuple(passed_over))
 
 
 def _read_zip(file: BinaryIO, path: Path, name: str, unsafe_pickle: bool, packed: int) -> Content:
@@ -267,7 +182,7 @@ def _read_zip(file: BinaryIO, path: Path, name: str, unsafe_pickle: bool, packed
             name, Kind("a program of torch.export", "torch.export.load(FILE).state_dict has its weights")
         )
     if len(names) != 1:
-        raise _refused(name, Kind(f"a zip archive of {len(names)} files: {_listed(names)}", _UNPACK))
+        raise _refused(name, Kind(f"a zip archive of {len(names)} files: {listed(names)}", _UNPACK))
     with parts.open(names[0]) as stream:
         return _read_unpacked(
             stream, f"{shortened(names[0])} in {name}", path.stat().st_size, unsafe_pickle, packed
@@ -286,7 +201,7 @@ def _read_tar(file: BinaryIO, path: Path, name: str, unsafe_pickle: bool, packed
                 ASK,
             )
         if len(members) != 1:
-            raise _refused(name, Kind(f"a tar archive of {len(members)} files: {_listed(names)}", _UNPACK))
+            raise _refused(name, Kind(f"a tar archive of {len(members)} files: {listed(names)}", _UNPACK))
         stream = archive.extractfile(members[0])
         return _read_unpacked(
             stream, f"{shortened(names[0])} in {name}", path.stat().st_size, unsafe_pickle, packed
@@ -331,11 +246,6 @@ def _run(path: Path, name: str) -> Content:
     except Exception as error:  # arbitrary code from the file may raise anything
         raise CheckpointError(f"cannot unpickle {name}: {type(error).__name__}: {one_line(error)}") from None
     return Content(value, "pickle", unsafe=True)
-
-
-def _listed(names: Sequence[str], most: int = 4) -> str:
-    listed = ", ".join(shortened(name) for name in names[:most])
-    return f"{listed}, …" if len(names) > most else listed or "nothing"
 
 
 def _corrupt(name: str, error: Exception) -> CheckpointError:

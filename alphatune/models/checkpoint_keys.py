@@ -93,7 +93,13 @@ class Expected:
     ) -> None:
         self.model = model
         self.num_classes = num_classes  # of a head that may be newly made, None where none may
-        self.state: dict[str, Any] = model.state_dict()
+        state: Mapping[str, Any] = model.state_dict()
+        self.metadata: Mapping[str, Any] = getattr(state, "_metadata", {})
+        #: of an override of state_dict(): what is neither a tensor nor the extra state of a module
+        self.notes = {
+            k: v for k, v in state.items() if not (isinstance(v, Tensor) or k.endswith("_extra_state"))
+        }
+        self.state = {key: value for key, value in state.items() if key not in self.notes}
         self.dropped = _droppable(self.state) if dropped is None else dropped
         self.names = {key: plain(key, self.dropped) for key in self.state}
         self.required = {name for key, name in self.names.items() if not is_counter(key)}

@@ -249,7 +249,7 @@ def _metadata(match: Match, expected: Expected) -> dict[str, Any]:
         for name, value in match.container.metadata.items()
     }
     known = {}
-    for name, own in getattr(expected.state, "_metadata", {}).items():
+    for name, own in expected.metadata.items():
         place = plain(f"{name}." if name else "", match.dropped)
         known[name] = own
         if place.startswith(match.rule.model):
@@ -259,7 +259,7 @@ def _metadata(match: Match, expected: Expected) -> dict[str, Any]:
 
 def _load_(model: nn.Module, weights: Mapping[str, Any], match: Match, expected: Expected, path: str) -> None:
     """Load tensors by the model's keys, and check that nothing was left out; else the model is as it was."""
-    state = OrderedDict(weights)
+    state = OrderedDict({**weights, **expected.notes})
     state._metadata = _metadata(match, expected)  # type: ignore[attr-defined]
     shapes = {key: getattr(value, "shape", None) for key, value in expected.state.items()}
     for key, value in weights.items():
@@ -284,7 +284,8 @@ def _load_(model: nn.Module, weights: Mapping[str, Any], match: Match, expected:
             k for k in unexpected if not is_no_weight(plain(k, match.dropped), state.get(k), expected)
         ]:
             raise _Unfit(f"{left[0]} is unknown to the model")
-        if {key: getattr(value, "shape", None) for key, value in model.state_dict().items()} != shapes:
+        now = {k: getattr(v, "shape", None) for k, v in model.state_dict().items() if k not in expected.notes}
+        if now != shapes:
             raise _Unfit("it is of an older version of the architecture, with layers of other shapes")
         # Parameters only: a buffer may be a mask of -inf, and health.py looks at moving averages.
         for name, weight in model.named_parameters():

@@ -10,9 +10,10 @@ from pathlib import Path
 from alphatune.errors import AlphatuneError, CheckpointError, UntrustedError
 from alphatune.hashing import sha256
 from alphatune.models.checkpoint_containers import NAMES, Container, container_at, find_containers
-from alphatune.models.checkpoint_content import ASK, TORCHSCRIPT, Content, files_of_checkpoint, read_content
+from alphatune.models.checkpoint_content import ASK, TORCHSCRIPT, Content, read_content
+from alphatune.models.checkpoint_files import files_of_checkpoint
+from alphatune.models.pickle_records import grouped, shortened
 from alphatune.models.pickled_module import state_dict_of
-from alphatune.models.safe_pickle import grouped, shortened
 
 
 @dataclass(frozen=True)

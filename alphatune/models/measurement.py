@@ -10,11 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-<<<<<<< HEAD
-from contextlib import contextmanager, nullcontext, suppress
-=======
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
->>>>>>> versions
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -117,18 +113,8 @@ def _watching(
     how = predictor or Predictor(model)
     watch = _Watch(model, until)
     runner = Predictor(watch, how.dtype, how.channels_last)
-<<<<<<< HEAD
     layers = {name: model.get_submodule(name) for name in names}
-    with watching(layers, watch.see), evaluation_mode(watch):
-=======
-    with ExitStack() as stack:
-        for name in names:
-            layer = modules[name]
-            handle = layer.register_forward_pre_hook(watch.hook(name, layer), with_kwargs=True)
-            stack.callback(handle.remove)
-        stack.enter_context(evaluation_mode(watch))
-        stack.enter_context(_uncompiled(model))
->>>>>>> versions
+    with watching(layers, watch.see), evaluation_mode(watch), _uncompiled(model):
         yield watch, lambda inputs: runner(runner.prepare(inputs))
 
 

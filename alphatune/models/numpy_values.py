@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alphatune.models.safe_pickle import MalformedError, Record, SafeUnpickler, Unfinished
+from alphatune.models.pickle_records import MalformedError, Record
+from alphatune.models.safe_pickle import SafeUnpickler, Unfinished
 
 #: kinds of dtype that are numbers, and that torch has
 _NUMBERS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"}
@@ -44,7 +45,7 @@ class NumpyArray(Unfinished):
     def finish(self, unpickler: SafeUnpickler, state: Any) -> Tensor | Record:
         _, shape, kind, fortran, data = state
         if type(kind) is not NumpyType or not kind.plain:
-            unpickler.pass_over("numpy.ndarray of objects")
+            unpickler.pass_over("numpy.ndarray[object]")
             record = Record("numpy.ndarray")
             record.state = state
             return record

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from alphatune.models import numpy_values
-from alphatune.models.safe_pickle import Builder, Global, MalformedError, Record, SafeUnpickler, key_of
+from alphatune.models.pickle_records import Global, MalformedError, Record, key_of
+from alphatune.models.safe_pickle import Builder, SafeUnpickler
 
 #: elements of a tensor that repeats those of a small storage, as ``expand`` makes them
 MOST_REPEATED = 2**24

@@ -11,8 +11,9 @@ from typing import Any, BinaryIO
 
 import torch
 
+from alphatune.models.pickle_records import Global, MalformedError, Record
 from alphatune.models.pickled_values import BUILDERS, STORAGES, VALUES, Storage
-from alphatune.models.safe_pickle import Builder, Global, MalformedError, Record, SafeUnpickler, Source
+from alphatune.models.safe_pickle import Builder, SafeUnpickler, Source
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _CHUNK = 1 << 20
