@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -148,7 +148,7 @@ class MixedIn(TwiceByMixin, nn.BatchNorm2d):
 
 
 class Counting(nn.BatchNorm2d):
-    made: list[str] = []
+    made: ClassVar[list[str]] = []
 
     def __init_subclass__(cls) -> None:
         Counting.made.append(cls.__name__)

@@ -123,11 +123,11 @@ def leave_inactive(layers: Sequence[NormLayer]) -> tuple[str, ...]:
     return tuple(escape(layer.name) for layer in inactive)
 
 
-class _Functions(TorchDispatchMode):
+class _Functions(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Who calls a norm function, or computes otherwise, with moving averages of which layer."""
 
     def __init__(self, modules: Mapping[str, nn.Module], norms: Mapping[str, nn.Module]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.users: dict[str, str] = {}  # of layers' tensors, what they do
         self.own: dict[str, NormLayer] = {}
         self._modules = modules
