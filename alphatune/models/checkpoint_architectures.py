@@ -88,7 +88,7 @@ def _head(container: Container) -> tuple[int, int]:
     shapes = [
         tuple(t.shape) for t in container.tensors.values() if isinstance(t, torch.Tensor) and t.ndim == 2
     ]
-    return shapes[-1] if shapes else (1000, 0)
+    return (shapes[-1][0], shapes[-1][1]) if shapes else (1000, 0)
 
 
 def _is_buffer(name: str) -> bool:

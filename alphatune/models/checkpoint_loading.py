@@ -306,9 +306,8 @@ def _unchanged_on_error(model: nn.Module) -> Iterator[None]:
         for module, attributes, contents in zip(modules, outer, inner, strict=True):
             vars(module).clear()
             vars(module).update(attributes)
-            for own, content in zip(
-                (module._parameters, module._buffers, module._modules), contents, strict=True
-            ):
+            owned: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module._modules)
+            for own, content in zip(owned, contents, strict=True):
                 own.clear()
                 own.update(content)
         with torch.no_grad():

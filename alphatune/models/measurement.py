@@ -23,7 +23,7 @@ from alphatune.data.own_batches import as_loader, only_inputs
 from alphatune.data.own_loader import LoaderBatches
 from alphatune.data.workers import from_workers
 from alphatune.distributed import World
-from alphatune.errors import DataError
+from alphatune.errors import ConfigurationError, DataError
 from alphatune.evaluation import Predictor, Progress, evaluation_mode, explaining_failure
 from alphatune.norms.patching import example_weighted_layers
 from alphatune.norms.pooling import Moments, merge, moments_of
@@ -121,7 +121,8 @@ def _watching(
 def _uncompiled(model: nn.Module) -> AbstractContextManager[object]:
     """Run compiled code as plain Python: it does not look for hooks that come after it."""
     if hasattr(torch.compiler, "set_stance"):  # from torch 2.6
-        return torch.compiler.set_stance("force_eager")
+        stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+        return stance
     if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
         raise ConfigurationError(
             f"measuring a compiled model needs torch 2.6 or newer, this is {torch.__version__}",
