@@ -72,7 +72,7 @@ def inspect(
     with console.progress_bar("measuring", quiet or settings.data is None) as progress:
         document = run_inspect(settings, progress, paths=paths)
     if not quiet:
-        console.warn(document["warnings"])
+        console.remark_on(document)
     if format == "json":
         print(to_json(document, for_pipe=True))
     elif format == "quiet":

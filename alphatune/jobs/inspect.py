@@ -33,7 +33,8 @@ def run_inspect(
     With data also how far its moving averages are from what it sees of them (staleness.py). With
     ``paths`` also whether it has a norm-free path to the output, as ``trace_paths`` finds it.
     """
-    opened = open_model(settings)
+    # Without data only the size of an image matters.
+    opened = open_model(settings, images=settings.data is not None or settings.input_size is None)
     output, seen, watched = watch_layers(opened.module, opened.preprocessing.input_size, opened.device)
     classes, notes = _outputs(settings, opened, output)
     health = {h.layer: h for h in examine(opened.module)}
@@ -58,7 +59,7 @@ def run_inspect(
         "preprocessing": opened.preprocessing.to_dict(),
         "layers": rows,
         "summary": dict(Counter(row["status"] for row in rows)),
-        "warnings": [*([] if settings.input_size and settings.data is None else opened.warnings), *notes],
+        "warnings": [*opened.warnings, *notes],
     }
     document["data"] = _measure(settings, opened, document, progress)
     if paths:

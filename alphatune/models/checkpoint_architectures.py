@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torchvision
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from alphatune.models import cifar
 from alphatune.models.checkpoint_containers import Container
@@ -37,34 +40,47 @@ _FAMILIES = {
 }
 
 
-def fitting_architectures(container: Container) -> tuple[str, ...]:
+class _Unfilled(TorchFunctionMode):
+    """Leaves new weights unfilled: filling them takes most of the time, and only shapes are asked for."""
+
+    _FILLS = frozenset(("normal_", "uniform_", "trunc_normal_", "fill_", "zero_"))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in self._FILLS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def fitting_architectures(container: Container, path: str) -> tuple[str, ...]:
     """The first few MODEL names whose every key and shape the container has, often none."""
-    end = time.monotonic() + SECONDS
+    start = time.monotonic()
     size = sum(
         t.numel() for n, t in container.tensors.items() if isinstance(t, torch.Tensor) and not _is_buffer(n)
     )
     found: list[str] = []
-    for name, build in _candidates(container, size):
-        if time.monotonic() > end or len(found) == MOST:
+    for name, build in _candidates(container, size, path):
+        if time.monotonic() - start > SECONDS / (3 if found else 1) or len(found) == MOST:
             break
-        with contextlib.suppress(Exception), warnings.catch_warnings(), torch.device("meta"):
+        with contextlib.suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with contextlib.redirect_stdout(io.StringIO()):
+            with torch.device("meta"), _Unfilled(), contextlib.redirect_stdout(io.StringIO()):
                 model = build()
             if any(not match.faults for match in matches(container, Expected(model))):
                 found.append(name)
     return tuple(found)
 
 
-def _candidates(container: Container, size: int) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+def _candidates(container: Container, size: int, path: str) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     """Architectures in the order in which they are worth a look, each with how it is built."""
     classes, features = _head(container)
     kwargs: dict[str, Any] = {} if classes == 1000 else {"num_classes": classes}
     text = f" --model-kwargs num_classes={classes}" if kwargs else ""
-    for depth in (18, 20, 32, 44, 56, 110):
-        name = f"resnet{depth}"
+    keys = "\n".join(map(plain, container.tensors))
+    if "linear.weight" in keys:
         other = "" if classes == 10 else f" --model-kwargs num_classes={classes}"
-        yield f"alphatune.models.cifar:{name}{other}", lambda n=name: getattr(cifar, n)(classes)  # type: ignore[misc]
+        for depth in (18, 20, 32, 44, 56, 110):
+            name = f"resnet{depth}"
+            yield f"alphatune.models.cifar:{name}{other}", lambda n=name: getattr(cifar, n)(classes)  # type: ignore[misc]
     # Parameters with a head for the 1 000 classes that torchvision counts.
     thousand = size + (1000 - classes) * (features + 1)
     for name in torchvision.models.list_models(module=torchvision.models):
@@ -75,12 +91,22 @@ def _candidates(container: Container, size: int) -> Iterator[tuple[str, Callable
                 f"torchvision:{name}{text}",
                 lambda n=name: torchvision.models.get_model(n, weights=None, **kwargs),  # type: ignore[misc]
             )
-    keys = "\n".join(map(plain, container.tensors))
-    for pattern, modules in _FAMILIES.items():
-        if re.search(pattern, keys):
-            for module in modules.split():
-                for name in sorted(timm.list_models(module=module), key=len):
-                    yield f"{name}{text}", lambda n=name: timm.create_model(n, **kwargs)  # type: ignore[misc]
+    for name in _of_timm(keys, Path(path).stem):
+        yield f"{name}{text}", lambda n=name: timm.create_model(n, **kwargs)  # type: ignore[misc]
+
+
+def _of_timm(keys: str, stem: str) -> list[str]:
+    """Names of the families with such keys: first those that the file's name holds, then a few of each by turns."""
+    modules = [m for pattern, names in _FAMILIES.items() if re.search(pattern, keys) for m in names.split()]
+    lists = [
+        sorted(
+            timm.list_models(module=m, exclude_filters=["tf_*"]),
+            key=lambda n, m=m: (not n.startswith(m), len(n)),
+        )  # type: ignore[misc]
+        for m in modules
+    ]
+    turns = [name for turn in itertools.zip_longest(*lists) for name in turn if name]
+    return sorted(turns, key=lambda name: -len(name) if name in stem else 0)
 
 
 def _head(container: Container) -> tuple[int, int]:

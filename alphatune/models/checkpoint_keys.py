@@ -158,16 +158,16 @@ def _matches(container: Container, expected: Expected, prefix: str | None) -> li
     for original in container.tensors:
         names[plain(original, expected.dropped)].append(original)
     rules = _rules(names, expected)
+    most = max(rules.values(), default=0)
+    near = {rule for rule, count in rules.items() if 2 * count > most}
     if prefix is not None:
         dotted = prefix and f"{prefix.removesuffix('.')}."
-        rules = {r: n for r, n in rules.items() if r.file in (dotted, plain(dotted, expected.dropped))}
-    elif expected.one_layer:
-        rules = {rule: count for rule, count in rules.items() if rule == Rule()}
-    most = max(rules.values(), default=0)
-    best = [rule for rule, count in rules.items() if 2 * count > most] or ([] if prefix else [Rule()])
-    tried = [_assigned(rule, container, names, expected) for rule in best]
+        allowed = {rule for rule in rules if rule.file in (dotted, plain(dotted, expected.dropped))}
+    else:
+        allowed = {Rule()} if expected.one_layer or not near else near
+    tried = [_assigned(rule, container, names, expected) for rule in near | allowed]
     whole = [match for match in tried if not match.missing]
-    return [_with_leftovers(match, names, expected, whole) for match in tried]
+    return [_with_leftovers(match, names, expected, whole) for match in tried if match.rule in allowed]
 
 
 def _rules(names: Iterable[str], expected: Expected) -> dict[Rule, int]:
@@ -243,10 +243,17 @@ def is_no_weight(name: str, value: Any, expected: Expected) -> bool:
 
 
 def _alike(found: Any, wanted: Any, key: str) -> bool:
-    """Whether a tensor can be copied without a change of shape or loss of what it says."""
+    """Whether a tensor has the shape and the kind of numbers that the model wants."""
+    if not isinstance(wanted, Tensor):  # a module's extra state
+        return True
+    return isinstance(found, Tensor) and found.shape == wanted.shape and could_become(found, wanted, key)
+
+
+def could_become(found: Any, wanted: Any, key: str) -> bool:
+    """Whether copying a tensor loses nothing of what it says; its shape may be for a load hook to change."""
     if not isinstance(found, Tensor) or not isinstance(wanted, Tensor):
         return not isinstance(wanted, Tensor)
-    if found.shape != wanted.shape or found.is_quantized:
+    if found.is_quantized or (wanted.ndim == 0 and found.numel() != 1):
         return False
     if wanted.is_floating_point():
         return found.is_floating_point()

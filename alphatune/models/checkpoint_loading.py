@@ -32,6 +32,7 @@ from alphatune.models.checkpoint_keys import (
     Expected,
     Match,
     Rule,
+    could_become,
     is_counter,
     is_no_weight,
     matches,
@@ -180,8 +181,10 @@ def _convert_and_load_(
     model: nn.Module, found: list[Match], expected: Expected, checkpoint: Checkpoint
 ) -> tuple[Match, str]:
     """Let hooks and converters try the state dicts that come nearest; what they make of one has to fit entirely."""
-    nearest = sorted((m for m in found if not m.twice), key=lambda m: len(m.missing) + len(m.shapes))[:4]
+    nearest = sorted((m for m in found if not m.twice), key=_distance)[:4]
     for match in nearest:
+        if _rivalled(match, nearest):
+            continue
         state = _renamed(match, expected)
         for how, convert in _converters(model).items():
             converted = convert(dict(state)) if state else None
@@ -193,16 +196,31 @@ def _convert_and_load_(
     raise refusal(checkpoint.path, found, expected)
 
 
+def _distance(match: Match) -> int:
+    return len(match.missing) + len(match.shapes)
+
+
+def _rivalled(match: Match, others: list[Match]) -> bool:
+    """Whether another prefix comes as near, with other values: hooks could not tell which is meant."""
+    return match.rule != Rule() and any(
+        other.container is match.container
+        and other.rule != match.rule
+        and _distance(other) == _distance(match)
+        and not match.same_values(other)
+        for other in others
+    )
+
+
 _HOOKS = "the model's own load hooks"
 
 
 def _converters(model: nn.Module) -> dict[str, Callable[[State], State | None]]:
     return {
         _HOOKS: lambda state: state,
-        "timm": lambda state: _as_timm_does(state, model),
         "torchvision's rule for old DenseNets": lambda state: {
             _OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()
         },
+        "timm": lambda state: _as_timm_does(state, model),
     }
 
 
@@ -263,11 +281,8 @@ def _load_(model: nn.Module, weights: Mapping[str, Any], match: Match, expected:
     state._metadata = _metadata(match, expected)  # type: ignore[attr-defined]
     shapes = {key: getattr(value, "shape", None) for key, value in expected.state.items()}
     for key, value in weights.items():
-        own = expected.state.get(key)
-        if isinstance(own, Tensor) and isinstance(value, Tensor) and own.ndim == 0 and value.numel() != 1:
-            raise _Unfit(
-                f"{key} is one number, and the file has {tuple(value.shape)}"
-            )  # torch takes the first
+        if key in expected.state and not could_become(value, expected.state[key], key):
+            raise _Unfit(f"{key} holds something else in the file")  # of which torch would take what it can
     with _unchanged_on_error(model):
         try:
             with warnings.catch_warnings():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from alphatune.errors import CheckpointError
 from alphatune.models.checkpoint_architectures import fitting_architectures
 from alphatune.models.checkpoint_keys import Expected, Match
@@ -34,7 +32,7 @@ def refusal(path: str, found: Sequence[Match], expected: Expected) -> Checkpoint
             "--checkpoint-prefix chooses",
         )
     if not match.missing and not match.unknown:
-        return _of_other_shapes(where, match, expected)
+        return _of_other_shapes(where, path, match, expected)
     parts = []
     if match.missing:
         parts.append(
@@ -49,11 +47,11 @@ def refusal(path: str, found: Sequence[Match], expected: Expected) -> Checkpoint
     if pairs := _nearest(match, expected):
         parts.append(f"nearest to what is missing: {', '.join(pairs)}")
     return CheckpointError(
-        f"{where} is a checkpoint of another architecture: {'; '.join(parts)}", _hint(match)
+        f"{where} is a checkpoint of another architecture: {'; '.join(parts)}", _hint(match, path)
     )
 
 
-def _of_other_shapes(where: str, match: Match, expected: Expected) -> CheckpointError:
+def _of_other_shapes(where: str, path: str, match: Match, expected: Expected) -> CheckpointError:
     differ = [(match.container.tensors[match.keys[key]], expected.state[key]) for key in match.shapes]
     more = f", and {len(match.shapes) - 1} others" if len(match.shapes) > 1 else ""
     message = f"{where} does not fit the model: {_shapes(match, match.shapes[0], expected)}{more}"
@@ -64,7 +62,7 @@ def _of_other_shapes(where: str, match: Match, expected: Expected) -> Checkpoint
         return CheckpointError(
             message, f"another number of classes? try --model-kwargs num_classes={heads.pop()}"
         )
-    return CheckpointError(message, _hint(match))
+    return CheckpointError(message, _hint(match, path))
 
 
 def _shapes(match: Match, key: str, expected: Expected) -> str:
@@ -81,20 +79,16 @@ def _nearest(match: Match, expected: Expected) -> list[str]:
         if not (near := difflib.get_close_matches(key, left[:2000], 1)):
             continue
         name, own = near[0], expected.state[key]
-        sizes = ""
-        if isinstance(own, Tensor) and isinstance(tensors[name], Tensor) and own.shape != tensors[name].shape:
-            sizes = f" {tuple(own.shape)}"
-            name_size = f" {tuple(tensors[name].shape)}"
-        else:
-            name_size = ""
-        pairs.append(f"{key!r}{sizes} ~ {name!r}{name_size}")
+        sizes = [f" {tuple(getattr(value, 'shape', ()))}" for value in (own, tensors[name])]
+        first, second = ("", "") if sizes[0] == sizes[1] else sizes
+        pairs.append(f"{key!r}{first} ~ {name!r}{second}")
         left.remove(name)
     return pairs
 
 
-def _hint(match: Match) -> str:
+def _hint(match: Match, path: str) -> str:
     """Which architecture these weights are of, if one is found; a few keys are more likely a slip."""
     if match.faults <= 3 and match.keys:
         return ANOTHER
-    names = fitting_architectures(match.container)
+    names = fitting_architectures(match.container, path)
     return f"they fit {' or '.join(names)}: name it as MODEL" if names else ANOTHER
