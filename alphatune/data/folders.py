@@ -20,16 +20,19 @@ from alphatune.errors import ConfigurationError, DataError
 from alphatune.suggestions import did_you_mean, did_you_mean_path
 
 _SPLIT_NAMES = (("validation", "val", "valid", "eval", "evaluation"), ("train", "training"))
-_ALL_SPLITS = {"test", "testing", *(name for names in _SPLIT_NAMES for name in names)}
+ALL_SPLITS = {"test", "testing", *(name for names in _SPLIT_NAMES for name in names)}
 
 
-def open_folder(text: str, split: str | None, datasets: Sequence[str] = ()) -> Examples:
+def open_folder(
+    text: str, split: str | None, datasets: Sequence[str] = (), *, labelled: bool = True
+) -> Examples:
     """Open a folder or an archive of class folders.
 
     Args:
         text: where it is.
         split: subfolder, by any of the names a split goes by.
         datasets: names, one of which may have been meant where there is no such path.
+        labelled: whether images outside class folders are refused; else every target is 0 where there are some.
     """
     path = Path(text)
     if not path.exists():
@@ -39,16 +42,43 @@ def open_folder(text: str, split: str | None, datasets: Sequence[str] = ()) -> E
         if text.rpartition(":")[0].endswith(".py"):
             hint = "a loader of your own goes with tune --score"
         raise DataError(f"no such folder, archive or dataset: {text}", hint)
+    root = _split_folder(path, split) if path.is_dir() else text
+    reader, load, warnings = open_reader(root)
+    names = getattr(reader, "class_to_idx", None) or reader.class_name_to_idx
+    if "" in names and labelled:
+        raise DataError(
+            f"{root} holds images outside class folders",
+            "expected FOLDER/CLASS/image.jpg; --labels FILE reads the classes from a file",
+        )
+    classes = () if "" in names else tuple(sorted(names, key=names.__getitem__))
+    if Path(root).is_dir():
+        targets = [target for _, target in reader.samples]
+    else:
+        targets = reader.targets
+        _refuse_splits_in_archive(root, reader, split)
+    return Examples(
+        source=text,
+        root=root,
+        split=Path(root).name if root != text else "",
+        classes=classes,
+        targets=np.asarray(targets, dtype=np.int64) * ("" not in names),
+        indices=np.arange(len(targets)),
+        load=load,
+        numbered_by_name=True,
+        warnings=warnings,
+    )
+
+
+def open_reader(root: str) -> tuple[Any, ReaderLoad, tuple[str, ...]]:
+    """timm's reader of all images in a folder or an archive, the same for examples, and what is to be said."""
+    path = Path(root)
     if path.is_file() and path.suffix != ".tar" and not compression(path):
         raise DataError(
-            f"expected a folder or an archive (.tar, .tar.gz, .tar.bz2, .tar.xz), got the file {text}"
+            f"expected a folder or an archive (.tar, .tar.gz, .tar.bz2, .tar.xz), got the file {root}"
         )
-    root = text
+    if path.is_dir() and _has_tars_only(path):
+        raise DataError(f"{root} holds .tar files but no images", "name one archive of class folders")
     decompressed = DecompressedTar(path) if path.is_file() and compression(path) else None
-    if path.is_dir():
-        root = _split_folder(path, split)
-        if _has_tars_only(Path(root)):
-            raise DataError(f"{root} holds .tar files but no images", "name one archive of class folders")
     try:
         with _all_image_extensions():
             reader = create_reader("", root=str(decompressed.path) if decompressed else root)
@@ -59,32 +89,15 @@ def open_folder(text: str, split: str | None, datasets: Sequence[str] = ()) -> E
                 f"expected class folders holding files that end in {', '.join(IMG_EXTENSIONS)}",
             ) from None
         raise DataError(f"cannot read {root}: {error}") from None
-    names = getattr(reader, "class_to_idx", None) or reader.class_name_to_idx
-    if "" in names:
-        raise DataError(f"{root} holds images outside class folders", "expected FOLDER/CLASS/image.jpg")
-    classes = tuple(sorted(names, key=names.__getitem__))
-    warnings = _order_warning(classes)
-    if Path(root).is_dir():
-        targets = [target for _, target in reader.samples]
-    else:
-        targets = reader.targets
-        _refuse_splits_in_archive(root, reader, split)
+    warnings: tuple[str, ...] = ()
+    if path.is_file():
         members = [inner or member for member, _, inner in reader.samples]
-        warnings += check_end(decompressed.path if decompressed else path, members, text)
+        warnings = check_end(decompressed.path if decompressed else path, members, root)
         counts = Counter(member.path for member, _, _ in reader.samples)
         name, count = counts.most_common(1)[0]
         if count > 1:
             raise DataError(f"{root} holds {name} twice: every image must count once")
-    return Examples(
-        source=text,
-        root=root,
-        split=Path(root).name if root != text else "",
-        classes=classes,
-        targets=np.asarray(targets, dtype=np.int64),
-        indices=np.arange(len(targets)),
-        load=ReaderLoad(reader, keep=decompressed),
-        warnings=warnings,
-    )
+    return reader, ReaderLoad(reader, keep=decompressed), warnings
 
 
 def _split_folder(root: Path, split: str | None) -> str:
@@ -116,7 +129,7 @@ def find_split(root: Path, split: str) -> Path | None:
 
 def splits_of(root: Path) -> list[str]:
     """The subfolders that are splits, by their names."""
-    return sorted(p.name for p in root.iterdir() if p.name in _ALL_SPLITS and holds_folders(p))
+    return sorted(p.name for p in root.iterdir() if p.name in ALL_SPLITS and holds_folders(p))
 
 
 def synonyms(split: str) -> tuple[str, ...]:
@@ -131,7 +144,7 @@ def holds_folders(folder: Path) -> bool:
 
 def _refuse_splits_in_archive(root: str, reader: Any, split: str | None) -> None:
     parts = [Path(member.path).parts for member, _, _ in reader.samples]
-    found = sorted({p[-3] for p in parts if len(p) > 2} & _ALL_SPLITS)
+    found = sorted({p[-3] for p in parts if len(p) > 2} & ALL_SPLITS)
     if split is not None or found:
         raise ConfigurationError(
             f"{root} is an archive{' of the splits ' + ', '.join(found) if found else ''}, and --split reads folders",
@@ -152,12 +165,3 @@ def _all_image_extensions() -> Iterator[None]:
         yield
     finally:
         set_img_extensions(before)
-
-
-def _order_warning(classes: Sequence[str]) -> tuple[str, ...]:
-    if list(classes) == sorted(classes):
-        return ()
-    return (
-        "class folders are numbered in natural order (2 before 10), as timm does; torchvision's "
-        "ImageFolder would number them as text: if the model was trained with it, pass --class-map",
-    )

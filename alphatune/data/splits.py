@@ -45,6 +45,9 @@ def open_splits(
     split_seed: int = 0,
     download: bool = False,
     class_map: str | None = None,
+    labels: str | None = None,
+    path_column: str | None = None,
+    label_column: str | None = None,
     image_mode: str = "RGB",
     input_key: str | None = None,
     target_key: str | None = None,
@@ -67,7 +70,8 @@ def open_splits(
         val_data: the validation set, if it is another folder, archive or dataset string.
         split_seed: of the draw; it alone decides which examples are held out.
         download: fetch a dataset by name, or a ``torch/`` one, that is not there yet.
-        class_map, image_mode, input_key, target_key: as in ``open_data``.
+        class_map, labels, path_column, label_column, image_mode, input_key, target_key: as in ``open_data``;
+            ``labels`` are not those of ``val_data``.
         train_split: name of the training split; by default "train" where there are splits.
         split: name of the validation split.
 
@@ -77,7 +81,7 @@ def open_splits(
             than in training; an example in both.
     """
     if opens_by_name(data, data_root):
-        _refuse_own_splits(data, val_fraction, val_data, train_split, split)
+        _refuse_own_splits(data, val_fraction, val_data, train_split, split, labels)
         splits = Splits(*open_named(data, data_root, seed=split_seed, download=download))
         return splits if class_map is None else _relabelled(splits, class_map)
     _check_options(val_fraction, val_data, split)
@@ -89,14 +93,15 @@ def open_splits(
         "target_key": target_key,
         "download": download,
     }
-    train = open_data(data, split=train_split or _own_split(data, data_root, "train"), **how)
-    own = _own_split(data, data_root, "validation")
+    filed: dict[str, Any] = {"labels": labels, "path_column": path_column, "label_column": label_column}
+    train = open_data(data, split=train_split or _own_split(data, data_root, "train", labels), **how, **filed)
+    own = _own_split(data, data_root, "validation", labels)
     if val_data is not None:
         if opens_by_name(val_data, data_root):
             raise ConfigurationError(f"{val_data} has a training split of its own", f"--data {val_data}")
         validation = open_data(val_data, split=split, **how)
     elif split is not None or (val_fraction is None and own is not None):
-        validation = open_data(data, split=split or own, **how)
+        validation = open_data(data, split=split or own, **how, **filed)
     else:
         return _held_out(train, VAL_FRACTION if val_fraction is None else val_fraction, split_seed)
     _check_classes(train, validation)
@@ -123,13 +128,13 @@ def _check_options(val_fraction: float | None, val_data: str | None, split: str 
 
 
 def _refuse_own_splits(data: str, *options: object) -> None:
-    names = ("--val-fraction", "--val-data", "--train-split", "--split")
+    names = ("--val-fraction", "--val-data", "--train-split", "--split", "--labels")
     given = [name for name, option in zip(names, options, strict=True) if option is not None]
     if given:
         raise ConfigurationError(f"{data} has splits of its own", f"leave out {', '.join(given)}")
 
 
-def _own_split(data: str, data_root: str | None, kind: str) -> str | None:
+def _own_split(data: str, data_root: str | None, kind: str, labels: str | None = None) -> str | None:
     """The split of this kind that comes with the data; of a folder without splits, None."""
     root = Path(data)
     if is_dataset_string(data):
@@ -139,6 +144,8 @@ def _own_split(data: str, data_root: str | None, kind: str) -> str | None:
         if name in _TRAIN_AND_TEST_ONLY:
             return kind if kind == "train" else None
         root = Path(data_root or "")
+    if labels is not None:  # a split is any folder of images
+        return next((name for name in (kind, *synonyms(kind)) if (root / name).is_dir()), None)
     if not root.is_dir() or not splits_of(root):
         return None
     return kind if kind == "train" or find_split(root, kind) is not None else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from alphatune.data.label_order import check_label_order, near_chance
 from alphatune.evaluation import Progress, evaluate, summarise
 from alphatune.hashing import sha256
 from alphatune.jobs.describe import common_alpha, describe_data, describe_env, describe_model, describe_plan
@@ -56,19 +57,23 @@ def run_evaluate(
             total=len(prepared.batches),
             progress=progress,
         )
+    summary = summarise(measured)
+    examples = prepared.batches.examples
+    remarks = check_label_order(examples, measured.targets, measured.predicted)
+    remarks += near_chance(measured.targets, summary.top1)
     patched = tuple(get_alpha(module))
     model = describe_model(prepared.opened, layers, prepared.probe, patched)
     model["alpha"] = common_alpha(module)
     model["temperature"] = get_temperature(module)
     document = evaluate_document(
-        summarise(measured),
+        summary,
         model=model,
         data=describe_data(prepared.batches, prepared.skipped),
         env=describe_env(settings, prepared),
-        warnings=list(prepared.warnings),
+        warnings=[*prepared.warnings, *remarks],
     )
     if kept is not None:
         check_scores_file(kept, overwrite=overwrite)  # it may have appeared meanwhile
-        write_evaluation(kept, measured, document, prepared.batches.examples.classes)
+        write_evaluation(kept, measured, document, examples.classes)
         document["scores"] = {"path": str(kept), "sha256": sha256(kept)}
     return document

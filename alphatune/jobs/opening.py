@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from alphatune.data.cache import with_cache
+from alphatune.data.class_map import only_present
 from alphatune.data.datasets import open_data, opens_by_name
 from alphatune.data.examples import Examples, Unreadable
 from alphatune.data.loading import Batches, automatic_batch_size, automatic_workers
@@ -148,6 +149,8 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     examples = _open_examples(settings, opened.preprocessing.image_mode).decoded_by(settings.decoder)
     seen = probe(opened.module, opened.preprocessing.input_size, opened.device)
     _check_classes(examples, seen.num_classes)
+    if settings.classes_only_present:
+        examples = only_present(examples)
     workers = whole_number(settings.workers, "--workers", 0)
     batches = Batches(
         examples.limit(settings.limit, settings.seed),
@@ -167,7 +170,13 @@ def prepare(settings: EvaluateSettings) -> Prepared:
 
 def predictor_of(settings: EvaluateSettings, prepared: Prepared) -> Predictor:
     """How the settings want the model run."""
-    return Predictor(prepared.opened.module, DTYPES[settings.dtype], settings.channels_last, settings.compile)
+    return Predictor(
+        prepared.opened.module,
+        DTYPES[settings.dtype],
+        settings.channels_last,
+        settings.compile,
+        outputs=prepared.batches.examples.outputs,
+    )
 
 
 def resolved(settings: S, prepared: Prepared) -> S:
@@ -182,7 +191,7 @@ def resolved(settings: S, prepared: Prepared) -> S:
 
 def resolved_paths(settings: P) -> P:
     """The settings with paths that hold from any folder."""
-    names = ["checkpoint", "val_data", "class_map", "data_root"]
+    names = ["checkpoint", "val_data", "class_map", "labels", "data_root"]
     for name in ("data", "calibrate", "recalibrate"):
         data = getattr(settings, name, None)
         if data and not opens_by_name(data, getattr(settings, "data_root", None)):
@@ -208,6 +217,9 @@ def _open_examples(settings: EvaluateSettings, image_mode: str) -> Examples:
         "input_key": settings.input_key,
         "target_key": settings.target_key,
         "class_map": settings.class_map,
+        "labels": settings.labels,
+        "path_column": settings.path_column,
+        "label_column": settings.label_column,
         "image_mode": image_mode,
         "split_seed": settings.split_seed,
     }
@@ -218,16 +230,28 @@ def _open_examples(settings: EvaluateSettings, image_mode: str) -> Examples:
 
 
 def _check_classes(examples: Examples, outputs: int) -> None:
-    highest = int(examples.targets.max())
+    lowest, highest = int(examples.targets.min()), int(examples.targets.max())
+    if lowest == 1 and highest == outputs:
+        raise ConfigurationError(
+            f"the labels run from 1 to {outputs}, the model's outputs from 0 to {outputs - 1}",
+            "--class-map FILE that lists the labels, one a line in the order of the outputs, says which is which",
+        )
     if highest >= outputs:
         raise ConfigurationError(
             f"the data has label {highest}, the model {outputs} outputs",
             "give --class-map, or a model with a head for these classes",
         )
-    if examples.classes and not examples.class_map and len(examples.classes) != outputs:
+    if examples.class_map and len(examples.classes) != outputs:
+        raise ConfigurationError(
+            f"the class map {examples.class_map} names {len(examples.classes)} classes, the model has {outputs} outputs",
+            "it needs a line for each output, in the model's order, a background class included",
+        )
+    if examples.classes and len(examples.classes) != outputs:
         raise ConfigurationError(
             f"the data has {len(examples.classes)} classes, the model {outputs} outputs",
-            "--class-map FILE says which output each class is: one class name a line, in the model's order",
+            "all images are in one folder: --labels FILE reads their classes from a file"
+            if len(examples.classes) == 1 and not examples.labels
+            else "--class-map FILE says which output each class is: one class name a line, in the model's order",
         )
 
 
