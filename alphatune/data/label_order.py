@@ -25,9 +25,9 @@ LEAST_DIFFERENCE, LEAST_PROBABILITY = 0.1, 1e-3
 ENOUGH = 1000
 
 
-def natural(name: str) -> list[Any]:
-    """timm's: numbers by their value, letters in either case alike."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())]
+def natural(name: str) -> tuple[Any, ...]:
+    """The key of timm's order: numbers by their value, letters in either case alike."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())], name
 
 
 #: how names are put in order, and who does it

@@ -230,8 +230,13 @@ def _open_examples(settings: EvaluateSettings, image_mode: str) -> Examples:
 
 
 def _check_classes(examples: Examples, outputs: int) -> None:
+    if examples.class_map and len(examples.classes) != outputs:
+        raise ConfigurationError(
+            f"the class map {examples.class_map} names {len(examples.classes)} classes, the model has {outputs} outputs",
+            "it needs a line for each output, in the model's order, a background class included",
+        )
     lowest, highest = int(examples.targets.min()), int(examples.targets.max())
-    if lowest == 1 and highest == outputs:
+    if not examples.classes and lowest == 1 and highest == outputs:
         raise ConfigurationError(
             f"the labels run from 1 to {outputs}, the model's outputs from 0 to {outputs - 1}",
             "--class-map FILE that lists the labels, one a line in the order of the outputs, says which is which",
@@ -240,11 +245,6 @@ def _check_classes(examples: Examples, outputs: int) -> None:
         raise ConfigurationError(
             f"the data has label {highest}, the model {outputs} outputs",
             "give --class-map, or a model with a head for these classes",
-        )
-    if examples.class_map and len(examples.classes) != outputs:
-        raise ConfigurationError(
-            f"the class map {examples.class_map} names {len(examples.classes)} classes, the model has {outputs} outputs",
-            "it needs a line for each output, in the model's order, a background class included",
         )
     if examples.classes and len(examples.classes) != outputs:
         raise ConfigurationError(
