@@ -58,7 +58,10 @@ def first_names(path: Path) -> list[str]:
         ("json-list", '["ant", "bee", "cat", "dog"]'),
         ("json-by-name", '{"dog": 3, "ant": 0, "bee": 1, "cat": 2}'),
         ("json-by-index", '{"3": "dog", "0": "ant", "1": "bee", "2": "cat"}'),
-        ("config.json", '{"id2label": {"0": "ant", "1": "bee", "2": "cat", "3": "dog"}, "label2id": {"ant": 0}}'),
+        (
+            "config.json",
+            '{"id2label": {"0": "ant", "1": "bee", "2": "cat", "3": "dog"}, "label2id": {"ant": 0}}',
+        ),
         ("yaml-list", "- ant\n- bee\n- cat\n- dog\n"),
         ("yaml-by-index", "0: ant\n1: bee\n2: cat\n3: dog\n"),
         ("yaml-by-name", "dog: 3\nant: 0\ncat: 2\nbee: 1\n"),
@@ -133,19 +136,31 @@ def test_numbers_that_can_be_read_in_one_way_only(tmp_path: Path) -> None:
     """Labels counted from 1 are names; 0 to n − 1 are outputs."""
     assert first_names(written(tmp_path, '{"1": 0, "2": 1, "3": 2}')) == ["1", "2", "3"]
     assert first_names(written(tmp_path, "7,0\n9,1\n")) == ["7", "9"]
-    assert first_names(written(tmp_path, "class 1\nclass 0\nclass 10\n")) == ["class 1", "class 0", "class 10"]
+    assert first_names(written(tmp_path, "class 1\nclass 0\nclass 10\n")) == [
+        "class 1",
+        "class 0",
+        "class 10",
+    ]
 
 
 def test_yaml_words_stay_words(tmp_path: Path) -> None:
-    assert first_names(written(tmp_path, "0: no\n1: yes\n2: 1.50\n3: null\n")) == ["no", "yes", "1.50", "null"]
+    assert first_names(written(tmp_path, "0: no\n1: yes\n2: 1.50\n3: null\n")) == [
+        "no",
+        "yes",
+        "1.50",
+        "null",
+    ]
 
 
 TEXT = st.text(
-    st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zl", "Zp")) | st.sampled_from(', "\'é;#:-\t'),
+    st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zl", "Zp"))
+    | st.sampled_from(", \"'é;#:-\t"),
     min_size=1,
     max_size=9,
 ).map(str.strip)
-LISTS = st.lists(TEXT.filter(bool), min_size=1, max_size=12, unique_by=lambda n: unicodedata.normalize("NFC", n))
+LISTS = st.lists(
+    TEXT.filter(bool), min_size=1, max_size=12, unique_by=lambda n: unicodedata.normalize("NFC", n)
+)
 
 
 @given(names=LISTS, form=st.integers(0, 5), mix=st.randoms(use_true_random=False), data=st.data())
@@ -305,7 +320,7 @@ def test_scores_of_the_classes_present(run: Run, tmp_path: Path, tiny_checkpoint
     assert code == 0, err
     tuned = json.loads(out)
     assert tuned["curve"][0]["loss"] == pytest.approx(loss, rel=1e-5)
-    assert 'classes_only_present = true' in (tmp_path / "out/run.toml").read_text()
+    assert "classes_only_present = true" in (tmp_path / "out/run.toml").read_text()
     code, out, err = run("evaluate", tmp_path / "out", "--trust-code", *flags[3:], "--format", "json")
     assert code == 0, err
     assert json.loads(out)["metrics"]["loss"] == pytest.approx(tuned["chosen"]["metrics"]["loss"], rel=1e-5)

@@ -17,7 +17,7 @@ from torch import nn
 
 import alphatune
 from alphatune.data.datasets import open_data
-from alphatune.data.examples import ArrayLoad, Examples
+from alphatune.data.examples import Examples
 from alphatune.data.label_order import LEAST_DIFFERENCE, check_label_order, is_ambiguous, near_chance
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
@@ -105,7 +105,10 @@ def test_labels_counted_from_another_number() -> None:
     assert check(replace(plain, targets=plain.targets - 1), plain.targets * 0) == []
 
 
-@given(st.lists(st.text("aAbB019", min_size=1, max_size=4), min_size=2, max_size=8, unique=True), st.integers(0, 99))
+@given(
+    st.lists(st.text("aAbB019", min_size=1, max_size=4), min_size=2, max_size=8, unique=True),
+    st.integers(0, 99),
+)
 @settings(deadline=None, max_examples=200)
 def test_the_order_the_model_knows_is_never_refused(names: list[str], seed: int) -> None:
     """And one that it does not know never passes in silence, if some classes differ."""
@@ -183,7 +186,7 @@ def test_the_library_stops_too(greys: Path) -> None:
 def test_evaluate_warns_near_chance(run: Run, tmp_path: Path, greys: Path) -> None:
     mapping = tmp_path / "map.txt"
     mapping.write_text("\n".join(TEXT[1:] + TEXT[:1]))
-    code, out, err = run("evaluate", *HOW, "--data", greys, "--class-map", mapping, "--format", "json")
+    code, out, _ = run("evaluate", *HOW, "--data", greys, "--class-map", mapping, "--format", "json")
     assert code == 0
     assert "top-1 is 0.0000, close to chance (0.0833)" in json.loads(out)["warnings"][-1]
 

@@ -56,19 +56,22 @@ def choose_columns(
         ConfigurationError: more than one column may be meant, or there is no such column.
         DataError: no column names images.
     """
+    best: tuple[int, int, Table] | None = None  # how many images are named, the column, and by which cut
     for table in tables:
         told = _find_column(_headings(table), path_column, name) if path_column is not None else None
-        width = len(table.rows[0])
-        if width == 1 and told is None and not any(find(cell) for cell in table.column(0)):
-            return _labels_alone(table, name)
-        path = _path_column(table, find) if told is None else told
-        if path is not None:
-            break
-    else:
+        count, column = _path_column(table, find, told)
+        if count > (best[0] if best else 0) or (told is not None and best is None):
+            best = count, column, table
+    alone = len(tables[0].rows[0]) == 1 and path_column is None
+    if alone and labelled and 2 * (best[0] if best else 0) <= len(tables[0].rows):
+        return _labels_alone(tables[0], name)
+    if best is None:
         raise DataError(
             f"no column of {name} names images {begin}: {tables[0].where[0]} is {_shown(tables[0].rows[0])}",
             "paths are relative; of the images of a folder, with --labels, they may lack folders and the ending",
         )
+    _, path, table = best
+    width = len(table.rows[0])
     header = table.header
     if header is None and _is_header(table, path, find, path_column, label_column):
         header, table = table.rows[0], Table(table.rows[1:], table.where[1:], table.rows[0])
@@ -101,21 +104,14 @@ def _find_column(named: Sequence[str], wanted: str, name: str) -> int:
     )
 
 
-def _path_column(table: Table, find: Find) -> int | None:
-    """The column that names the most different images; of equal ones the first by an exact name, then by place."""
-    best, column = (0, 0), None
-    for number in range(len(table.rows[0])):
-        found = [find(cell) for cell in table.column(number)]
-        single = {id(f) if len(f) > 1 else f[0] for f in found if f}
-        called = (
-            _plain(table.header[number]) in _PATHS
-            if table.header
-            else _plain(table.rows[0][number]) in _PATHS
-        )
-        rank = (len(single), int(called))
-        if rank > best and single:
-            best, column = rank, number
-    return column
+def _path_column(table: Table, find: Find, told: int | None) -> tuple[int, int]:
+    """How many different images the best column names, and which it is; of equal ones one that is called so."""
+    ranks = []
+    for number in range(len(table.rows[0])) if told is None else [told]:
+        found = {tuple(f) for cell in table.column(number) if (f := find(cell))}
+        ranks.append((len(found), _plain(_headings(table)[number]) in _PATHS, -number))
+    count, _, number = max(ranks)
+    return count, -number
 
 
 def _is_header(

@@ -76,7 +76,7 @@ def open_labelled(
     encoded = _encode([columns.labels[r] for r in rows], [columns.where[r] for r in rows], labels, mapped)
     return Examples(
         source=data,
-        root=data,
+        root=str(Path(data) / chosen) if Path(data).is_dir() else data,
         split=chosen,
         classes=encoded.classes,
         targets=encoded.targets,
@@ -195,11 +195,15 @@ def _matched(columns: Columns, images: _Images, labels: str) -> dict[int, int]:
             )
         found += named
         missing += [] if named else [(place, cell)]
-    _refuse_missing(
-        missing, f"of {len(columns.where)} labels of {labels}", "leave out the rows of other images"
-    )
+    _refuse_missing(missing, f"of {len(columns.where)} labels of {labels}", _hint(missing, columns))
     _refuse_twice([images.paths[i] for i in found], columns.where, labels)
     return {image: row for row, image in enumerate(found)}
+
+
+def _hint(missing: Sequence[tuple[str, str]], columns: Columns) -> str:
+    if len(missing) == 1 and missing[0][0] == columns.where[0]:
+        return f"if that line is a heading: --path-column {missing[0][1]}"
+    return "leave out the rows of other images"
 
 
 def _in_order(columns: Columns, keep: Sequence[int], paths: Sequence[str], labels: str) -> dict[int, int]:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,19 +108,18 @@ def read_tables(path: str | os.PathLike[str]) -> list[Table]:
         raise DataError(f"{name} are empty")
     if text.lstrip()[0] in "{[" or ending in (".json", ".jsonl", ".ndjson"):
         return [_json(text, name, by_line=ending in (".jsonl", ".ndjson"))]
-    lines = [line for line in text.split("\n") if line.strip()]
-    for delimiter in "\t,;":
-        if all(delimiter in line for line in lines):
-            table = separated(text, delimiter, name)
-            return [_of_one_length(table, name)]
     by_line = [(f"line {i}", line.strip()) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    cuts: tuple[Callable[[str], list[str]], ...] = (
-        lambda line: line.split(None, 1),
-        lambda line: line.rsplit(None, 1),
-    )
+    cut = [separated(text, d, name) for d in "\t,;" if all(d in line for _, line in by_line)]
+    tables = [table for table in cut if len({len(row) for row in table.rows}) == 1]
+    if cut and not tables:
+        _of_one_length(cut[0], name)  # which says where it is not
     if all(len(line.split(None, 1)) == 2 for _, line in by_line):
-        return [Table(tuple(tuple(cut(line)) for _, line in by_line), _places(by_line)) for cut in cuts]
-    return [Table(tuple((line,) for _, line in by_line), _places(by_line))]
+        for rows in (
+            [line.split(None, 1) for _, line in by_line],
+            [line.rsplit(None, 1) for _, line in by_line],
+        ):
+            tables.append(Table(tuple(map(tuple, rows)), _places(by_line)))
+    return tables or [Table(tuple((line,) for _, line in by_line), _places(by_line))]
 
 
 def _places(rows: Sequence[tuple[str, Any]]) -> tuple[str, ...]:
