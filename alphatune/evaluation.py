@@ -204,6 +204,7 @@ class Predictor:
         channels_last: inputs in the channels-last memory format; the model's weights are the caller's.
         compile: run the model through ``torch.compile`` (on CUDA as CUDA graphs). Batches are
             filled up to the first one's size, so that it compiles once; rows do not depend on each other.
+        outputs: the model's outputs that are scored, in the order of the labels; None: all of them.
     """
 
     model: nn.Module
@@ -212,6 +213,7 @@ class Predictor:
     compile: bool = False
     #: the most examples that are known to fit, once something did not
     most: int | None = None
+    outputs: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         self._forward: Callable[..., object] = self.model
@@ -254,7 +256,10 @@ class Predictor:
         """The same without cutting a batch up: for gradients, whose graph would keep all parts in memory."""
         low_precision = self.dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(inputs.device.type, self.dtype) if low_precision else contextlib.nullcontext():
-            return self._run(inputs)
+            logits = self._run(inputs)
+        if self.outputs is None:
+            return logits
+        return logits.index_select(1, torch.tensor(self.outputs, device=logits.device))
 
     def _run(self, inputs: Tensor) -> Tensor:
         if not self.compile:

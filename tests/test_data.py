@@ -164,13 +164,6 @@ def test_what_cannot_be_opened_says_so(tmp_path: Path, make, message: str) -> No
         open_data(make(tmp_path))
 
 
-def test_natural_order_of_numbered_classes_is_warned_of(tmp_path: Path) -> None:
-    folder = write_images(tmp_path / "d", per_class=1, classes=("1", "2", "10"))
-    examples = open_data(folder)
-    assert examples.classes == ("1", "2", "10")
-    assert "ImageFolder" in examples.warnings[0]
-
-
 # --- class maps and limits -------------------------------------------------------------------
 
 

@@ -171,7 +171,8 @@ Data = Annotated[
     str,
     typer.Option(
         metavar="DATA",
-        help="Folder or archive of class folders, arrays (.npz, .npy, .pt), a timm dataset string (torch/..., "
+        help="Folder or archive of class folders, arrays (.npz, .npy, .pt), a file of paths and labels, a timm dataset "
+        "string (torch/..., "
         "hfds/..., wds/...), or with --data-root a name like cifar10.",
         rich_help_panel=DATA,
         show_default=False,
@@ -205,7 +206,41 @@ ClassMap = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="Class names, one a line, in the order of the model's outputs.",
+        help="Which output each class is: names, one a line in the order of the outputs, or index and name "
+        "(CSV, JSON, YAML, synset words).",
+        rich_help_panel=DATA,
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="The class of each image of a folder or archive without class folders: CSV, JSON, JSON lines, parquet "
+        "or text of path and label.",
+        rich_help_panel=DATA,
+    ),
+]
+PathColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|N",
+        help="Column of the images in such a file. Default: by content.",
+        rich_help_panel=DATA,
+    ),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|N",
+        help="Column of the labels in such a file. Default: by its name.",
+        rich_help_panel=DATA,
+    ),
+]
+ClassesOnlyPresent = Annotated[
+    bool,
+    typer.Option(
+        "--classes-only-present",
+        help="Score the outputs of the classes that the data hold, and leave out the others (ImageNet-R, -A).",
         rich_help_panel=DATA,
     ),
 ]

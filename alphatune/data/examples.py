@@ -44,6 +44,9 @@ class Examples:
     load: Load | None  # position -> (PIL image or file, name)
     stream: Callable[[], Iterator[Any]] | None = None  # for sources without random access
     class_map: str = ""
+    labels: str = ""  # the file that the labels were read from
+    numbered_by_name: bool = False  # classes are in the order of their names, and the model's may be another
+    outputs: tuple[int, ...] | None = None  # of the model, that the classes are; None: all of them, in order
     warnings: tuple[str, ...] = ()
     decode_by: str = "pil"  # one of decoding.DECODERS
 

@@ -34,7 +34,7 @@ def fingerprint(examples: Examples, notes: Path | None = None) -> str | None:
         return None
     for numbers in (examples.indices, examples.targets):
         content.update(np.ascontiguousarray(numbers, dtype=np.int64).tobytes())
-    content.update(repr((examples.classes, examples.decoder)).encode())
+    content.update(repr((examples.classes, examples.outputs, examples.decoder)).encode())
     content.update(getattr(examples.load, "part", "").encode())  # which arrays of a file
     return content.hexdigest()
 

@@ -18,6 +18,7 @@ from alphatune.data.inventory import (
     is_hidden_folder,
     label_images,
     list_folder,
+    sort_images,
 )
 from alphatune.data.saved_tables import open_saved, saved_splits
 from alphatune.data.split_names import ALL_SPLITS, choose_split, synonyms
@@ -26,12 +27,6 @@ from alphatune.suggestions import did_you_mean, did_you_mean_path
 
 ARCHIVES = (".tar", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip")
 
-#: said of class folders in natural order, which a class map makes needless
-ORDER_WARNING = (
-    "class folders are numbered in natural order (2 before 10), as timm does; torchvision's "
-    "ImageFolder would number them as text: if the model was trained with it, pass --class-map"
-)
-
 
 def open_path(
     text: str,
@@ -39,6 +34,8 @@ def open_path(
     datasets: Sequence[str] = (),
     input_key: str | None = None,
     target_key: str | None = None,
+    *,
+    labelled: bool = True,
 ) -> Examples:
     """Open what lies at a path: class folders, an archive of them, arrays, or a data set that was saved.
 
@@ -47,6 +44,7 @@ def open_path(
         split: subfolder or part, by any of the names a split goes by.
         datasets: names, one of which may have been meant where there is no such path.
         input_key, target_key: names of images and labels in arrays and tables.
+        labelled: whether images outside class folders are refused; else every target is 0 where there are some.
     """
     path = Path(text)
     if not path.exists():
@@ -61,47 +59,78 @@ def open_path(
     if parts := find_arrays(path, input_key, target_key):
         return open_arrays(parts, text, split)
     if path.is_file():
-        return _open_archive(path, text, split)
-    return open_folder(text, split)
+        return _open_archive(path, text, split, labelled=labelled)
+    return open_folder(text, split, labelled=labelled)
 
 
-def open_folder(text: str, split: str | None) -> Examples:
+def open_folder(text: str, split: str | None, *, labelled: bool = True) -> Examples:
     """Open a folder of class folders, or of splits of such."""
-    path = Path(text)
-    root = _split_folder(path, split)
-    if _has_tars_only(Path(root)):
-        raise DataError(f"{root} holds .tar files but no images", "name one archive of class folders")
-    inventory = list_folder(root)
-    labelled = label_images(inventory)
-    if labelled.top and (found := _splits_among(inventory, labelled)):
+    root = _split_folder(Path(text), split)
+    inventory = _list_folder(root)
+    found = label_images(inventory, labelled=labelled)
+    if found.top and (splits := _splits_among(inventory, found)):
         raise ConfigurationError(
-            f"{root} holds the splits {', '.join(found)} in {labelled.top}",
-            f"name {Path(root) / labelled.top}",
+            f"{root} holds the splits {', '.join(splits)} in {found.top}", f"name {Path(root) / found.top}"
         )
     name = Path(root).name if root != text else ""
-    return _examples(text, root, name, labelled, FileLoad(inventory.images, root))
+    return _examples(text, root, name, found, FileLoad(inventory.images, root))
 
 
-def _open_archive(path: Path, text: str, split: str | None) -> Examples:
-    packed = compression(path)
-    if not packed and path.suffix.lower() not in ARCHIVES:
-        known = ", ".join((*ARCHIVES, *ARRAY_FILES))
-        raise DataError(f"expected a folder, an archive or arrays ({known}), got the file {text}")
-    decompressed = DecompressedTar(path) if packed else None
-    where = decompressed.path if decompressed else path
-    inventory, entries, notes = (list_zip if path.suffix.lower() == ".zip" else list_tar)(where, text)
-    if not inventory.images and path.suffix.lower() != ".zip" and (parts := find_batches(where, text)):
+def list_images(text: str) -> tuple[Inventory, Load, tuple[str, ...]]:
+    """The images of a folder or an archive at any depth, in natural order; how to read them; warnings.
+
+    Raises:
+        DataError: there are none, or they cannot be read.
+    """
+    path = Path(text)
+    archive = None if path.is_dir() else _Archive(path, text)
+    inventory = archive.inventory if archive else _list_folder(text)
+    sort_images(inventory)
+    return (
+        inventory,
+        archive.load() if archive else FileLoad(inventory.images, text),
+        archive.notes if archive else (),
+    )
+
+
+def _list_folder(root: str) -> Inventory:
+    if _has_tars_only(Path(root)):
+        raise DataError(f"{root} holds .tar files but no images", "name one archive of class folders")
+    return list_folder(root)
+
+
+class _Archive:
+    """A tar or zip: what is in it, and how to read it."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        packed = compression(path)
+        if not packed and path.suffix.lower() not in ARCHIVES:
+            known = ", ".join((*ARCHIVES, *ARRAY_FILES))
+            raise DataError(f"expected a folder, an archive or arrays ({known}), got the file {text}")
+        self.text, self.is_zip = text, path.suffix.lower() == ".zip"
+        self._decompressed = DecompressedTar(path) if packed else None
+        self.where = self._decompressed.path if self._decompressed else path
+        self.inventory, self._entries, self.notes = (list_zip if self.is_zip else list_tar)(self.where, text)
+
+    def load(self) -> ArchiveLoad:
+        """Reads the images in their present order."""
+        images = ((name, self._entries[name]) for name in self.inventory.images)
+        return ArchiveLoad(self.where, self.text, images, keep=self._decompressed)
+
+
+def _open_archive(path: Path, text: str, split: str | None, *, labelled: bool) -> Examples:
+    archive = _Archive(path, text)
+    inventory = archive.inventory
+    if not inventory.images and not archive.is_zip and (parts := find_batches(archive.where, text)):
         return open_arrays(parts, text, split)
-    labelled = label_images(inventory)
-    found, top = _splits_among(inventory, labelled), labelled.top.rpartition("/")[2]
-    if found or (split is not None and top not in (split, *synonyms(split))):
+    found = label_images(inventory, labelled=labelled)
+    splits, top = _splits_among(inventory, found), found.top.rpartition("/")[2]
+    if splits or (split is not None and top not in (split, *synonyms(split))):
         raise ConfigurationError(
-            f"{text} is an archive{' of the splits ' + ', '.join(found) if found else ''}, and --split reads folders",
-            "unpack it, or archive each split by itself" if found else "leave out --split",
+            f"{text} is an archive{' of the splits ' + ', '.join(splits) if splits else ''}, and --split reads folders",
+            "unpack it, or archive each split by itself" if splits else "leave out --split",
         )
-    images = ((name, entries[name]) for name in inventory.images)
-    load = ArchiveLoad(where, text, images, keep=decompressed)
-    return _examples(text, text, "", labelled, load, notes)
+    return _examples(text, text, "", found, archive.load(), archive.notes)
 
 
 def _examples(
@@ -115,7 +144,8 @@ def _examples(
         targets=labelled.targets,
         indices=np.arange(len(labelled.targets)),
         load=load,
-        warnings=(*_order_warning(labelled.classes), *notes, *labelled.notes),
+        numbered_by_name=bool(labelled.classes),
+        warnings=(*notes, *labelled.notes),
     )
 
 
@@ -189,9 +219,3 @@ def _splits_among(inventory: Inventory, labelled: Labelled) -> list[str]:
 
 def _has_tars_only(root: Path) -> bool:
     return any(root.glob("*.tar")) and not _folders_in(root)
-
-
-def _order_warning(classes: Sequence[str]) -> tuple[str, ...]:
-    if list(classes) == sorted(classes):
-        return ()
-    return (ORDER_WARNING,)

@@ -73,27 +73,41 @@ class Labelled:
     notes: tuple[str, ...]  # what was passed over or assumed
 
 
-def label_images(inventory: Inventory) -> Labelled:
+def sort_images(inventory: Inventory) -> None:
+    """Put the images in natural order.
+
+    Raises:
+        DataError: there are none.
+    """
+    if not inventory.images:
+        hint = "; ".join(["expected class folders that hold images", *inventory.notes()])
+        raise DataError(f"no images found in {inventory.shown}", hint)
+    inventory.images.sort(key=natural_key)
+
+
+def label_images(inventory: Inventory, *, labelled: bool = True) -> Labelled:
     """Sort the images of an inventory, and number their classes.
 
     An only folder without images of its own is gone into. A class folder that
     holds no file keeps its number; one that holds other files only is no class.
 
+    Args:
+        labelled: whether images outside class folders are refused; else all are of class 0, which has no name.
+
     Raises:
         DataError: no images, or images outside class folders.
     """
-    notes = list(inventory.notes())
-    if not inventory.images:
-        hint = "; ".join(["expected class folders that hold images", *notes])
-        raise DataError(f"no images found in {inventory.shown}", hint)
-    images = inventory.images
-    images.sort(key=natural_key)
+    sort_images(inventory)
+    notes, images = list(inventory.notes()), inventory.images
     top = ""
     while True:
         names = [path[len(top) :].partition("/") for path in images]
         if not all(slash for _, slash, _ in names):
+            if not labelled:
+                return Labelled(top[:-1], (), np.zeros(len(images), np.int64), tuple(notes))
             raise DataError(
-                f"{inventory.shown} holds images outside class folders", "expected FOLDER/CLASS/image.jpg"
+                f"{inventory.shown} holds images outside class folders",
+                "expected FOLDER/CLASS/image.jpg; --labels FILE reads the classes from a file",
             )
         folders = _first_of(inventory.folders, top)
         if len(folders) > 1 or not all("/" in rest for _, _, rest in names):

@@ -46,6 +46,9 @@ def open_splits(
     split_seed: int = 0,
     download: bool = False,
     class_map: str | None = None,
+    labels: str | None = None,
+    path_column: str | None = None,
+    label_column: str | None = None,
     image_mode: str = "RGB",
     input_key: str | None = None,
     target_key: str | None = None,
@@ -68,7 +71,8 @@ def open_splits(
         val_data: the validation set, if it is another folder, archive or dataset string.
         split_seed: of the draw; it alone decides which examples are held out.
         download: fetch a dataset by name, or a ``torch/`` one, that is not there yet.
-        class_map, image_mode, input_key, target_key: as in ``open_data``.
+        class_map, labels, path_column, label_column, image_mode, input_key, target_key: as in ``open_data``;
+            ``labels`` are not those of ``val_data``.
         train_split: name of the training split; by default "train" where there are splits.
         split: name of the validation split.
 
@@ -78,7 +82,7 @@ def open_splits(
             than in training; an example in both.
     """
     if opens_by_name(data, data_root):
-        _refuse_own_splits(data, val_fraction, val_data, train_split, split)
+        _refuse_own_splits(data, val_fraction, val_data, train_split, split, labels)
         splits = Splits(*open_named(data, data_root, seed=split_seed, download=download))
         return splits if class_map is None else _relabelled(splits, class_map)
     _check_options(val_fraction, val_data, split)
@@ -90,14 +94,18 @@ def open_splits(
         "target_key": target_key,
         "download": download,
     }
+    filed: dict[str, Any] = {"labels": labels, "path_column": path_column, "label_column": label_column}
     keys = (input_key, target_key)
-    train = open_data(data, split=train_split or _own_split(data, data_root, "train", *keys), **how)
+    train_split = train_split or _own_split(data, data_root, "train", *keys, labels)
+    train = open_data(data, split=train_split, **how, **filed)
     if val_data is not None:
         if opens_by_name(val_data, data_root):
             raise ConfigurationError(f"{val_data} has a training split of its own", f"--data {val_data}")
         validation = open_data(val_data, split=split, **how)
-    elif split or (val_fraction is None and (split := _own_split(data, data_root, "validation", *keys))):
-        validation = open_data(data, split=split, **how)
+    elif split or (
+        val_fraction is None and (split := _own_split(data, data_root, "validation", *keys, labels))
+    ):
+        validation = open_data(data, split=split, **how, **filed)
     else:
         return _held_out(train, VAL_FRACTION if val_fraction is None else val_fraction, split_seed)
     _check_classes(train, validation)
@@ -124,14 +132,19 @@ def _check_options(val_fraction: float | None, val_data: str | None, split: str 
 
 
 def _refuse_own_splits(data: str, *options: object) -> None:
-    names = ("--val-fraction", "--val-data", "--train-split", "--split")
+    names = ("--val-fraction", "--val-data", "--train-split", "--split", "--labels")
     given = [name for name, option in zip(names, options, strict=True) if option is not None]
     if given:
         raise ConfigurationError(f"{data} has splits of its own", f"leave out {', '.join(given)}")
 
 
 def _own_split(
-    data: str, data_root: str | None, kind: str, input_key: str | None, target_key: str | None
+    data: str,
+    data_root: str | None,
+    kind: str,
+    input_key: str | None,
+    target_key: str | None,
+    labels: str | None,
 ) -> str | None:
     """The split of this kind that comes with the data; of a folder or file without splits, None."""
     root = Path(data)
@@ -142,6 +155,8 @@ def _own_split(
         if name in _TRAIN_AND_TEST_ONLY:
             return kind if kind == "train" else None
         root = Path(data_root or "")
+    if labels is not None:  # a split is any folder of images
+        return next((name for name in (kind, *synonyms(kind)) if (root / name).is_dir()), None)
     names = own_splits(root, input_key, target_key) if root.exists() else []
     return kind if names and (kind == "train" or set(synonyms(kind)) & set(names)) else None
 

@@ -128,6 +128,7 @@ def open_images(
         source,
         split=split,
         data_root=settings.data_root,
+        labelled=False,
         image_mode=opened.preprocessing.image_mode,
         input_key=settings.input_key,
         target_key=settings.target_key,

@@ -69,6 +69,7 @@ def _read(
         data,
         split=how["split"],
         data_root=how["data_root"],
+        labelled=False,
         image_mode=preprocessing.image_mode,
         input_key=how["input_key"],
         target_key=how["target_key"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from alphatune.data.label_order import check_label_order, near_chance
 from alphatune.evaluation import Progress, evaluate, summarise
 from alphatune.hashing import sha256
 from alphatune.jobs.describe import common_alpha, describe_data, describe_env, describe_model, describe_plan
@@ -62,18 +63,26 @@ def run_evaluate(
             total=len(prepared.batches),
             progress=progress,
         )
+    examples = prepared.batches.examples
+    summary = summarise(measured)
+    remarks = check_label_order(examples, measured.targets, measured.predicted)
+    remarks += near_chance(measured.targets, summary.top1)
     model = describe_model(prepared.opened, layers, prepared.probe, patched)
     model["alpha"] = common_alpha(module)
     model["temperature"] = get_temperature(module)
     document = evaluate_document(
-        summarise(measured),
+        summary,
         model=model,
         data=describe_data(prepared.batches, prepared.skipped),
         env=describe_env(settings, prepared),
-        warnings=[*prepared.warnings, *(remark_on_inactive(layers, len(patched)) if weighted else [])],
+        warnings=[
+            *prepared.warnings,
+            *remarks,
+            *(remark_on_inactive(layers, len(patched)) if weighted else []),
+        ],
     )
     if kept is not None:
         check_scores_file(kept, overwrite=overwrite)  # it may have appeared meanwhile
-        write_evaluation(kept, measured, document, prepared.batches.examples.classes)
+        write_evaluation(kept, measured, document, examples.classes)
         document["scores"] = {"path": str(kept), "sha256": sha256(kept)}
     return document

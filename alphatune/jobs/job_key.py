@@ -79,7 +79,9 @@ def _state(examples: Examples) -> str | None:
     # Not by inode: the data may have been unpacked anew on the machine that goes on.
     states = [file_state(file)[:3] for file in files]
     numbers = (examples.indices.tolist(), examples.targets.tolist(), getattr(examples.load, "part", ""))
-    return hashlib.sha256(repr((states, numbers, examples.classes, examples.decoder)).encode()).hexdigest()
+    return hashlib.sha256(
+        repr((states, numbers, examples.classes, examples.outputs, examples.decoder)).encode()
+    ).hexdigest()
 
 
 def _key(settings: TuneSettings, prepared: Prepared, data: Sequence[str | None], code: str) -> str:
@@ -120,8 +122,9 @@ def _inputs(settings: TuneSettings, prepared: Prepared, others: tuple[Batches, .
         return None  # weights, or an architecture, that a hub or a library came up with
     if settings.checkpoint:
         found += dict.fromkeys([settings.checkpoint, *map(str, files_of_checkpoint(settings.checkpoint))])
-    if settings.class_map:
-        found.append(settings.class_map)
+    found += [file for file in (settings.class_map, settings.labels) if file]
+    if settings.labels:
+        found.append(str(Path(settings.labels).parent))  # where the meaning of its numbers may lie
     sources = (settings.data, settings.calibrate, settings.recalibrate)
     for data, batches in zip([s for s in sources if s], (prepared.batches, *others), strict=True):
         examples = batches.examples

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from alphatune.data.cache import with_cache
+from alphatune.data.class_map import only_present
 from alphatune.data.datasets import open_data, opens_by_name
 from alphatune.data.examples import Examples, Unreadable
 from alphatune.data.loading import Batches, automatic_batch_size
@@ -184,6 +185,8 @@ def prepare(settings: EvaluateSettings) -> Prepared:
         wanted=settings.logits,
     )
     _check_classes(examples, seen.num_classes)
+    if settings.classes_only_present:
+        examples = only_present(examples)
     batch_size = whole_number(settings.batch_size, "--batch-size", 1)
     batch_size = batch_size or automatic_batch_size(opened.preprocessing, opened.device)
     workers, fewer = choose_workers(settings.workers, batch_size, opened.preprocessing)
@@ -220,7 +223,13 @@ def _first_images(batches: Batches) -> Tensor:
 
 def predictor_of(settings: EvaluateSettings, prepared: Prepared) -> Predictor:
     """How the settings want the model run."""
-    return Predictor(prepared.opened.module, DTYPES[settings.dtype], settings.channels_last, settings.compile)
+    return Predictor(
+        prepared.opened.module,
+        DTYPES[settings.dtype],
+        settings.channels_last,
+        settings.compile,
+        outputs=prepared.batches.examples.outputs,
+    )
 
 
 def resolved(settings: S, prepared: Prepared) -> S:
@@ -237,7 +246,7 @@ def resolved_paths(settings: P) -> P:
     """The settings with paths that hold from any folder."""
     absolute: dict[str, Any] = {
         name: _absolute(path)
-        for name in ("checkpoint", "class_map", "data_root")
+        for name in ("checkpoint", "class_map", "labels", "data_root")
         if (path := getattr(settings, name, None))
     }
     for name in ("data", "val_data", "calibrate", "recalibrate"):
@@ -271,6 +280,9 @@ def _open_examples(settings: EvaluateSettings, image_mode: str) -> Examples:
         "input_key": settings.input_key,
         "target_key": settings.target_key,
         "class_map": settings.class_map,
+        "labels": settings.labels,
+        "path_column": settings.path_column,
+        "label_column": settings.label_column,
         "image_mode": image_mode,
         "split_seed": settings.split_seed,
     }
@@ -281,21 +293,28 @@ def _open_examples(settings: EvaluateSettings, image_mode: str) -> Examples:
 
 
 def _check_classes(examples: Examples, outputs: int) -> None:
-    highest = int(examples.targets.max())
-    if highest >= outputs:
-        raise ConfigurationError(
-            f"the data has label {highest}, the model {outputs} outputs",
-            "give --class-map, or a model with a head for these classes",
-        )
     if examples.class_map and len(examples.classes) != outputs:
         raise ConfigurationError(
             f"the class map {examples.class_map} names {len(examples.classes)} classes, the model has {outputs} outputs",
             "it needs a line for each output, in the model's order, a background class included",
         )
+    lowest, highest = int(examples.targets.min()), int(examples.targets.max())
+    if not examples.classes and lowest == 1 and highest == outputs:
+        raise ConfigurationError(
+            f"the labels run from 1 to {outputs}, the model's outputs from 0 to {outputs - 1}",
+            "--class-map FILE that lists the labels, one a line in the order of the outputs, says which is which",
+        )
+    if highest >= outputs:
+        raise ConfigurationError(
+            f"the data has label {highest}, the model {outputs} outputs",
+            "give --class-map, or a model with a head for these classes",
+        )
     if examples.classes and len(examples.classes) != outputs:
         raise ConfigurationError(
             f"the data has {len(examples.classes)} classes, the model {outputs} outputs",
-            "--class-map FILE says which output each class is: one class name a line, in the model's order",
+            "all images are in one folder: --labels FILE reads their classes from a file"
+            if len(examples.classes) == 1 and not examples.labels
+            else "--class-map FILE says which output each class is: one class name a line, in the model's order",
         )
 
 

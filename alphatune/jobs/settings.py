@@ -111,6 +111,10 @@ class EvaluateSettings(ModelSettings):
     input_key: str | None = None
     target_key: str | None = None
     class_map: str | None = None
+    labels: str | None = None
+    path_column: str | None = None
+    label_column: str | None = None
+    classes_only_present: bool = False
     limit: int | None = None
     dtype: str = "float32"
     batch_size: str = "auto"
@@ -176,6 +180,9 @@ class TrainSettings(ModelSettings):
     input_key: str | None = None
     target_key: str | None = None
     class_map: str | None = None
+    labels: str | None = None
+    path_column: str | None = None
+    label_column: str | None = None
     limit: int | None = None
     augment: str = "auto"
     classes_per_batch: int | None = None
@@ -234,7 +241,14 @@ def input_paths(settings: EvaluateSettings | TrainSettings) -> list[str]:
     data: list[str | None] = [settings.data]
     if isinstance(settings, TuneSettings):
         data += [settings.calibrate, settings.recalibrate]
-    named = [settings.checkpoint, settings.class_map, settings.data_root, settings.model, *data]
+    named = [
+        settings.checkpoint,
+        settings.class_map,
+        settings.labels,
+        settings.data_root,
+        settings.model,
+        *data,
+    ]
     if isinstance(settings, TrainSettings):
         named.append(settings.val_data)
     named += [source.partition("/")[2] for source in data if source]  # hfds/FOLDER, wds/FOLDER

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from alphatune.data.label_order import check_label_order, near_chance
 from alphatune.data.loading import Batches
 from alphatune.data.training_batches import DeviceBatches
 from alphatune.distributed import joined, local_device
@@ -87,6 +88,8 @@ def run_train(
                 seconds=state.seconds,
                 test=_test(job, state),
             )
+            labels, top1 = job.splits.validation.targets, document["validation"]["top1"]
+            document["warnings"] += near_chance(labels, top1, "on the validation examples")
             return _publish(job, state, output, document) if world.first else document
 
 
@@ -143,13 +146,16 @@ def _measure(
     """Metrics over all examples, each scored once, by whichever process has it."""
     world, dtype = job.world, job.recipe.dtype
     if world.size > 1 and isinstance(batches, Batches):
-        batches = shard(batches, world)
-        scores = evaluate(model, batches, dtype=dtype) if len(batches) else None
+        part = shard(batches, world)
+        scores = evaluate(model, part, dtype=dtype) if len(part) else None
     elif world.first:
         scores = evaluate(model, batches, dtype=dtype, progress=watch)
     else:
         scores = None
-    return summarise(gather(scores, world))
+    gathered = gather(scores, world)
+    if batches is job.validation:  # weights that know another order may come with a head of as many classes
+        check_label_order(job.splits.validation, gathered.targets, gathered.predicted)
+    return summarise(gathered)
 
 
 def _publish(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -92,6 +93,9 @@ def prepare_training(settings: TrainSettings, device: torch.device, world: World
         split_seed=settings.split_seed,
         download=settings.download,
         class_map=settings.class_map,
+        labels=settings.labels,
+        path_column=settings.path_column,
+        label_column=settings.label_column,
         image_mode=image_mode,
         input_key=settings.input_key,
         target_key=settings.target_key,
@@ -136,6 +140,9 @@ def prepare_training(settings: TrainSettings, device: torch.device, world: World
         world_size=world.size,
     )
     norm = norm_of(settings, recipe.epochs * batches.steps_per_epoch)
+    unseen = num_classes - len(np.unique(splits.train.targets))
+    if unseen:
+        notes.append(f"{unseen} of {num_classes} outputs have no training example")
     notes += convert_for_training_(model, norm, settings, world, seen)
     require_device(model, device)
     if recipe.channels_last:

@@ -188,7 +188,7 @@ def descend(
     fitting = order[held:]
     # Gradients in float16 would vanish without a scale; a compiled graph has none.
     dtype = torch.float32 if predictor.dtype == torch.float16 else predictor.dtype
-    runs = Predictor(model, dtype, predictor.channels_last)
+    runs = Predictor(model, dtype, predictor.channels_last, outputs=predictor.outputs)
     state = _State.begin(start, temperature)
 
     def counted(more: int) -> None:

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from alphatune.data.examples import Examples
+from alphatune.data.label_order import ENOUGH, check_label_order, is_ambiguous, near_chance
 from alphatune.data.loading import Batches
 from alphatune.data.own_loader import LoaderBatches
 from alphatune.distributed import World
@@ -208,6 +210,7 @@ def tune(
     resolve_alphas(alphas)  # an error in them should not wait for the model
     tensor = next(iter((*model.parameters(), *model.buffers())), torch.zeros(()))
     batches = data if isinstance(data, Batches) else LoaderBatches(data, tensor.device)
+    examples = data.examples if isinstance(data, Batches) else None
     fresh = predictor is None  # the commands have looked at the outputs already
     predictor = predictor or Predictor(model, dtype)
     layers = survey(model)
@@ -251,6 +254,9 @@ def tune(
         passes = Passes(predictor, batches, values[0], world or World(), count, journal)
         with use_kernel(used):
             found, note = None, ""
+            if examples is not None and is_ambiguous(examples):  # hours should not go to the wrong labels
+                few = np.unique(np.linspace(0, n - 1, min(n, ENOUGH)).astype(np.int64))
+                _check_order(examples, passes.measure(few, [0.0])[0])
             if searching:
                 (found, swept, gain), note = within_finite_range(
                     passes,
@@ -268,6 +274,7 @@ def tune(
                 points = interpolated_curve(found, swept, values[0])
                 best = {m: passes.alpha(t) for m, t in zip(METRICS, found.chosen_points, strict=True)}
                 decision = decide(metric, best, values[0], gain, n, accept)
+            order = [] if examples is None else _check_order(examples, swept.baseline)
             refinement = None
             if refining:
 
@@ -312,7 +319,11 @@ def tune(
             passes, swept.baseline, seed=seed, exclude=exclude, skip_unknown=skip_unknown, progress=report
         )
         result = replace(result, batch_statistics=compared)
-    return replace(result, warnings=(*said, *([note] if note else []), *_warnings(result, model)))
+    return replace(result, warnings=(*said, *order, *([note] if note else []), *_warnings(result, model)))
+
+
+def _check_order(examples: Examples, baseline: Scores) -> list[str]:
+    return check_label_order(examples, baseline.targets, baseline.predicted)
 
 
 def _look_at_outputs(model: nn.Module, batches: Data, wanted: str | None) -> tuple[str, ...]:
@@ -427,17 +438,12 @@ def _remark_on_calibration(result: TuneResult) -> list[str]:
 
 def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
     """What a careful colleague would point out about these numbers."""
-    notes = []
+    notes: list[str] = []
     top1 = {point.alpha: point.metrics.top1 for point in result.curve}
     base = result.baseline_alpha
     plain, changed = top1[base], result.alpha != base
     others = "alpha > 0" if base == 0 else f"an alpha other than {base:g}"
-    chance = 1 / max(2, len(set(result.sweep.baseline.targets.tolist())))
-    if plain < chance + 0.1 * (1 - chance):
-        notes.append(
-            f"top-1 at alpha = {base:g} is {plain:.4f}, close to chance ({chance:.4f}): check the order of the "
-            "labels (--class-map) and the preprocessing (--mean, --std, --input-size) before trusting any gain"
-        )
+    notes += near_chance(result.sweep.baseline.targets, plain, f"at alpha = {base:g}")
     if max(top1.values()) - plain > 0.02:
         notes.append(
             f"{others} raises top-1 by about {100 * (max(top1.values()) - plain):.1f} points: so much usually means "
