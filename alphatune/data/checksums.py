@@ -35,8 +35,9 @@ def checksums(inputs: Tensor) -> NDArray[np.int64]:
     words = rows.view(np.int64)
     if len(_weights) < words.shape[1]:
         generator = np.random.default_rng(0)
-        _weights = generator.integers(-(2**63), 2**63, words.shape[1], dtype=np.int64) | 1
-    return words @ _weights[: words.shape[1]]  # type: ignore[no-any-return]
+        drawn = generator.integers(-(2**63), 2**63, (words.shape[1],), dtype=np.int64)
+        _weights = drawn | 1
+    return words @ _weights[: words.shape[1]]
 
 
 def check_repeats(

@@ -98,13 +98,11 @@ def _candidates(container: Container, size: int, path: str) -> Iterator[tuple[st
 def _of_timm(keys: str, stem: str) -> list[str]:
     """Names of the families with such keys: first those that the file's name holds, then a few of each by turns."""
     modules = [m for pattern, names in _FAMILIES.items() if re.search(pattern, keys) for m in names.split()]
-    lists = [
-        sorted(
-            timm.list_models(module=m, exclude_filters=["tf_*"]),
-            key=lambda n, m=m: (not n.startswith(m), len(n)),
-        )  # type: ignore[misc]
-        for m in modules
-    ]
+    lists = []
+    for module in modules:
+        names = timm.list_models(module=module, exclude_filters=["tf_*"])
+        own, others = ([n for n in names if n.startswith(module) is wanted] for wanted in (True, False))
+        lists.append([*sorted(own, key=len), *sorted(others, key=len)])
     turns = [name for turn in itertools.zip_longest(*lists) for name in turn if name]
     return sorted(turns, key=lambda name: -len(name) if name in stem else 0)
 
