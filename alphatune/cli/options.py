@@ -104,7 +104,9 @@ Model = Annotated[
 Checkpoint = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE", help="Weights: .safetensors, .pt, .pth, .th, .bin or .tar.", rich_help_panel=MODEL
+        metavar="FILE",
+        help="Weights: a file of PyTorch or safetensors, or the index or folder of several.",
+        rich_help_panel=MODEL,
     ),
 ]
 CheckpointKey = Annotated[
@@ -143,7 +145,9 @@ NormPaths = Annotated[
 UnsafePickle = Annotated[
     bool,
     typer.Option(
-        "--unsafe-pickle", help="Unpickle the checkpoint even if that runs code in it.", rich_help_panel=MODEL
+        "--unsafe-pickle",
+        help="Run the code in the checkpoint if its weights cannot be read without.",
+        rich_help_panel=MODEL,
     ),
 ]
 TrustCode = Annotated[

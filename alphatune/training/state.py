@@ -17,7 +17,8 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from alphatune.errors import CheckpointError, ConfigurationError, ResourceError, one_line
+from alphatune.errors import CheckpointError, ConfigurationError, InputError, ResourceError, one_line
+from alphatune.models.checkpoint_content import read_content
 from alphatune.training.optimizers import make_optimizer
 from alphatune.training.recipe import Recipe
 
@@ -81,7 +82,10 @@ def load_state_(state: TrainingState, path: Path, fingerprint: str) -> None:
         ConfigurationError: of a run on other data.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_content(path).value
+    except InputError as error:
+        raise CheckpointError(f"cannot resume: {error.message}", error.hint) from None
+    try:
         if content["schema"] != SCHEMA:
             raise CheckpointError(f"{path} has schema {content['schema']!r}, this version reads {SCHEMA}")
         if content["fingerprint"] != fingerprint:
@@ -97,7 +101,7 @@ def load_state_(state: TrainingState, path: Path, fingerprint: str) -> None:
             setattr(state, name, content[name])
     except (CheckpointError, ConfigurationError):
         raise
-    except Exception as error:  # torch's unpickler raises anything on corrupt bytes
+    except Exception as error:  # a file of something else, or of another model
         raise CheckpointError(
             f"cannot resume from {path}: {type(error).__name__}: {one_line(error)}"
         ) from None

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from alphatune.errors import InputError, ResourceError, one_line
+from alphatune.errors import CheckpointError, InputError, ResourceError, one_line
+from alphatune.models.checkpoint_content import read_content
 
 _KEY = "job.json"
 
@@ -40,11 +41,9 @@ class Entry:
         if not self.path.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(self.path, weights_only=True)
-        except Exception as error:  # torch.load has no class of its own for a damaged file
-            raise InputError(
-                f"damaged {self.path}: {type(error).__name__}", "delete its folder and start anew"
-            ) from None
+            state: dict[str, Any] = read_content(self.path).value
+        except CheckpointError as error:
+            raise InputError(f"damaged: {error.message}", "delete its folder and start anew") from None
         return state
 
     def write(self, state: dict[str, Any]) -> None:

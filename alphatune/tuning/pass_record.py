@@ -84,7 +84,7 @@ class PassRecord(Generic[R]):
 
 
 def _to_plain(value: Any) -> Any:
-    """What torch.load reads back with weights_only=True."""
+    """What read_content reads back."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value)
     if isinstance(value, (list, tuple)):
