@@ -29,6 +29,7 @@ from alphatune.errors import NumericError, UnsupportedModelError
 from alphatune.jobs import export_job, exported_graph
 from alphatune.jobs.export import run_export
 from alphatune.jobs.settings import ExportSettings
+from alphatune.models import exported_program
 from alphatune.models import onnx as onnx_export
 from alphatune.models.agreement import Expected, compare, expect
 from alphatune.models.onnx import open_onnx
@@ -101,7 +102,20 @@ def own(name: str) -> str:
     return f"{__file__}:{name}"
 
 
+OLDEST = {"onnx": onnx_export.OLDEST_TORCH, "pt2": exported_program.OLDEST_TORCH}
+
+
+def works(kind: str) -> bool:
+    return torch.__version__ >= OLDEST.get(kind, "0")
+
+
+def needs(kind: str) -> None:
+    if not works(kind):
+        pytest.skip(f"--format {kind} needs torch {OLDEST[kind]}")
+
+
 def exported(folder: Path, kind: str, output: Path | None = None, **settings: Any) -> dict[str, Any]:
+    needs(kind)
     output = output or folder.with_name(folder.name + {"hf": "-hf"}.get(kind, f".{kind}"))
     settings = {"trust_code": True, "check_images": 4, **settings}
     return run_export(ExportSettings(model=str(folder), format=kind, output=str(output), **settings))  # type: ignore[arg-type]
@@ -129,9 +143,11 @@ images, found = torch.load("images.pt"), {}
 with torch.no_grad():
     for size in (1, 3, 5):
         batch = images[:size]
-        found["pt2", size] = torch.export.load("channel.pt2").module()(batch)
-        session = onnxruntime.InferenceSession("channel.onnx", providers=["CPUExecutionProvider"])
-        found["onnx", size] = torch.from_numpy(session.run(None, {"images": batch.numpy()})[0])
+        if Path("channel.pt2").exists():
+            found["pt2", size] = torch.export.load("channel.pt2").module()(batch)
+        if Path("channel.onnx").exists():
+            session = onnxruntime.InferenceSession("channel.onnx", providers=["CPUExecutionProvider"])
+            found["onnx", size] = torch.from_numpy(session.run(None, {"images": batch.numpy()})[0])
     for name in ("channel-hf", "scalar-hf"):
         card = Path(name, "README.md").read_text()
         code = re.findall(r"```python\\n(.*?)```", card, re.DOTALL)[-1]
@@ -152,7 +168,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("scalar", "channel"):
         exported(root / name, "hf", repo="me/x", license="apache-2.0")
     data = str(write_images(root / "images", per_class=3))
-    for kind in ("onnx", "pt2"):
+    for kind in filter(works, OLDEST):
         document = exported(root / "channel", kind, data=data, check_images=6)
         (root / f"{kind}.json").write_text(json.dumps(document))
     torch.save(torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1)), root / "images.pt")
@@ -171,6 +187,7 @@ def logits(folders: Path) -> dict[str, Tensor]:
 def test_graphs_run_without_alphatune_at_any_batch_size(
     folders: Path, logits: dict[str, Tensor], kind: str
 ) -> None:
+    needs(kind)
     found = torch.load(folders / "found.pt")
     for size in (1, 3, 5):
         torch.testing.assert_close(found[kind, size], logits["channel"][:size], rtol=1e-4, atol=1e-5)
@@ -186,6 +203,7 @@ def test_the_lines_of_the_card_give_the_tuned_logits(
 
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
 def test_the_check_is_on_the_images_named_and_at_another_size(folders: Path, kind: str) -> None:
+    needs(kind)
     check = json.loads((folders / f"{kind}.json").read_text())["check"]
     assert check["images"] == {"source": str(folders / "images"), "n": 6}
     assert [(r["batch_size"], r["size"]) for r in check["results"]] == [
@@ -200,6 +218,7 @@ def test_the_check_is_on_the_images_named_and_at_another_size(folders: Path, kin
 
 
 def test_onnx_says_what_it_is(folders: Path) -> None:
+    needs("onnx")
     model = onnx.load(str(folders / "channel.onnx"))
     record = {entry.key: entry.value for entry in model.metadata_props}
     manifest = json.loads((folders / "channel" / "alphatune.json").read_text())
@@ -224,6 +243,7 @@ def test_onnx_says_what_it_is(folders: Path) -> None:
 
 
 def test_the_exported_program_says_what_it_is(folders: Path) -> None:
+    needs("pt2")
     extra = {"alphatune.json": ""}
     torch.export.load(str(folders / "channel.pt2"), extra_files=extra)
     assert json.loads(extra["alphatune.json"])["alphatune_version"] == alphatune.__version__
@@ -431,6 +451,7 @@ def test_a_calibrated_network_on_the_hub(tmp_path: Path) -> None:
 def test_a_mismatch_is_exit_6_and_leaves_nothing(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
+    needs(kind)
     folder = tuned(tmp_path / "t")
     for name in ("open_onnx", "open_program"):
         real = getattr(exported_graph, name)
@@ -497,6 +518,7 @@ def test_another_prediction_is_refused_even_within_the_tolerance() -> None:
 def test_the_images_it_was_tuned_on_are_the_default(
     tmp_path: Path, run: Run, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    needs("pt2")
     images = write_images(tmp_path / "images")
     options = ["--checkpoint", tiny_checkpoint, "--data", images, "--input-size", 12, "--crop-pct", 1]
     code, _, err = run("tune", TINY, *options, "--alphas", "0,0.1", "--accept", "best", "--metric", "loss",
@@ -553,6 +575,7 @@ def test_the_card_has_the_metrics_of_the_result(tmp_path: Path, run: Run, image_
 def test_a_missing_package_is_one_line(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    needs("onnx")
     folder = tuned(tmp_path / "t")
     monkeypatch.setitem(sys.modules, name, None)
     code, out, err = run("export", folder, "--format", "onnx", "--trust-code", "-o", tmp_path / "x.onnx")
@@ -587,6 +610,7 @@ def test_a_missing_package_is_one_line(
 def test_usage_errors(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, words: list[Any], code: int, message: str
 ) -> None:
+    needs("onnx" if "onnx" in words else "pt2")
     monkeypatch.chdir(tmp_path)
     tuned(tmp_path / "t")
     found, out, err = run("export", "t", "--trust-code", *words, "--stdout=json")
@@ -596,7 +620,19 @@ def test_usage_errors(
     assert [path.name for path in tmp_path.iterdir()] == ["t"]
 
 
+@pytest.mark.parametrize("kind", OLDEST)
+def test_a_torch_that_is_too_old_is_one_line(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    folder = tuned(tmp_path / "t")
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.4.1+cpu"))
+    code, out, err = run("export", folder, "--format", kind, "--trust-code")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith(f"error: --format {kind} needs torch {OLDEST[kind]} or newer")
+
+
 def test_code_of_ones_own_needs_consent(tmp_path: Path, run: Run) -> None:
+    needs("pt2")
     code, _, err = run("export", tuned(tmp_path / "t"), "--format", "pt2", "-o", tmp_path / "x.pt2")
     assert code == 3
     assert "--trust-code" in err
@@ -604,6 +640,7 @@ def test_code_of_ones_own_needs_consent(tmp_path: Path, run: Run) -> None:
 
 
 def test_a_model_of_ones_own_is_handed_in(tmp_path: Path) -> None:
+    needs("pt2")
     model = with_moving_averages_(tiny())
     alphatune.patch_(model, 0.1)
     alphatune.save(model, tmp_path / "t", preprocessing=SMALL)

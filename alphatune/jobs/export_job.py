@@ -29,6 +29,7 @@ from alphatune.models.agreement import BATCH_SIZES, Expected, expect
 from alphatune.models.bundle import WEIGHTS, Bundle, read_bundle, restore_
 from alphatune.models.checkpoint_loading import Loaded
 from alphatune.models.export_record import architecture_of, export_record
+from alphatune.models.exported_program import OLDEST_TORCH, require_torch
 from alphatune.models.health import require_health
 from alphatune.models.onnx import DEFAULT_OPSET, check_opset, require_onnx
 from alphatune.models.output import check_output
@@ -120,6 +121,8 @@ def open_export(settings: ExportSettings, model: nn.Module | None = None) -> Exp
     if settings.format == "onnx":
         check_opset(settings.opset or DEFAULT_OPSET)
         require_onnx()
+    if settings.format == "pt2":
+        require_torch(OLDEST_TORCH, "--format pt2")
     opened = open_model(settings, images=False) if model is None else _given(settings, bundle, model)
     require_health(opened.module)
     images = (

@@ -28,7 +28,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from timm.models._hub import save_config_for_hf  # the one piece of save_for_hf that writes no weights
 from torch import nn
 
 import alphatune
@@ -51,6 +50,7 @@ from alphatune.models.moments_file import MOMENTS, restore_moments_, write_momen
 from alphatune.models.output import MANIFEST, is_bundle, staged
 from alphatune.models.sources import TRUSTED_FACTORIES, Source, build, format_model_kwargs, parse_model_kwargs
 from alphatune.models.temperature import get_temperature, set_temperature_
+from alphatune.models.timm_config import write_timm_config
 from alphatune.models.transformers_folder import write_config
 from alphatune.models.weights import weights_of
 from alphatune.norms.conversion import apply_layer_settings_, layer_settings
@@ -135,11 +135,7 @@ def write_model(
     # Not save_file: it makes a file that only its owner can read, whatever the umask.
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
     if source is not None and source.kind == "timm":
-        save_config_for_hf(
-            model,
-            str(folder / TIMM_CONFIG),
-            data_config=None if preprocessing is None else preprocessing.to_dict(),
-        )
+        write_timm_config(model, folder / TIMM_CONFIG, source.model_kwargs, preprocessing)
     if source is not None and source.kind == "transformers":
         write_config(model, folder)
     manifest = {
