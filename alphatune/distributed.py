@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from alphatune.errors import AlphatuneError, ConfigurationError
+from alphatune.peers import GRACE, Watch, meet, place_of_process
 
 T = TypeVar("T")
 
@@ -84,25 +85,42 @@ def joined(device: torch.device) -> Iterator[World]:
     """Join the processes that torchrun started; a process of its own is a world of one.
 
     Raises:
-        ConfigurationError: more processes than CUDA devices.
+        ConfigurationError: environment variables that do not fit together, or processes that do not come.
+        ResourceError: another process is gone.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    place = place_of_process()
+    if place is None:
         yield World()
         return
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    store = meet(place)
+    watch = Watch(place, store)
+    in_order = False
     try:
-        yield World(dist.get_rank(), dist.get_world_size())
+        dist.init_process_group(
+            "nccl" if cuda else "gloo", store=store, rank=place.rank, world_size=place.size
+        )
+        yield World(place.rank, place.size)
+        in_order = True
+    except AlphatuneError:
+        raise
+    except BaseException as error:
+        in_order = not isinstance(error, Exception)  # a signal, which the others get as well
+        # What is raised here may be what its death made of a collective, or torchrun's SIGTERM after it.
+        if lost := watch.lost(GRACE):
+            raise lost from None
+        raise
     finally:
-        dist.destroy_process_group()
+        watch.leave(in_order=in_order)
+        if dist.is_initialized() and not watch.lost(0):  # which waits for the others
+            dist.destroy_process_group()
 
 
 def local_device(device: torch.device) -> torch.device:
     """This process's device: of several CUDA devices, the one of its local rank."""
-    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
+    if device.type != "cuda" or not os.environ.get("LOCAL_RANK"):
         return device
     rank, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if rank >= count:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from alphatune.models.weights import weights_of
 from alphatune.norms.kernels import resolve_kernel
 from alphatune.norms.patching import all_but, patch_, patched, unpatch_, unpatched_alpha
 from alphatune.norms.survey import survey
+from alphatune.peers import place_of_process
 from alphatune.reports.folder import write_reports
 from alphatune.reports.own_score import score_document
 from alphatune.reports.result import SCHEMA, environment
@@ -98,7 +98,7 @@ def check_settings(settings: TuneSettings) -> None:
             )
     if settings.dtype not in DTYPES:
         raise ConfigurationError(f"unknown dtype {settings.dtype!r}", f"one of: {', '.join(DTYPES)}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if place_of_process() is not None:
         raise ConfigurationError(
             "--score runs in one process: a loader of your own cannot be shared out", "leave out torchrun"
         )

@@ -26,6 +26,7 @@ from alphatune.jobs.gates import open_gates
 from alphatune.jobs.result_cache import FREE, NOTES, CachedResult, results_folder, timed_on, write_again
 from alphatune.jobs.settings import TuneSettings, input_paths
 from alphatune.models.output import check_output
+from alphatune.peers import place_of_process
 
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "torchcodec")
 #: what decides which modules and devices are found
@@ -40,7 +41,7 @@ def recall_tune(settings: TuneSettings) -> dict[str, Any] | None:
         ResourceError: the disk refused.
     """
     root = results_folder()
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    several = place_of_process() is not None
     if root is None or settings.no_cache or settings.score is not None or several:
         return None
     try:
