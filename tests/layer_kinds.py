@@ -389,4 +389,4 @@ def subclassed() -> nn.Module:
 
 
 def lazy() -> nn.Module:
-    return Net(nn.LazyBatchNorm2d())
+    return Net(nn.Sequential(nn.LazyConv2d(WIDTH, 3), nn.LazyBatchNorm2d()))

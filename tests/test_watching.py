@@ -205,6 +205,13 @@ def test_norms_of_another_make_are_listed(kind: str) -> None:
     assert layers["block"].num_features == WIDTH
 
 
+def test_a_lazy_layer_is_what_its_first_input_makes_it() -> None:
+    model = layer_kinds.lazy().eval()
+    assert [layer.status for layer in survey(model)] == ["patchable", "unsupported"]
+    assert accounted(model)["block.1"].status == "patchable"
+    assert changed(model, "block.1")
+
+
 def test_watching_leaves_no_trace() -> None:
     model = with_statistics_(Net(ACTING["position"]()))
     before = {name: dict(module.__dict__) for name, module in model.named_modules()}

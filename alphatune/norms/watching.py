@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alphatune.errors import UnsupportedModelError
@@ -189,4 +190,6 @@ class _Functions(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _place(tensor: Tensor | None) -> int:
     """Where a tensor's values are; 0 where there are none."""
-    return 0 if tensor is None or tensor.is_meta or tensor.layout is not torch.strided else tensor.data_ptr()
+    if tensor is None or is_lazy(tensor) or tensor.is_meta or tensor.layout is not torch.strided:
+        return 0
+    return tensor.data_ptr()
