@@ -75,7 +75,7 @@ def _number(environ: Mapping[str, str], name: str, least: int) -> int:
     return int(text)
 
 
-def meet(place: Place) -> dist.Store:
+def meet(place: Place) -> dist.Store:  # type: ignore[name-defined, unused-ignore]
     """A store that all processes share, when all of them are there.
 
     Raises:
@@ -94,11 +94,11 @@ def meet(place: Place) -> dist.Store:
         except OSError as error:
             began.wait([0], error)
     try:
-        tcp = dist.TCPStore(
+        tcp = dist.TCPStore(  # type: ignore[attr-defined, unused-ignore]
             place.host, place.port, place.size, keeps, timeout=timedelta(seconds=30), wait_for_workers=False
         )
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"alphatune/{attempt}", tcp)
+        store = dist.PrefixStore(f"alphatune/{attempt}", tcp)  # type: ignore[attr-defined, unused-ignore]
         store.set(f"rank{place.rank}", "here")
     except RuntimeError as error:
         raise ConfigurationError(
@@ -135,7 +135,7 @@ class _Waiting:
 class Watch:
     """Interrupts this process when another of the run is gone."""
 
-    def __init__(self, place: Place, store: dist.Store) -> None:
+    def __init__(self, place: Place, store: dist.Store) -> None:  # type: ignore[name-defined, unused-ignore]
         self._place = place
         self._lost = threading.Event()
         self._left = threading.Event()
@@ -167,7 +167,7 @@ class Watch:
                 pass  # it has left before
         # A connection that is closed with the process: to close it here would race with the thread.
 
-    def _connect(self, store: dist.Store) -> None:
+    def _connect(self, store: dist.Store) -> None:  # type: ignore[name-defined, unused-ignore]
         if self._place.rank == 0:
             server = socket.create_server(("", 0), backlog=self._place.size)
             self._peers.register(server, selectors.EVENT_READ, None)

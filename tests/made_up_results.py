@@ -71,7 +71,8 @@ def made_result(stored: StoredScores, *, metric: str = "loss", kept: bool = Fals
         },
         "data": {
             "source": "a folder", "root": "a folder", "split": "", "n": n, "classes": len(stored.classes),
-            "class_map": "", "labels": "", "classes_only_present": False, "decoder": "PIL 13", "skipped": [{"name": "bad.jpg", "reason": "cut off"}], "preprocessing": {
+            "class_map": "", "labels": "", "classes_only_present": False, "decoder": "PIL 13",
+            "skipped": [{"name": "bad.jpg", "reason": "cut off"}], "preprocessing": {
                 "input_size": [3, 32, 32], "mean": [0.5], "std": [0.5], "interpolation": "bicubic", "crop_pct": 1.0,
                 "crop_mode": "center",
             },
