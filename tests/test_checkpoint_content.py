@@ -35,7 +35,8 @@ from torch import nn
 from alphatune.errors import AlphatuneError, CheckpointError, UntrustedError
 from alphatune.models.checkpoint_content import read_content
 from alphatune.models.checkpoint_files import files_of_checkpoint
-from alphatune.models.checkpoints import Checkpoint, load_weights_, read_checkpoint
+from alphatune.models.checkpoint_loading import load_weights_
+from alphatune.models.checkpoints import Checkpoint, read_checkpoint
 from alphatune.models.pickle_records import Record
 
 
@@ -485,7 +486,7 @@ def test_a_whole_module_gives_its_state_dict(
 ) -> None:
     model = build()
     (tmp_path / "x").write_bytes(pickled({"model": model}, how))
-    found, wanted = read_checkpoint(tmp_path / "x").state_dict, model.state_dict()
+    found, wanted = read_checkpoint(tmp_path / "x").containers[0].tensors, model.state_dict()
     assert list(found) == list(wanted)
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
@@ -496,8 +497,8 @@ def test_torchscript(tmp_path: Path) -> None:
     torch.jit.save(model, tmp_path / "x")
     checkpoint = read_checkpoint(tmp_path / "x")
     wanted = model.state_dict()
-    assert checkpoint.state_dict.keys() == wanted.keys()
-    assert all(torch.equal(checkpoint.state_dict[key], wanted[key]) for key in wanted)
+    assert checkpoint.containers[0].tensors.keys() == wanted.keys()
+    assert all(torch.equal(checkpoint.containers[0].tensors[key], wanted[key]) for key in wanted)
     (line,) = checkpoint.warnings
     assert "TorchScript" in line
     torch.jit.save(torch.jit.freeze(model), tmp_path / "x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -410,7 +411,7 @@ def bad_inputs(tmp_path: Path, checkpoint: Path, images: Path) -> dict[str, tupl
     two = write_images(tmp_path / "two", per_class=1, classes=("a", "b"))
     cifar = "alphatune.models.cifar:resnet20"
     evil = tmp_path / "evil.pt"
-    torch.save({"state_dict": tiny(), "x": 1}, evil)
+    torch.save({"state_dict": argparse.Namespace(lr=1), "x": 1}, evil)
     nan = tiny().state_dict()
     nan["bn1.running_var"][0] = -1
     torch.save(nan, tmp_path / "negative.pt")
@@ -429,7 +430,7 @@ def bad_inputs(tmp_path: Path, checkpoint: Path, images: Path) -> dict[str, tupl
         "unknown architecture": (["resnet5", *good[1:]], 2, "resnet5"),
         "unknown factory": (["nowhere.at_all:net", *good[1:]], 2, "nowhere"),
         "checkpoint of another architecture": ([cifar, *good[1:]], 3, "another architecture"),
-        "untrusted checkpoint": (swap("--checkpoint", evil), 3, "tiny.Tiny"),
+        "untrusted checkpoint": (swap("--checkpoint", evil), 3, "argparse.Namespace"),
         "negative variance": (swap("--checkpoint", tmp_path / "negative.pt"), 6, "bn1"),
         "statistics of nothing": (swap("--checkpoint", tmp_path / "zero.pt"), 6, "bn2"),
         "NaN weight": (swap("--checkpoint", tmp_path / "nan.pt"), 6, "conv2.weight"),

@@ -165,7 +165,6 @@ def test_norm_functions_without_a_layer_count_too(function: Callable[[Tensor], T
 @pytest.mark.parametrize(
     "pack",
     [
-        lambda logits, other: (logits, other),
         lambda logits, other: {"aux": other, "logits": logits},
         lambda logits, other: {"aux": other, "out": logits},
     ],

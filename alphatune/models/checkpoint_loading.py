@@ -293,7 +293,11 @@ def _load_(model: nn.Module, weights: Mapping[str, Any], match: Match, expected:
             raise_if_machine_failed(error)
             raise _Unfit(one_line(error)) from None
         aliased = {k for group in expected.aliases if not set(group) <= set(missing) for k in group}
-        if lost := [k for k in missing if not is_counter(k) and k not in match.new and k not in aliased]:
+        if lost := [
+            k
+            for k in missing
+            if k in expected.state and not is_counter(k) and k not in match.new and k not in aliased
+        ]:
             raise _Unfit(f"{lost[0]} is missing")
         if left := [
             k for k in unexpected if not is_no_weight(plain(k, match.dropped), state.get(k), expected)
