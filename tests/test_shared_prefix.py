@@ -66,11 +66,34 @@ class CallsThrice(nn.Module):
         return self.head(self.bn(self.pairs(self.pairs(x))).mean((2, 3)))
 
 
+class CallsForward(WritesInPlace):
+    """Calls what runs no hook."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.bn.forward(self.conv(x)).mean((2, 3)))
+
+
+class ByKeyword(WritesInPlace):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(input=self.bn(input=self.conv(input=x)).mean((2, 3)))
+
+
+class Compiled(WritesInPlace):
+    """Compiled in part, which looks for no hook either."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        part = torch.compile(lambda x: self.bn(self.conv(x)), backend="eager")
+        return self.head(part(x).mean((2, 3)))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "tiny": tiny,
     "in place": WritesInPlace,
     "norm first": NormFirst,
     "calls thrice": CallsThrice,
+    "calls forward": CallsForward,
+    "by keyword": ByKeyword,
+    "compiled": Compiled,
     "timm resnet18": lambda: timm.create_model("resnet18", num_classes=4),
     "timm efficientnet": lambda: timm.create_model("efficientnet_lite0", num_classes=4),
     "torchvision densenet": lambda: torchvision.models.densenet121(num_classes=4),
@@ -115,7 +138,10 @@ def test_logits_are_those_without_sharing(name: str) -> None:
                 set_alpha_(model, alpha)
                 expected.append(model(batch.inputs.clone()))
     for one, other in zip(logits_of(model, data), expected, strict=True):
-        assert torch.equal(one, other)
+        if name == "compiled":  # by the plain kernel, within the sweep by the fastest
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+        else:
+            assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(("name", "first"), [
@@ -174,9 +200,9 @@ def test_nothing_is_left_behind_by_a_pass_that_fails() -> None:
 class Hungry(nn.Module):
     """Runs out of memory for more than ``most`` examples, from call ``start`` on."""
 
-    def __init__(self, most: int, start: int) -> None:
+    def __init__(self, name: str, most: int, start: int) -> None:
         super().__init__()
-        self.inner, self.most, self.start, self.calls = settled("tiny"), most, start, 0
+        self.inner, self.most, self.start, self.calls = settled(name), most, start, 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = self.inner(x)
@@ -188,8 +214,9 @@ class Hungry(nn.Module):
 
 @pytest.mark.parametrize("start", [0, 1, 2, 4])
 @pytest.mark.parametrize("most", [1, 2, 5])
-def test_running_out_of_memory_loses_and_repeats_nothing(start: int, most: int) -> None:
-    model, data = Hungry(most, start), batches(12, count=3, n=7)
+@pytest.mark.parametrize("name", ["tiny", "by keyword"])
+def test_running_out_of_memory_loses_and_repeats_nothing(name: str, start: int, most: int) -> None:
+    model, data = Hungry(name, most, start), batches(12, count=3, n=7)
     predictor = Predictor(model)
     found = logits_of(model, data, predictor)
     expected = logits_of(model.inner, data)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from alphatune.norms.patching import example_weighted_layers
+from alphatune.norms.watching import watching
 
 
 class SharedPrefix:
@@ -40,7 +41,7 @@ class SharedPrefix:
             self._recording = False
 
     def first_layer_begins(self, *_: Any) -> None:
-        """A hook of every example-weighted layer."""
+        """Called before every example-weighted layer."""
         self._before_first_layer = False
 
     def call(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -66,18 +67,17 @@ class SharedPrefix:
 def shared_prefix(model: nn.Module) -> Iterator[SharedPrefix]:
     """Share the work before the first example-weighted layer of a patched model; undone on any exit."""
     prefix = SharedPrefix()
-    layers = [layer for _, layer in example_weighted_layers(model)]
-    candidates = [m for m in _outermost_without(model, set(layers)) if "forward" not in m.__dict__]
-    hooks = [layer.register_forward_pre_hook(prefix.first_layer_begins) for layer in layers]
+    layers = dict(example_weighted_layers(model))
+    candidates = [m for m in _outermost_without(model, set(layers.values())) if "forward" not in m.__dict__]
     try:
         for module in candidates:
             module.forward = _through(prefix, module)
-        yield prefix
+        # A layer whose call went unseen would let what follows it be taken for what precedes it.
+        with watching(layers, prefix.first_layer_begins):
+            yield prefix
     finally:
         for module in candidates:
             module.__dict__.pop("forward", None)
-        for hook in hooks:
-            hook.remove()
 
 
 def _through(prefix: SharedPrefix, module: nn.Module) -> Callable[..., Any]:
