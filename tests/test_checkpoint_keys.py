@@ -68,7 +68,7 @@ def assert_holds(model: nn.Module, wanted: State) -> None:
         assert torch.equal(state[key], value), key
 
 
-def assert_refuses(model: nn.Module, content: Any, match: str = "", **how: Any) -> AlphatuneError:
+def assert_refuses(model: nn.Module, content: Any, match: str | None = None, **how: Any) -> AlphatuneError:
     before = copy.deepcopy(model.state_dict())
     structure = repr(model)
     with pytest.raises(AlphatuneError, match=match) as error:
@@ -103,7 +103,7 @@ LAYOUTS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "bare": (full, "", ""),
     "reference ema": (lambda: {"model": under("x."), "model_ema": averaged(), "optimizer": {}}, "model_ema", "n_averaged"),
     "swa": (averaged, "", "n_averaged"),
-    "lightning, compiled": (lambda: {"state_dict": under("model._orig_mod.")}, "state_dict", "'model.'"),
+    "lightning, compiled": (lambda: {"state_dict": under("model._orig_mod.")}, "state_dict", "'model._orig_mod.'"),
     "ddp, then compiled": (lambda: under("_orig_mod.module."), "", ""),
     "compiled, then ddp": (lambda: under("module._orig_mod.module."), "", ""),
     "compiled inside": (compiled_inside, "", ""),
@@ -130,7 +130,7 @@ LAYOUTS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "deepspeed": (lambda: {"module": under("module."), "ds_version": "0.9"}, "module", ""),
     "moco": (
         lambda: {"state_dict": {**under("module.encoder_q."), "module.queue": FLOAT, "module.queue_ptr": torch.zeros(1)}},
-        "state_dict", "'encoder_q.'",
+        "state_dict", "'module.encoder_q.'",
     ),
     "dino": (
         lambda: {"student": under("x."), "teacher": {**under("backbone."), "head.mlp.weight": FLOAT}},
@@ -243,7 +243,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "'online_encoder.net.', 'target_encoder.net.'",
     ),
     "student in a wrapper": (lambda: {**under("student.module.", full(7)), **under("student.")}, "'student.module.'"),
-    "half in a wrapper": (lambda: {**full(), **{f"module.{k}": v + 1 for k, v in list(full(7).items())[:3]}}, "unknown"),
+    "half in a wrapper": (
+        lambda: {**full(), **{f"module.{k}": v + 1 for k, v in list(full(7).items())[:3]}}, "different tensors",
+    ),
+    "a wrapper inside one of two": (
+        lambda: {**under("module.net.", compiled_inside()), **under("net.", full(7))}, "'module.net.', 'net.'",
+    ),
     "containers without a usual name": (lambda: {"first": full(7), "last": full()}, "'last'"),
     "gradients": (lambda: {"grads": full()}, ""),
 }  # fmt: skip
@@ -295,7 +300,7 @@ def test_a_container_is_chosen() -> None:
 def test_a_prefix_is_chosen(prefix: str) -> None:
     content = {**under("module.student.", full(7)), **under("module.teacher.module.")}
     model = tiny()
-    assert "'teacher.'" in load(model, content, prefix=prefix).notes[0]
+    assert "'module.teacher.module.'" in load(model, content, prefix=prefix).notes[0]
     assert_holds(model, full())
     assert_refuses(tiny(), content, "prefix", prefix="other.")
     assert_refuses(tiny(), content, prefix="")
@@ -429,6 +434,25 @@ def test_a_state_dict_that_leaves_weights_out() -> None:
 
     loaded = load(Partial(), {k: v for k, v in full().items() if not k.startswith("head.")})
     assert "leaves out 2" in loaded.notes[0]
+    # Those that a file has nevertheless are taken, from the weights that fit and from no others.
+    other = {f"head.{name}": torch.rand_like(full()[f"head.{name}"]) for name in ("weight", "bias")}
+    for content in ({"model_ema": other, "state_dict": full()}, {"model_ema": full(), "state_dict": other}):
+        model = Partial()
+        load(model, content)
+        assert torch.equal(model.head.weight, full()["head.weight"])
+    model = Partial()
+    kept = model.head.weight.clone()
+    notes = load(
+        model, {"model_ema": other, "state_dict": {k: v for k, v in full().items() if "head" not in k}}
+    ).notes
+    assert torch.equal(model.head.weight, kept)
+    assert "leaves out 2" in notes[0]
+    state = full()
+    state["head.bias"][0] = torch.nan
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(NumericError, match=r"head\.bias"):
+        load(model, state)
+    assert all(map(torch.equal, before, model.parameters()))
 
 
 @pytest.mark.parametrize("device", ["meta", "lazy"])
@@ -527,7 +551,7 @@ MODELS: list[Callable[[], nn.Module]] = [
     lambda: Wrapper(Net()),
     Shadowed,
 ]
-PREFIXES = ["", "model.", "backbone.", "student.", "module.net.", "a.b.", "body.", "net."]
+PREFIXES = ["", "module.", "model.", "backbone.", "student.", "module.net.", "a.b.", "body.", "net."]
 NAMES = ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"]
 HARMLESS = {"n_averaged": torch.tensor(3), "total_ops": torch.zeros(1), "criterion.weight": FLOAT, "epoch": 3}
 

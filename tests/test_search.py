@@ -204,10 +204,14 @@ def pooled(alpha: float, u: float) -> float:
 
 
 def bright(u: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Images of brightness u, with a standard deviation of exactly 0.1, all of class 0; no two quite the same."""
-    u = u + 1e-6 * torch.arange(len(u))
+    """Images of brightness u, with a standard deviation of exactly 0.1, all of class 0."""
     x = torch.tensor([-0.1, 0.1, 0.1, -0.1]).view(1, 1, 2, 2) + u.view(-1, 1, 1, 1)
     return list(zip(x.split(100), torch.zeros(len(u), dtype=torch.long).split(100), strict=True))
+
+
+def alike(n: int, u: float) -> torch.Tensor:
+    """Brightnesses of n images that hardly differ: the very same image again and again is refused."""
+    return u + 1e-6 * torch.arange(n)
 
 
 def logarithm(p: torch.Tensor) -> torch.Tensor:
@@ -230,7 +234,7 @@ def test_the_search_stays_where_outputs_are_finite(end: float, curve: str) -> No
 @pytest.mark.parametrize("place", [10, 500, 1100])
 def test_one_example_without_finite_outputs_is_enough(place: int) -> None:
     """Of the pilot, of a later lot, or of those that did not choose."""
-    u = torch.full((1200,), 2.0)
+    u = alike(1200, 2.0)
     u[stratified_order(np.zeros(1200, np.int64), 0)[place]] = 0.52
     end = next(a for a in np.linspace(0, 1, 1001) if pooled(a, 0.52) <= 0.5)
     result = alphatune.tune(Pooled(logarithm), bright(u), metric="loss")
@@ -239,11 +243,11 @@ def test_one_example_without_finite_outputs_is_enough(place: int) -> None:
 
 
 def test_few_examples_stay_where_outputs_are_finite() -> None:
-    data = bright(torch.full((200,), 0.8))  # no number from about 0.4 on
+    data = bright(alike(200, 0.8))  # no number from about 0.4 on
     finite = alphatune.tune(Pooled(logarithm), data, metric="loss")
     assert finite.alpha == 0.3
     assert finite.warnings == alphatune.tune(Pooled(logarithm), data, metric="loss", alphas="0,0.3").warnings
-    data = bright(torch.full((200,), 0.6))  # from about 0.22 on
+    data = bright(alike(200, 0.6))  # from about 0.22 on
     assert alphatune.tune(Pooled(logarithm), data, metric="loss").alpha == 0.15
     with pytest.raises(NumericError, match=r"alpha = 0\.3"):
         alphatune.tune(Pooled(logarithm), data, metric="loss", alphas="0,0.3")
@@ -251,7 +255,7 @@ def test_few_examples_stay_where_outputs_are_finite() -> None:
 
 def test_outputs_that_are_hardly_ever_finite_are_an_error() -> None:
     with pytest.raises(NumericError, match="NaN or infinite for example"):
-        alphatune.tune(Pooled(logarithm), bright(torch.full((1200,), 0.5001)), metric="loss")
+        alphatune.tune(Pooled(logarithm), bright(alike(1200, 0.5001)), metric="loss")
 
 
 @pytest.mark.parametrize("best", [0.5, 0.94, 0.97, 0.985, 1.0])

@@ -23,17 +23,9 @@ from alphatune.models.checkpoint_containers import Container
 #: names under which wrappers keep the module they wrap
 WRAPPERS = frozenset(
     (
-        *(
-            "module",
-            "_module",
-            "_orig_mod",
-            "_original_module",
-            "_forward_module",
-            "_ddp_module",
-            "_dp_module",
-        ),
+        *("module", "_module", "_orig_mod", "_original_module", "_forward_module"),
         *("_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_fpw_module"),
-        *("_wrapped_module", "wrapped_module", "wrapped_model"),
+        *("_wrapped_module", "wrapped_module", "wrapped_model", "_ddp_module", "_dp_module"),
     )
 )
 #: counts of steps, operations or averaged models, which inference never reads
@@ -59,7 +51,6 @@ class Match:
 
     container: Container
     rule: Rule
-    dropped: frozenset[str]  # wrappers' names that were
     keys: dict[str, str]  # model's key -> file's
     missing: tuple[str, ...]  # the model's keys that the file lacks
     twice: tuple[tuple[str, str], ...]  # the file's keys of different tensors that would be the same weight
@@ -69,6 +60,11 @@ class Match:
     no_weights: tuple[str, ...] = ()  # the file's keys of counters and the like
     beside: tuple[str, ...] = ()  # the file's keys under other prefixes
     rivals: tuple[Match, ...] = ()  # that fit as well, with other values
+
+    @property
+    def literal(self) -> bool:
+        """Whether each key of the model is the file's to the letter."""
+        return all(key == name for key, name in self.keys.items())
 
     @property
     def faults(self) -> int:
@@ -88,9 +84,7 @@ class Match:
 class Expected:
     """The keys of a model's state dict, as they are and without the names of wrappers."""
 
-    def __init__(
-        self, model: nn.Module, num_classes: int | None = None, dropped: frozenset[str] | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, num_classes: int | None = None) -> None:
         self.model = model
         self.num_classes = num_classes  # of a head that may be newly made, None where none may
         state: Mapping[str, Any] = model.state_dict()
@@ -100,14 +94,18 @@ class Expected:
             k: v for k, v in state.items() if not (isinstance(v, Tensor) or k.endswith("_extra_state"))
         }
         self.state = {key: value for key, value in state.items() if key not in self.notes}
-        self.dropped = _droppable(self.state) if dropped is None else dropped
-        self.names = {key: plain(key, self.dropped) for key in self.state}
+        self.dropped = _droppable(self.state)
+        self.names = {key: self.plain(key) for key in self.state}
         self.required = {name for key, name in self.names.items() if not is_counter(key)}
         self.parts = {part for name in self.required for part in name.split(".")}
         buffers = [name for name, _ in model.named_buffers(remove_duplicate=False)]
-        self.unsaved = {plain(name, self.dropped) for name in buffers if name not in self.state}
+        self.unsaved = {self.plain(name) for name in buffers if name not in self.state}
         self.aliases = _aliases(model, self.state)
         self.prefixes = _prefixes(self.required)
+
+    def plain(self, key: str) -> str:
+        """A key without the wrappers' names that tell none of the model's keys apart."""
+        return plain(key, self.dropped)
 
     @property
     def one_layer(self) -> bool:
@@ -142,54 +140,60 @@ def matches(container: Container, expected: Expected, prefix: str | None = None)
     Args:
         prefix: the only prefix of the file's keys that may be used, with or without the names of wrappers.
     """
-    found = _matches(container, expected, prefix)
-    if any(match.twice and not match.missing for match in found):
-        # With these names dropped two tensors are one: they tell copies apart, and are left standing.
-        found = _matches(container, Expected(expected.model, expected.num_classes, frozenset()), prefix)
-    found.sort(key=lambda m: (m.faults > 0, m.rule != Rule() and not m.faults, m.faults, m.rule))
-    if found and not found[0].faults:
-        best, others = found[0], [match for match in found[1:] if not match.faults]
-        found[0] = replace(best, rivals=tuple(match for match in others if not match.same_values(best)))
-    return found
-
-
-def _matches(container: Container, expected: Expected, prefix: str | None) -> list[Match]:
-    names: dict[str, list[str]] = defaultdict(list)
-    for original in container.tensors:
-        names[plain(original, expected.dropped)].append(original)
-    rules = _rules(names, expected)
+    rules = _rules(container.tensors, expected)
     most = max(rules.values(), default=0)
-    near = {rule for rule, count in rules.items() if 2 * count > most}
-    if prefix is not None:
-        dotted = prefix and f"{prefix.removesuffix('.')}."
-        allowed = {rule for rule in rules if rule.file in (dotted, plain(dotted, expected.dropped))}
+    dotted = prefix and f"{prefix.removesuffix('.')}."
+    asked = dotted and expected.plain(dotted)
+    near = [r for r, n in rules.items() if 2 * n > most or expected.plain(r.file) == asked]
+    tried = {rule: _assigned(rule, container, expected) for rule in near or [Rule()]}
+    whole = [rule for rule, match in tried.items() if not match.missing]
+    for rule in whole:  # what stands within a copy belongs to that copy alone
+        inner = tuple(r.file for r in whole if r.file != rule.file and r.file.startswith(rule.file))
+        if inner and (match := _assigned(rule, container, expected, inner)).missing:
+            del tried[rule]
+        elif inner:
+            tried[rule] = match
+    if dotted is not None:
+        chosen = {rule: match for rule, match in tried.items() if rule.file == dotted}
+        allowed = chosen or {r: match for r, match in tried.items() if expected.plain(r.file) == asked}
     else:
-        allowed = {Rule()} if expected.one_layer or not near else near
-    tried = [_assigned(rule, container, names, expected) for rule in near | allowed]
-    whole = [match for match in tried if not match.missing]
-    return [_with_leftovers(match, names, expected, whole) for match in tried if match.rule in allowed]
+        allowed = {
+            r: match for r, match in tried.items() if not expected.one_layer or not expected.plain(r.file)
+        }
+    copies = [tried[rule] for rule in whole if rule in tried]
+    found = [_with_leftovers(match, expected, copies) for match in allowed.values()]
+    found.sort(key=lambda m: (m.faults > 0, not m.literal, m.faults, m.rule))
+    if found and not found[0].faults:
+        best, others = found[0], [m for m in found[1:] if m.faults == len(m.twice)]
+        found[0] = replace(best, rivals=tuple(m for m in others if m.twice or not m.same_values(best)))
+    return found
 
 
 def _rules(names: Iterable[str], expected: Expected) -> dict[Rule, int]:
     """For each rule how many of the model's weights it finds among names in a file."""
-    found: dict[Rule, int] = defaultdict(int)
+    found: dict[Rule, set[str]] = defaultdict(set)
     for model in expected.prefixes:
         wanted = {name[len(model) :] for name in expected.required}
         ending = f".{model.split('.')[-2]}." if model else None
         for name in names:
             for at in (0, *(dot.end() for dot in re.finditer(r"\.", name))):
+                inner = expected.plain(name[at:])
                 # Where both prefixes end alike a shorter pair says the same.
-                if name[at:] in wanted and not (ending and f".{name[:at]}".endswith(ending)):
-                    found[Rule(name[:at], model)] += 1
-    return found
+                if inner in wanted and not (ending and f".{expected.plain(name[:at])}".endswith(ending)):
+                    found[Rule(name[:at], model)].add(inner)
+    return {rule: len(inside) for rule, inside in found.items()}
 
 
-def _assigned(rule: Rule, container: Container, names: Mapping[str, list[str]], expected: Expected) -> Match:
-    """Each of the model's keys with the file's."""
+def _assigned(rule: Rule, container: Container, expected: Expected, inner: tuple[str, ...] = ()) -> Match:
+    """Each of the model's keys with the file's; ``inner``: longer prefixes, whose keys do not count."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for original in container.tensors:
+        if original.startswith(rule.file) and not original.startswith(inner):
+            names[rule.model + expected.plain(original[len(rule.file) :])].append(original)
     keys: dict[str, str] = {}
     twice = []
     for key, name in expected.names.items():
-        if name.startswith(rule.model) and (found := names.get(rule.file + name[len(rule.model) :])):
+        if found := names.get(name):
             keys[key] = found[0]
             twice += [(found[0], other) for other in found[1:]]
     # One tensor that the model has under two names may have been saved under one of them.
@@ -207,27 +211,24 @@ def _assigned(rule: Rule, container: Container, names: Mapping[str, list[str]], 
     if len({tensors[keys[key]].shape[0] for key in head}) > 1:
         head = ()
     shapes = tuple(key for key in shapes if key not in head)
-    return Match(container, rule, expected.dropped, keys, missing, differ, shapes=shapes, new=head)
+    return Match(container, rule, keys, missing, differ, shapes=shapes, new=head)
 
 
-def _with_leftovers(
-    match: Match, names: Mapping[str, list[str]], expected: Expected, whole: Collection[Match]
-) -> Match:
-    """A match with what becomes of the file's other keys."""
-    taken = set(match.keys.values())
-    copies = {name for other in whole if other.rule != match.rule for name in other.keys.values()}
+def _with_leftovers(match: Match, expected: Expected, whole: Iterable[Match]) -> Match:
+    """A match with what becomes of the file's other keys; ``whole``: all copies of the model in the file."""
+    rule, taken, known = match.rule, set(match.keys.values()), set(expected.names.values())
+    copies = {name for other in whole if other.rule != rule for name in other.keys.values()}
     unknown, no_weights, beside = [], [], []
-    for name, originals in names.items():
-        inner = name[len(match.rule.file) :]
-        for original in originals:
-            if original in taken or originals[0] in taken:
-                continue
-            if not name.startswith(match.rule.file) or original in copies:
-                beside.append(original)
-            elif is_no_weight(match.rule.model + inner, match.container.tensors[original], expected):
-                no_weights.append(original)
-            else:
-                unknown.append(original)
+    for original, value in match.container.tensors.items():
+        name = rule.model + expected.plain(original[len(rule.file) :])
+        if original in taken:
+            continue
+        if not original.startswith(rule.file) or original in copies:
+            beside.append(original)
+        elif is_no_weight(name, value, expected):
+            no_weights.append(original)
+        elif name not in known:  # else it is there twice, which is a fault if the values differ
+            unknown.append(original)
     return replace(match, unknown=tuple(unknown), no_weights=tuple(no_weights), beside=tuple(beside))
 
 

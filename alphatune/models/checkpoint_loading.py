@@ -31,7 +31,6 @@ from alphatune.errors import (
 from alphatune.models.checkpoint_keys import (
     Expected,
     Match,
-    Rule,
     could_become,
     is_counter,
     is_no_weight,
@@ -87,23 +86,20 @@ def load_weights_(model: nn.Module, checkpoint: Checkpoint, num_classes: int | N
         )
     expected = Expected(model, num_classes)
     unsaved = left_out(model)
-    checkpoint, beside = _set_apart(checkpoint, unsaved)
+    checkpoint, apart = _set_apart(checkpoint, unsaved)
     found = [match for c in checkpoint.containers for match in matches(c, expected, checkpoint.prefix)]
     fits = [match for match in found if not match.faults]
     if fits:
         match, notes = _chosen(fits, checkpoint.path)
         try:
-            _load_(model, match.weights, match, expected, checkpoint.path)
+            _load_(model, match.weights, match, expected, checkpoint.path, apart)
         except _Unfit as error:
             raise CheckpointError(f"cannot load {checkpoint.path}: {error}") from None
     else:
-        match, how = _convert_and_load_(model, found, expected, checkpoint)
+        match, how = _convert_and_load_(model, found, expected, checkpoint, apart)
         notes = [f"the keys of {checkpoint.path} are those of another version, converted by {how}"]
     notes += _remarks(match, checkpoint.path)
-    with torch.no_grad():
-        for name, tensor in beside.items():
-            unsaved[name].copy_(tensor)
-    if not beside:
+    if apart[match.container.key].keys() != unsaved.keys():
         notes += left_out_note(model)
     key, unsafe = match.container.key, checkpoint.unsafe_pickle
     notes += checkpoint.warnings
@@ -112,13 +108,9 @@ def load_weights_(model: nn.Module, checkpoint: Checkpoint, num_classes: int | N
     return Loaded(checkpoint.path, checkpoint.sha256, key, unsafe, tuple(notes), match.new)
 
 
-def _set_apart(checkpoint: Checkpoint, unsaved: Mapping[str, Tensor]) -> tuple[Checkpoint, dict[str, Tensor]]:
-    """Weights that the model's ``state_dict()`` leaves out, which files of our own have; and all others.
-
-    Raises:
-        NumericError: one of them is NaN or infinite.
-    """
-    beside: dict[str, Tensor] = {}
+def _set_apart(checkpoint: Checkpoint, unsaved: Mapping[str, Tensor]) -> tuple[Checkpoint, dict[str, State]]:
+    """By container the weights that the model's ``state_dict()`` leaves out, and the checkpoint without them."""
+    apart: dict[str, State] = {}
     containers = []
     for container in checkpoint.containers:
         own = {
@@ -126,19 +118,16 @@ def _set_apart(checkpoint: Checkpoint, unsaved: Mapping[str, Tensor]) -> tuple[C
             for name, value in container.tensors.items()
             if name in unsaved and isinstance(value, Tensor) and value.shape == unsaved[name].shape
         }
-        beside = beside or own
+        apart[container.key] = own
         rest = {name: value for name, value in container.tensors.items() if name not in own}
         containers.append(replace(container, tensors=rest))
-    for name, tensor in beside.items():
-        if isinstance(unsaved[name], nn.Parameter) and not _is_finite(tensor):
-            raise NumericError(f"{name} in {checkpoint.path} holds NaN or infinity")
-    return replace(checkpoint, containers=tuple(containers)), beside
+    return replace(checkpoint, containers=tuple(containers)), apart
 
 
 def _chosen(fits: list[Match], path: str) -> tuple[Match, list[str]]:
     """The first container that fits, and what else would have."""
     best = fits[0]
-    if best.rivals and best.rule != Rule():
+    if best.rivals and not best.literal:
         prefixes = ", ".join(sorted(repr(match.rule.file) for match in (best, *best.rivals)))
         raise CheckpointError(
             f"{path} holds several weights that fit the model, under the prefixes {prefixes}",
@@ -178,7 +167,11 @@ def _remarks(match: Match, path: str) -> list[str]:
 
 
 def _convert_and_load_(
-    model: nn.Module, found: list[Match], expected: Expected, checkpoint: Checkpoint
+    model: nn.Module,
+    found: list[Match],
+    expected: Expected,
+    checkpoint: Checkpoint,
+    apart: Mapping[str, State],
 ) -> tuple[Match, str]:
     """Let hooks and converters try the state dicts that come nearest; what they make of one has to fit entirely."""
     nearest = sorted((m for m in found if not m.twice), key=_distance)[:4]
@@ -191,7 +184,7 @@ def _convert_and_load_(
             if not converted or (how != _HOOKS and converted.keys() == state.keys()):
                 continue
             with contextlib.suppress(_Unfit):
-                _load_(model, converted, match, expected, checkpoint.path)
+                _load_(model, converted, match, expected, checkpoint.path, apart)
                 return match, how
     raise refusal(checkpoint.path, found, expected)
 
@@ -202,7 +195,7 @@ def _distance(match: Match) -> int:
 
 def _rivalled(match: Match, others: list[Match]) -> bool:
     """Whether another prefix comes as near, with other values: hooks could not tell which is meant."""
-    return match.rule != Rule() and any(
+    return not match.literal and any(
         other.container is match.container
         and other.rule != match.rule
         and _distance(other) == _distance(match)
@@ -242,14 +235,14 @@ def _as_timm_does(state: State, model: nn.Module) -> State | None:
 
 def _renamed(match: Match, expected: Expected) -> State:
     """All tensors under a match's prefix as the model would name them; empty where two would have one name."""
-    model, rule, dropped = expected.model, match.rule, match.dropped
-    modules = {plain(f"{name}.", dropped): f"{name}." for name, _ in model.named_modules() if name} | {"": ""}
+    rule = match.rule
+    named = (f"{name}." for name, _ in expected.model.named_modules() if name)
+    modules = {"": "", **{expected.plain(name): name for name in named}}
     state: State = {}
     for original, value in match.container.tensors.items():
-        name = plain(original, dropped)
-        if not name.startswith(rule.file):
+        if not original.startswith(rule.file):
             continue
-        name = rule.model + name[len(rule.file) :]
+        name = rule.model + expected.plain(original[len(rule.file) :])
         place = name
         while (place := place[: place[:-1].rfind(".") + 1]) not in modules:
             pass
@@ -262,21 +255,33 @@ def _renamed(match: Match, expected: Expected) -> State:
 
 def _metadata(match: Match, expected: Expected) -> dict[str, Any]:
     """The format versions of the model's modules: the file's where it has them, for the hooks that convert."""
+    file, model = match.rule
+
+    def dotted(name: str) -> str:
+        return f"{name}." if name else ""
+
     found = {
-        plain(f"{name}." if name else "", match.dropped): value
+        model + expected.plain(dotted(name)[len(file) :]): value
         for name, value in match.container.metadata.items()
+        if dotted(name).startswith(file)
     }
-    known = {}
-    for name, own in expected.metadata.items():
-        place = plain(f"{name}." if name else "", match.dropped)
-        known[name] = own
-        if place.startswith(match.rule.model):
-            known[name] = found.get(match.rule.file + place[len(match.rule.model) :], own)
-    return known
+    own = expected.metadata
+    return {name: found.get(expected.plain(dotted(name)), version) for name, version in own.items()}
 
 
-def _load_(model: nn.Module, weights: Mapping[str, Any], match: Match, expected: Expected, path: str) -> None:
-    """Load tensors by the model's keys, and check that nothing was left out; else the model is as it was."""
+def _load_(
+    model: nn.Module,
+    weights: Mapping[str, Any],
+    match: Match,
+    expected: Expected,
+    path: str,
+    apart: Mapping[str, State],
+) -> None:
+    """Load tensors by the model's keys, and check that nothing was left out; else the model is as it was.
+
+    Args:
+        apart: by container the weights that the model's ``state_dict()`` leaves out.
+    """
     state = OrderedDict({**weights, **expected.notes})
     state._metadata = _metadata(match, expected)  # type: ignore[attr-defined]
     shapes = {key: getattr(value, "shape", None) for key, value in expected.state.items()}
@@ -299,13 +304,15 @@ def _load_(model: nn.Module, weights: Mapping[str, Any], match: Match, expected:
             if k in expected.state and not is_counter(k) and k not in match.new and k not in aliased
         ]:
             raise _Unfit(f"{lost[0]} is missing")
-        if left := [
-            k for k in unexpected if not is_no_weight(plain(k, match.dropped), state.get(k), expected)
-        ]:
+        if left := [k for k in unexpected if not is_no_weight(expected.plain(k), state.get(k), expected)]:
             raise _Unfit(f"{left[0]} is unknown to the model")
         now = {k: getattr(v, "shape", None) for k, v in model.state_dict().items() if k not in expected.notes}
         if now != shapes:
             raise _Unfit("it is of an older version of the architecture, with layers of other shapes")
+        unsaved = left_out(model)
+        with torch.no_grad():
+            for name, tensor in apart[match.container.key].items():
+                unsaved[name].copy_(tensor)
         # Parameters only: a buffer may be a mask of -inf, and health.py looks at moving averages.
         for name, weight in model.named_parameters():
             if not _is_finite(weight):
