@@ -1,4 +1,7 @@
-"""A network that does something bad at the k-th batch: FAULT="KIND K", e.g. "oom 3"."""
+"""A network that does something bad at the k-th batch: FAULT="KIND K", e.g. "oom 3".
+
+Before its first pass ``tune`` looks at eight images four times; these looks count.
+"""
 
 from __future__ import annotations
 

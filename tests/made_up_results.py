@@ -64,7 +64,8 @@ def made_result(stored: StoredScores, *, metric: str = "loss", kept: bool = Fals
         "command_line": COMMAND,
         "model": {
             "source": "my.py:net", "kind": "factory", "model_kwargs": {"depth": 20}, "checkpoint": "net.pth",
-            "checkpoint_sha256": "ab" * 32, "weights_key": "state_dict", "unsafe_pickle": False, "norm_layers": 4,
+            "checkpoint_sha256": "ab" * 32, "weights_key": "state_dict", "unsafe_pickle": False,
+            "output": {"path": [], "probabilities": False}, "norm_layers": 4,
             "patched": ["bn1", "layer1.bn", "layer2.bn"],
             "skipped": [{"name": "head.bn", "kind": "BatchNorm1d", "reason": "left as plain BatchNorm"}],
             "remarks": [{"name": "layer2.bn", "remark": "one position"}],

@@ -207,7 +207,7 @@ def test_memory_for_small_batches_only(tune: list[object], tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [("always-oom", "does not fit"), ("gpu 5", "the device failed: CUDA error"), ("cudnn 5", "the device failed")],
+    [("always-oom", "does not fit"), ("gpu 9", "the device failed: CUDA error"), ("cudnn 9", "the device failed")],
 )  # fmt: skip
 def test_what_cannot_be_helped(tune: list[object], tmp_path: Path, fault: str, said: str) -> None:
     """Exit code 5; the older output stays, nothing is left, and the same command works when the fault is gone."""
@@ -239,7 +239,7 @@ def test_nothing_goes_on_with_other_data(
     shutil.copy(tiny_checkpoint, checkpoint)
     words = [*tune, "--data", data, "--checkpoint", checkpoint, "--checkpoint-minutes", 0]
     place = {"ALPHATUNE_CACHE": str(tmp_path / "cache") if cache == "on" else "off"}
-    code, err = run_forked(words, environment={"FAULT": "gpu 5"} | place)
+    code, err = run_forked(words, environment={"FAULT": "gpu 9"} | place)
     assert code == 5, err
     if changed == "images":
         shutil.copy(data / "bee" / "000.png", data / "ant" / "000.png")
