@@ -83,7 +83,7 @@ def test_every_alpha_sees_the_same_images(
     given = words(damaged, tiny_checkpoint, tmp_path / "a")
     code, _, err = run("tune", *given, "--alphas", "0,0.2,0.4", "--cache", cache)
     assert code == 3
-    assert "002.png" in err
+    assert "unreadable image" in err  # whichever is met first: a few from everywhere are looked at
     code, out, err = run("tune", *given, "--alphas", "0,0.2,0.4", "--cache", cache, "--on-bad-image", "skip",
                          "--recalibrate", damaged)  # fmt: skip
     assert code == 0, err

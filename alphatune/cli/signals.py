@@ -45,14 +45,21 @@ def signals_raised(verbose: bool = False) -> Iterator[None]:
     process, report = os.getpid(), sys.unraisablehook
     before: dict[int, Any] = {}
 
-    def handle(number: int, handler: Callable[[int, FrameType | None], None]) -> None:
+    def handle(number: int, handler: Any) -> None:
         before.setdefault(number, signal.getsignal(number) or signal.SIG_DFL)
         signal.signal(number, handler)
 
+    def ending() -> None:
+        # torch raises where a worker process died, as they do when a whole group of processes gets the signal.
+        if hasattr(signal, "SIGCHLD"):
+            handle(signal.SIGCHLD, signal.SIG_DFL)
+
     def terminate(_number: int, _frame: FrameType | None) -> None:
+        ending()
         raise Terminated
 
     def hang_up(_number: int, _frame: FrameType | None) -> None:
+        ending()
         raise HungUp
 
     def raise_soon(error: type[BaseException]) -> None:

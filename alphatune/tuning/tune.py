@@ -341,6 +341,8 @@ def _watch(predictor: Predictor, batches: Batches | LoaderBatches) -> Watched:
     """What some of the images show of which norm layers act."""
     model = predictor.model
     part = batches.take(np.arange(min(len(batches), WATCHED_EXAMPLES)))
+    if isinstance(part, Batches):
+        part = replace(part, workers=0)  # so few images are not worth a process
     with evaluation_mode(model), watched(model) as watch:
         for batch in part:
             predict(model, batch.inputs, predictor.dtype)
