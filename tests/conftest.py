@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
+from blank_figures import blank_figures
 
 os.environ["ALPHATUNE_CACHE"] = "off"  # a test that repeats a run means to run it again
 
@@ -30,6 +32,13 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture(autouse=True)
 def _repeatable() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _blank_figures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Figures are rendered only where a module says ``RENDERS_FIGURES``."""
+    with contextlib.nullcontext() if hasattr(request.module, "RENDERS_FIGURES") else blank_figures():
+        yield
 
 
 @pytest.fixture

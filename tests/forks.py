@@ -17,13 +17,15 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from blank_figures import blank_figures
+
 import alphatune
 from alphatune.hashing import sha256
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["alphatune.cli.main", "alphatune.jobs.tune", "alphatune.jobs.train", "alphatune.jobs.export", "pandas",
-     "scipy.stats", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"]
+     "scipy.stats", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "blank_figures"]
 )  # fmt: skip
 #: of the images of conftest.py
 SIZE = ("--input-size", 12, "--crop-pct", 1, "--mean", 0.5, "--std", 0.25, "--workers", 0, "-q")
@@ -43,7 +45,8 @@ def command(
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     from alphatune.cli.main import main
 
-    main(argv)
+    with blank_figures():
+        main(argv)
 
 
 def started(argv: Sequence[object]) -> BaseProcess:

@@ -27,6 +27,8 @@ from alphatune.tuning.exchange import exchange_p
 from alphatune.tuning.gain import paired_gain
 from alphatune.tuning.holm import holm
 
+RENDERS_FIGURES = True
+
 SETTINGS: dict[str, Any] = {
     "input_size": "12", "crop_pct": 1.0, "mean": "0.5", "std": "0.25", "workers": "0", "trust_code": True,
 }  # fmt: skip

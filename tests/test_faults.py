@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -313,8 +314,12 @@ def many_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def workers_of(pid: int) -> list[int]:
     """Child processes that read images."""
-    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    return [child for child in children if "pt_data_worker" in Path(f"/proc/{child}/comm").read_text()]
+    found = []
+    for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            if "pt_data_worker" in Path(f"/proc/{child}/comm").read_text():
+                found.append(child)
+    return found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

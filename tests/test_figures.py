@@ -32,6 +32,8 @@ from alphatune.reports.per_class import (
 )
 from alphatune.reports.reliability import reliability, wilson
 
+RENDERS_FIGURES = True
+
 SVG = "{http://www.w3.org/2000/svg}"
 
 

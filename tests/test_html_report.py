@@ -19,6 +19,8 @@ from alphatune.reports.markdown import render_markdown
 from alphatune.reports.palette import DARK, LIGHT, READABLE, contrast
 from alphatune.reports.scores import StoredScores
 
+RENDERS_FIGURES = True
+
 VOID = {"meta", "br", "img", "hr", "input", "link"}
 
 

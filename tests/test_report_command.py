@@ -12,6 +12,8 @@ from made_up_results import HOSTILE
 
 from alphatune.hashing import sha256
 
+RENDERS_FIGURES = True
+
 
 @pytest.fixture(scope="module")
 def tuned(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -15,6 +15,8 @@ from made_up_results import HOSTILE, made_result, made_scores, refined
 from alphatune.reports.html import render_html
 from alphatune.reports.palette import DARK, LIGHT
 
+RENDERS_FIGURES = True
+
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
