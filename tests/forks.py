@@ -10,7 +10,9 @@ import json
 import multiprocessing
 import os
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -83,6 +85,36 @@ def run_forked(
     process.join()
     ours.close()
     return process.exitcode, err
+
+
+def run_captured(
+    argv: Sequence[object], *, environment: dict[str, str] | None = None, before: Callable[[], object] = int
+) -> subprocess.CompletedProcess[str]:
+    """Exit code, stdout and stderr; ``before`` is called in the process."""
+    words = [str(word) for word in argv]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("out", "err")]
+        process = FORKS.Process(target=_captured, args=(words, environment or {}, files, before))
+        process.start()
+        process.join(60)
+        assert process.exitcode is not None, f"{words} goes on"
+        out, err = (file.read_text(encoding="utf-8") for file in files)
+    return subprocess.CompletedProcess(words, process.exitcode, out, err)
+
+
+def _captured(
+    argv: list[str], environment: dict[str, str], files: list[Path], before: Callable[[], object]
+) -> None:
+    for number, file in zip((1, 2), files, strict=True):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+    multiprocessing.set_start_method("fork", force=True)
+    os.environ.update(environment)
+    before()
+    from alphatune.cli.main import main
+
+    with blank_figures():
+        main(argv)
 
 
 def is_whole(folder: Path) -> None:

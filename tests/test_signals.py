@@ -8,9 +8,11 @@ import shlex
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from forks import run_captured
 
 from alphatune.cli.signals import Terminated, signals_raised
 
@@ -79,30 +81,24 @@ LOSERS = {
 
 
 def evaluate(
-    tmp_path: Path,
-    data: Path,
-    happens: str,
-    number: int = 0,
-    *more: str,
-    stderr: bool = True,
-    ignored: int = 0,
+    tmp_path: Path, data: Path, happens: str, number: int = 0, *more: str, ignored: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    def begin() -> None:
-        # A job in the background inherits "ignore Ctrl-C", which is no terminal's state.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        if ignored:
-            signal.signal(ignored, signal.SIG_IGN)
-        if not stderr:
-            os.close(2)
+    words = evaluation(tmp_path, data, happens, *more)
+    return run_captured(words, environment={"NUMBER": str(int(number))}, before=partial(_begin, ignored))
 
+
+def evaluation(tmp_path: Path, data: Path, happens: str, *more: str) -> list[object]:
     (tmp_path / "own.py").write_text(NET.format(happens=happens))
-    return subprocess.run(
-        [sys.executable, "-m", "alphatune", "evaluate", f"{tmp_path / 'own.py'}:Net", "--data", data, "--workers", "0",
-         "--input-size", "12", "--mean", "0.5", "--std", "0.25", "--batch-size", "1", *more],
-        capture_output=True, text=True, timeout=60, env={**os.environ, "NUMBER": str(int(number))},
-        preexec_fn=begin,
-    )  # fmt: skip
+    return ["evaluate", f"{tmp_path / 'own.py'}:Net", "--data", data, "--workers", 0, "--input-size", 12,
+            "--mean", 0.5, "--std", 0.25, "--batch-size", 1, "--limit", 16, *more]  # fmt: skip
+
+
+def _begin(ignored: int) -> None:
+    # A job in the background inherits "ignore Ctrl-C", which is no terminal's state.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if ignored:
+        signal.signal(ignored, signal.SIG_IGN)
 
 
 @pytest.mark.parametrize(
@@ -153,13 +149,14 @@ def test_an_error_that_cannot_be_told(tmp_path: Path, image_folder: Path) -> Non
     assert "BadError: <BadError>" in done.stderr
 
 
-@pytest.mark.parametrize("happens", ["pass", "Broken()"])
-@pytest.mark.parametrize("words", [(), ("--quiet",)])
-def test_stderr_that_is_closed(
-    tmp_path: Path, image_folder: Path, happens: str, words: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize("words", [("pass",), ("Broken()", "--quiet")])
+def test_stderr_that_is_closed(tmp_path: Path, image_folder: Path, words: tuple[str, ...]) -> None:
     """Then stdout holds the result all the same, and nothing else."""
-    done = evaluate(tmp_path, image_folder, happens, 0, "--format", "json", *words, stderr=False)
+    argv = [str(word) for word in evaluation(tmp_path, image_folder, *words, "--format", "json")]
+    done = subprocess.run(
+        [sys.executable, "-m", "alphatune", *argv], stdout=subprocess.PIPE, text=True, timeout=60,
+        preexec_fn=lambda: os.close(2),
+    )  # fmt: skip
     assert done.returncode == 0
     assert json.loads(done.stdout)["command"] == "evaluate"
 
