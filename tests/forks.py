@@ -10,11 +10,13 @@ import json
 import multiprocessing
 import os
 import resource
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -91,15 +93,47 @@ def run_captured(
     argv: Sequence[object], *, environment: dict[str, str] | None = None, before: Callable[[], object] = int
 ) -> subprocess.CompletedProcess[str]:
     """Exit code, stdout and stderr; ``before`` is called in the process."""
-    words = [str(word) for word in argv]
+    (done,) = run_at_once([argv], [environment or {}], before=before)
+    return done
+
+
+def run_distributed(
+    processes: int, argv: Sequence[object], *, environment: dict[str, str] | None = None
+) -> list[subprocess.CompletedProcess[str]]:
+    """Several processes with the variables that torchrun would give them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    world = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    environments = [
+        {**(environment or {}), **world, "LOCAL_WORLD_SIZE": str(processes), "RANK": str(i), "LOCAL_RANK": str(i)}
+        for i in range(processes)
+    ]  # fmt: skip
+    return run_at_once([argv] * processes, environments)
+
+
+def run_at_once(
+    commands: Sequence[Sequence[object]],
+    environments: Sequence[dict[str, str]] = (),
+    *,
+    before: Callable[[], object] = int,
+) -> list[subprocess.CompletedProcess[str]]:
+    """Start all commands, then wait for each."""
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder, name) for name in ("out", "err")]
-        process = FORKS.Process(target=_captured, args=(words, environment or {}, files, before))
-        process.start()
-        process.join(60)
-        assert process.exitcode is not None, f"{words} goes on"
-        out, err = (file.read_text(encoding="utf-8") for file in files)
-    return subprocess.CompletedProcess(words, process.exitcode, out, err)
+        started = []
+        for i, (command, environment) in enumerate(zip_longest(commands, environments, fillvalue={})):
+            words = [str(word) for word in command]
+            files = [Path(folder, f"{i}.{name}") for name in ("out", "err")]
+            process = FORKS.Process(target=_captured, args=(words, environment, files, before))
+            process.start()
+            started.append((process, words, files))
+        found = []
+        for process, words, files in started:
+            process.join(240)
+            assert process.exitcode is not None, f"{words} goes on"
+            out, err = (file.read_text(encoding="utf-8") for file in files)
+            found.append(subprocess.CompletedProcess(words, process.exitcode, out, err))
+        return found
 
 
 def _captured(

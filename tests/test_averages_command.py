@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, Run, write_images
+from forks import run_distributed
 from safetensors.torch import load_file
 from tiny import grouped, tiny
 
@@ -267,11 +265,9 @@ def test_several_processes_end_with_the_same_averages(
     args = [*job, "--recalibrate", training_images, "--batch-size", 4, *ALPHAS, "0.1"]
     code, stdout, err = run("tune", *args, "-o", tmp_path / "one")
     assert code == 0, err
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, "-m", "alphatune", "tune", *map(str, args), "-o", str(tmp_path / "two")],
-        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    done, _ = run_distributed(
+        2, ["tune", *args, "-o", tmp_path / "two"], environment={"CUDA_VISIBLE_DEVICES": ""}
+    )
     assert done.returncode == 0, done.stderr
     one, two = json.loads(stdout), json.loads(done.stdout)
     for part in ("data", "layers", "order"):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import CLASSES, TINY
-from forks import is_whole
+from forks import is_whole, run_at_once
 from PIL import Image
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -171,21 +171,11 @@ def test_nothing_is_left_after_an_interruption(
 # --- many commands at once --------------------------------------------------------------------
 
 
-def run_at_once(commands: list[list[object]], environment: dict[str, str]) -> list[tuple[int, str]]:
+def at_once(commands: list[list[object]], environment: dict[str, str]) -> list[tuple[int, str]]:
     """Exit code and stderr of each."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "alphatune", *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            text=True, env={**os.environ, **environment},
-        )
-        for words in commands
-    ]  # fmt: skip
-    found = []
-    for process in processes:
-        _, err = process.communicate(timeout=240)
-        assert "Traceback" not in err, err
-        found.append((process.returncode, err))
-    return found
+    found = run_at_once(commands, [environment] * len(commands))
+    assert not [done.stderr for done in found if "Traceback" in done.stderr]
+    return [(done.returncode, done.stderr) for done in found]
 
 
 @pytest.fixture
@@ -201,7 +191,7 @@ AT_ONCE = [3, pytest.param(12, marks=pytest.mark.slow)]
 @pytest.mark.parametrize("count", AT_ONCE)
 def test_one_output(small: list[object], tmp_path: Path, count: int) -> None:
     """One of them writes it, the others say so."""
-    found = run_at_once([[*small, "-o", tmp_path / "out"]] * count, {})
+    found = at_once([[*small, "-o", tmp_path / "out"]] * count, {})
     assert sorted(code for code, _ in found) == [0] + [2] * (count - 1)
     for code, err in found:
         assert code == 0 or "another process is writing" in err or "exists" in err, err
@@ -212,7 +202,7 @@ def test_one_output(small: list[object], tmp_path: Path, count: int) -> None:
 @pytest.mark.parametrize("count", AT_ONCE)
 def test_one_output_that_all_may_replace(small: list[object], tmp_path: Path, count: int) -> None:
     words = [*small, "-o", tmp_path / "out", "--overwrite"]
-    found = run_at_once([[*words, "--alphas", f"0,0.{i + 1}"] for i in range(count)], {})
+    found = at_once([[*words, "--alphas", f"0,0.{i + 1}"] for i in range(count)], {})
     assert {code for code, _ in found} <= {0, 2}
     assert 0 in {code for code, _ in found}
     is_whole(tmp_path / "out")
@@ -224,7 +214,7 @@ def test_one_cache_of_results(small: list[object], tmp_path: Path, count: int) -
     """The same job many times: whoever comes first keeps its result, and all have the same."""
     cache = tmp_path / "cache"
     environment = {"ALPHATUNE_CACHE": str(cache)}
-    found = run_at_once([[*small, "-o", tmp_path / f"out{i}"] for i in range(count)], environment)
+    found = at_once([[*small, "-o", tmp_path / f"out{i}"] for i in range(count)], environment)
     assert [code for code, _ in found] == [0] * count, found
     for i in range(count):
         is_whole(tmp_path / f"out{i}")
@@ -232,7 +222,7 @@ def test_one_cache_of_results(small: list[object], tmp_path: Path, count: int) -
             assert (tmp_path / f"out{i}" / name).read_bytes() == (tmp_path / "out0" / name).read_bytes()
     (kept,) = [path for path in cache.iterdir() if path.name != "notes"]
     is_whole(kept)
-    ((code, err),) = run_at_once([[*[w for w in small if w != "-q"], "-o", tmp_path / "again"]], environment)
+    ((code, err),) = at_once([[*[w for w in small if w != "-q"], "-o", tmp_path / "again"]], environment)
     assert code == 0
     assert "from the cache" in err
 
@@ -242,7 +232,7 @@ def test_one_cache_of_kernels(small: list[object], tmp_path: Path) -> None:
     if not shutil.which("c++") and not shutil.which("g++") and not shutil.which("clang++"):
         pytest.skip("no compiler here")
     environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    found = run_at_once(
+    found = at_once(
         [[*small, "--kernel", "compiled", "-o", tmp_path / f"out{i}"] for i in range(3)], environment
     )
     assert [code for code, _ in found] == [0] * 3, found
@@ -251,9 +241,9 @@ def test_one_cache_of_kernels(small: list[object], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["safetensors", pytest.param("pt2", marks=pytest.mark.slow)])
 def test_one_exported_file(small: list[object], tmp_path: Path, kind: str) -> None:
-    run_at_once([[*small, "-o", tmp_path / "out"]], {})
+    at_once([[*small, "-o", tmp_path / "out"]], {})
     path = tmp_path / f"exported.{kind}"
     words = ["export", tmp_path / "out", "--format", kind, "--trust-code", "--output", path]
-    found = run_at_once([words] * 3, {})
+    found = at_once([words] * 3, {})
     assert sorted(code for code, _ in found) == [0, 2, 2], found
     assert sorted(path.name for path in tmp_path.iterdir()) == [path.name, "out"]

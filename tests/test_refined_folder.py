@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from forks import run_forked
 
 import alphatune
 from alphatune.cli.main import main
@@ -23,7 +23,7 @@ MEAN = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
 def job(request: pytest.FixtureRequest) -> list[str]:
     data, checkpoint = (request.getfixturevalue(name) for name in ("cifar_test", "resnet20_checkpoint"))
     words = ["tune", "alphatune.models.cifar:resnet20", "--checkpoint", checkpoint, "--data", data, *SIZES, *MEAN,
-             "--limit", 240, "--metric", "loss", "--alphas", "0,0.05,0.1", "--workers", 1]  # fmt: skip
+             "--limit", 160, "--metric", "loss", "--alphas", "0,0.05,0.1", "--workers", 1]  # fmt: skip
     return [*map(str, words)]
 
 
@@ -66,7 +66,7 @@ def test_it_is_read_back_as_it_was_measured(
             [
                 *map(
                     str,
-                    ("evaluate", folder, "--data", data, "--limit", 240, "--format", "json", "--workers", 1),
+                    ("evaluate", folder, "--data", data, "--limit", 160, "--format", "json", "--workers", 1),
                 )
             ]
         )
@@ -95,7 +95,7 @@ def test_a_tuned_folder_is_tuned_anew(folder: Path, job: list[str], tmp_path: Pa
         "--data",
         data,
         "--limit",
-        240,
+        160,
         "--alphas",
         "0",
         "-o",
@@ -123,22 +123,24 @@ def test_an_interrupted_run_goes_on_to_the_same_result(folder: Path, job: list[s
         "--checkpoint-minutes",
         "0",
     ]
-    command = [sys.executable, "-m", "alphatune", *job, *options]
+    command = [*job, *options]
     state = tmp_path / ".out.alphatune-resume"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not list(state.glob("global-*.pt")) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 143
+
+    def interrupt(pid: int) -> None:
+        deadline = time.monotonic() + 120
+        while not list(state.glob("global-*.pt")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(pid, signal.SIGTERM)
+
+    code, _ = run_forked(command, meanwhile=interrupt)
+    assert code == 143
     assert not out.exists()
     assert list(state.glob("*.pt"))
-    other = subprocess.run([*command, "--resume", "--seed", "1"], capture_output=True, text=True, timeout=120)
-    assert other.returncode == 3
-    assert "other settings" in other.stderr
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    other, err = run_forked([*command, "--resume", "--seed", 1])
+    assert other == 3
+    assert "other settings" in err
+    done, err = run_forked([*command, "--resume"])
+    assert done == 0, err
     assert not state.exists()
     whole, resumed = (json.loads((f / "result.json").read_text()) for f in (folder, out))
     assert resumed["chosen"] == whole["chosen"]

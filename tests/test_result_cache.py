@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import CLASSES, TINY, Run
+from forks import run_captured
 
 from alphatune.jobs import result_cache
 
@@ -130,8 +129,7 @@ def test_weights_that_changed(run: Run, cache: Path, words: list[object], tmp_pa
 
 def test_code_of_ones_own_that_changed(cache: Path, words: list[object], tmp_path: Path) -> None:
     def cached() -> bool:
-        done = subprocess.run([sys.executable, "-m", "alphatune", *map(str, words)], capture_output=True,
-                              text=True, timeout=120, env=os.environ)  # fmt: skip
+        done = run_captured(words, environment={"ALPHATUNE_CACHE": str(cache)})
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)["cache"] is not None
 
