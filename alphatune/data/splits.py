@@ -13,6 +13,7 @@ from alphatune.data.datasets import is_dataset_string, open_data, opens_by_name
 from alphatune.data.examples import Examples
 from alphatune.data.folders import own_splits
 from alphatune.data.named_datasets import open_named
+from alphatune.data.shards import is_remote, locate, shard_splits
 from alphatune.data.split_names import synonyms
 from alphatune.data.stratification import hold_out, partition
 from alphatune.errors import ConfigurationError, DataError
@@ -150,6 +151,9 @@ def _own_split(
     root = Path(data)
     if is_dataset_string(data):
         prefix, _, name = data.lower().partition("/")
+        if prefix == "wds" and not is_remote(location := locate(data, data_root)):
+            names = shard_splits(location)
+            return kind if names and (kind == "train" or set(synonyms(kind)) & set(names)) else None
         if prefix != "torch" or name not in (*_TRAIN_AND_TEST_ONLY, *_FOLDERS):
             return kind
         if name in _TRAIN_AND_TEST_ONLY:
