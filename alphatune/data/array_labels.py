@@ -90,7 +90,7 @@ def _refuse_lacking(labels: Any, shown: str, where: Callable[[int], str]) -> Non
     lacking = [i for i, label in enumerate(labels) if label is None or label == "" or label == []]
     if lacking:
         raise DataError(
-            f"{len(lacking)} of {len(labels)} examples of {shown} have no label, first {where(lacking[0])}",
+            f"{len(lacking)} of {len(labels)} examples of {shown} have no label, the first is {where(lacking[0])}",
             _UNLABELLED,
         )
 
@@ -134,7 +134,7 @@ def _by_name(
     """Names, numbered in the order of text unless a class map numbers them."""
     if blank := [i for i, text in enumerate(texts) if not text.strip()]:
         raise DataError(
-            f"{len(blank)} of {len(texts)} examples of {shown} have no label, first {where(blank[0])}",
+            f"{len(blank)} of {len(texts)} examples of {shown} have no label, the first is {where(blank[0])}",
             _UNLABELLED,
         )
     classes = tuple(sorted(set(texts)))
