@@ -222,7 +222,7 @@ def test_labels_that_are_refused(opened: Open, labels: list[Any], said: str) -> 
 
 def test_class_labels_without_a_label(opened: Open) -> None:
     """As test sets on the hub have them."""
-    with pytest.raises(DataError, match="label -1 .* so are 12 of 12, first row 0") as error:
+    with pytest.raises(DataError, match=r"label -1 .* so are 12 of 12, first row 0") as error:
         opened({"image": PNGS, "label": [-1] * 12}, {"label": datasets.ClassLabel(names=["a", "b"])})
     assert "another split" in error.value.hint
 
@@ -272,7 +272,8 @@ def test_slices_of_one_table_are_other_data(tmp_path: Path) -> None:
     write(tmp_path / "set", {"image": PNGS, "label": [0] * 12}, split="train")
     how = {"data": f"hfds/{tmp_path / 'set'}", "data_root": str(tmp_path / "cache")}
     first, second = (fingerprint(open_data(**how, split=s)) for s in ("train[:6]", "train[6:]"))
-    assert first and second and first != second
+    assert first is not None
+    assert first != second
 
 
 def test_what_save_to_disk_wrote_is_read_by_either_name(tmp_path: Path) -> None:

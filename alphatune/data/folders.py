@@ -97,7 +97,10 @@ def list_images(text: str) -> tuple[Inventory, Load, tuple[str, ...]]:
 
 def _list_folder(root: str) -> Inventory:
     if _has_tars_only(Path(root)):
-        raise DataError(f"{root} holds .tar files but no images", "name one archive of class folders")
+        raise DataError(
+            f"{root} holds .tar files but no images",
+            f"name one archive of class folders; the shards of a WebDataset are wds/{root}",
+        )
     return list_folder(root)
 
 
