@@ -23,6 +23,7 @@ from alphatune.data.fingerprint import fingerprint
 from alphatune.data.label_order import is_ambiguous
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
+from alphatune.data.splits import open_splits
 from alphatune.errors import ConfigurationError, DataError
 
 datasets = pytest.importorskip("datasets")
@@ -265,6 +266,18 @@ def test_splits_that_are_absent_list_those_that_are_there(tmp_path: Path) -> Non
     both = open_data(**how, split="train[:2]+test[50%:]")
     assert colours(both) == [*COLOURS[:2], *COLOURS[6:]]
     assert both.targets.tolist() == [0, 1, 0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("train", "validation"), [("train+test", "test"), ("train[:6]", "train+test"), ("all", "test")]
+)
+def test_sums_of_splits_that_overlap(tmp_path: Path, train: str, validation: str) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "set", {"image": PNGS, "label": [0] * 12}, split=split)
+    with pytest.raises(DataError, match="are the same"):
+        open_splits(
+            f"hfds/{tmp_path / 'set'}", data_root=str(tmp_path / "cache"), train_split=train, split=validation
+        )
 
 
 def test_slices_of_one_table_are_other_data(tmp_path: Path) -> None:

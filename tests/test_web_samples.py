@@ -166,6 +166,19 @@ def test_training_holds_out_of_shards_without_splits(tmp_path: Path) -> None:
     assert len(open_splits(f"wds/{tmp_path}/s-*.tar", val_fraction=0.25).validation) == 3
 
 
+def test_a_shard_that_is_in_training_and_validation(tmp_path: Path) -> None:
+    three_shards(tmp_path, labelled(lambda i: {"cls": b"1"}))
+    found = open_splits(f"wds/{tmp_path}/s-{{000..001}}.tar", val_data=f"wds/{tmp_path}/s-002.tar")
+    assert (len(found.train), len(found.validation)) == (10, 2)
+    for how in (
+        {"data": f"wds/{tmp_path}", "split": "s-002.tar"},
+        {"data": f"wds/{tmp_path}/s-*.tar", "val_data": f"wds/{tmp_path}/s-002.tar"},
+        {"data": f"wds/{tmp_path}", "train_split": "s-{000..001}.tar", "split": "s-{001..002}.tar"},
+    ):
+        with pytest.raises(DataError, match="are the same"):
+            open_splits(**how)
+
+
 @pytest.mark.parametrize(
     ("data", "split", "kind", "said"),
     [

@@ -70,7 +70,8 @@ def open_data(
     ):
         raise ConfigurationError(
             f"labels from a file do not go with {text}",
-            "--labels FILE is for a folder or an archive; --path-column and --label-column for such a file",
+            "--labels FILE is for a folder or an archive; --path-column and --label-column for such a file; "
+            "--input-key and --target-key name columns of other data",
         )
     if opens_by_name(text, data_root):
         examples = named_split(

@@ -67,7 +67,7 @@ class Examples:
         decoder_version(decoder)
         if decoder != "pil" and not getattr(self.load, "encoded", False):
             raise ConfigurationError(
-                f"--decoder {decoder} reads folders, archives and hfds/ data; "
+                f"--decoder {decoder} reads folders, archives, hfds/ data and shards in files; "
                 f"the images of {self.source} come decoded already",
                 "leave out --decoder",
             )

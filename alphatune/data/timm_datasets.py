@@ -93,7 +93,7 @@ def _open_by_timm(
             folder = str(dataset.root)
             common |= {"root": folder, "split": split if folder != root else ""}
         return _torchvision_examples(dataset, common)
-    reader = getattr(dataset, "reader", None)
+    reader: Any = getattr(dataset, "reader", None)
     if hasattr(reader, "dist_num_replicas"):
         # Each of several processes reads everything and takes its part of it: timm would first leave
         # it every so many shards, or repeat some.

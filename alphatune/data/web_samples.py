@@ -33,7 +33,7 @@ _LAST = "txt"
 _PLAIN_NUMBER = re.compile("0|-?[1-9][0-9]{0,8}")
 
 
-@dataclass
+@dataclass(slots=True)
 class _Sample:
     """The members of a sample by their keys; ``shard`` is a number."""
 
@@ -71,6 +71,10 @@ class ShardLoad:
     def files(self, indices: np.ndarray) -> list[str]:
         """The shards that hold these images."""
         return [self._shown[shard] for shard in np.unique(self._places[indices, 0])]
+
+    def shares_shards(self, other: ShardLoad) -> bool:
+        """Whether a shard is in both."""
+        return not set(map(os.path.realpath, self._shown)).isdisjoint(map(os.path.realpath, other._shown))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_keep": None}
