@@ -123,7 +123,7 @@ def test_images_that_are_files_beside_the_table(opened: Open, tmp_path: Path) ->
     for i, content in enumerate(PNGS):
         (tmp_path / f"{i}.png").write_bytes(content)
         paths.append(str(tmp_path / f"{i}.png"))
-    examples = opened({"image": paths, "label": [0, 1, 2] * 4}, input_key="image")
+    examples = opened({"image": paths, "label": [0, 1, 2] * 4})
     assert colours(examples, workers=1) == COLOURS
     before = fingerprint(examples)
     (tmp_path / "3.png").write_bytes(PNGS[4])
@@ -132,7 +132,20 @@ def test_images_that_are_files_beside_the_table(opened: Open, tmp_path: Path) ->
 
 def test_a_column_of_something_else(opened: Open) -> None:
     with pytest.raises(DataError, match=r"column 'label' of .* holds no encoded images but int64"):
-        opened({"image": PNGS, "label": [0] * 12}, input_key="label", target_key="label")
+        opened({"image": PNGS, "label": [0] * 12}, input_key="label")
+    with pytest.raises(DataError, match=r"column 'image' of .* holds no encoded images but List"):
+        opened({"image": [[[0, 1], [2, 3]]] * 12, "label": [0] * 12})
+    with pytest.raises(ConfigurationError, match="no column of labels called image; it has label"):
+        opened({"image": PNGS, "label": [0] * 12}, target_key="image")
+
+
+def test_a_damaged_table_says_what_is_wrong(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", {"image": PNGS, "label": NAMES})
+    table = next(folder.iterdir())
+    table.write_bytes(table.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"cannot open .*[Pp]arquet") as error:
+        open_data(f"hfds/{folder}", data_root=str(tmp_path / "cache"))
+    assert "\n" not in str(error.value)
 
 
 def test_an_image_that_is_missing_is_named(opened: Open) -> None:

@@ -82,6 +82,7 @@ def read(examples: Examples, workers: int = 0, batch_size: int = 5) -> tuple[lis
 
 def test_shards_without_info_are_counted_and_read_in_order(tmp_path: Path) -> None:
     folder = three_shards(tmp_path / "set", by_number())
+    (folder / "._s-000.tar").write_bytes(b"what a Mac leaves")
     names = [folder / f"s-{n:03}.tar" for n in range(3)]
     for location in (
         folder,

@@ -53,7 +53,7 @@ def open_hub_table(
     except (AlphatuneError, MemoryError):
         raise
     except Exception as error:  # arrow, datasets and the network have errors of their own
-        raise DataError(f"cannot open {text}: {one_line(error)}") from None
+        raise DataError(f"cannot open {text}: {one_line(error.__cause__ or error)}") from None
 
 
 def _choose(text: str, names: Sequence[str], split: str | None) -> str:

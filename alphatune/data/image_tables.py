@@ -113,7 +113,7 @@ def _labels(
     if wanted is not None and wanted not in table.column_names and wanted in rows.flatten().column_names:
         rows = rows.flatten()
     elif wanted is not None:
-        _require(table, wanted, "labels", text)
+        _require(rows if wanted == images else table, wanted, "labels", text)
     column = wanted or _label_column(table, images, text)
     feature = rows.features[column]
     names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None) or ()
@@ -143,7 +143,7 @@ def _image_column(table: Any, text: str, wanted: str | None) -> str:
     packed = [name for name, feature in table.features.items() if _is_packed(feature)]
     if "image" in images + packed:
         return "image"
-    among = images or packed
+    among = images or packed or [name for name in table.column_names if _is_called(name, IMAGE_HEADINGS)]
     if not among:
         raise ConfigurationError(
             f"{text} has no column of images; it has {', '.join(table.column_names)}",
@@ -167,7 +167,7 @@ def _label_column(table: Any, images: str, text: str) -> str:
     if "label" in others:
         return "label"
     typed = [name for name in others if isinstance(table.features[name], datasets.ClassLabel)]
-    known = [name for name in others if plain_heading(name) in CLASS_HEADINGS]
+    known = [name for name in others if _is_called(name, CLASS_HEADINGS)]
     among = [name for name in known if name in typed] or known or typed
     if not among:
         raise ConfigurationError(
@@ -178,13 +178,17 @@ def _label_column(table: Any, images: str, text: str) -> str:
 
 
 def _only(among: Sequence[str], headings: set[str], what: str, text: str, option: str) -> str:
-    named = [name for name in among if plain_heading(name) in headings] if len(among) > 1 else among
+    named = [name for name in among if _is_called(name, headings)] if len(among) > 1 else among
     if len(named) != 1:
         raise ConfigurationError(
             f"which column of {text} holds the {what}? There is {', '.join(map(repr, named or among))}",
             f"{option} names it",
         )
     return named[0]
+
+
+def _is_called(name: str, headings: set[str]) -> bool:
+    return plain_heading(name) in headings
 
 
 def _encoded_images(table: Any, column: str, text: str) -> Any:

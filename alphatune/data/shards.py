@@ -111,7 +111,8 @@ def _expanded(location: str) -> tuple[Path, ...]:
                 paths.append(Path(name))
                 continue
             base, pattern = Path(name).anchor, str(Path(name).relative_to(Path(name).anchor))
-            paths += sorted(Path(base).glob(pattern), key=lambda path: natural_key(str(path)))
+            found = [path for path in Path(base).glob(pattern) if not path.name.startswith(".")]
+            paths += sorted(found, key=lambda path: natural_key(str(path)))
     if not paths:
         raise DataError(f"no shard is called {location}", did_you_mean_path(_folder_of(location)))
     _require_files(paths, location)

@@ -258,7 +258,11 @@ def _labels(
         called = f" of the key or field {field_name}" if field_name else ""
         raise ConfigurationError(
             f"{text} has no labels{called}; its keys are {', '.join(there)}",
-            did_you_mean(field_name, there, "--input-key and --target-key name the keys"),
+            did_you_mean(
+                field_name,
+                there,
+                "--input-key and --target-key name the keys; a tar of class folders is read without wds/",
+            ),
         )
     found = list(_contents(key, samples, where, text))
     if key == "json" and name != "json":
