@@ -53,7 +53,7 @@ def to_targets(
         )
     if found.dtype.kind in "SU":
         texts = [nfc(_text(label)) for label in found.tolist()]
-        if not _are_numbers(texts, mapped):
+        if not are_numbers(texts, mapped):
             return _by_name(texts, shown, mapped, where)
         found = np.asarray([int(text.partition(".")[0]) for text in texts], dtype=np.int64)
         if not mapped:
@@ -121,7 +121,7 @@ def _text(label: str | bytes) -> str:
     return label.decode("utf-8", "replace") if isinstance(label, bytes) else label
 
 
-def _are_numbers(texts: Sequence[str], mapped: bool) -> bool:
+def are_numbers(texts: Sequence[str], mapped: bool) -> bool:
     """Whether all are whole numbers; to a class map 007 is a name, as which it may be listed."""
     if mapped and any(text != str(int(text)) for text in texts if re.fullmatch("-?[0-9]{1,9}", text)):
         return False

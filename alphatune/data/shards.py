@@ -54,8 +54,10 @@ def locate(text: str, data_root: str | None) -> str:
         name = re.sub("^file:(//)?", "", name, flags=re.IGNORECASE)
     if data_root is None or is_remote(name) or Path(name).is_absolute():
         return name
-    below = f"{data_root.rstrip('/')}/{name}" if name else data_root
-    return below if is_remote(data_root) or _PATTERN.search(name) or Path(below).exists() else data_root
+    below = f"{data_root.rstrip('/')}/{name}"
+    if is_remote(data_root) or not name:  # as timm reads it
+        return data_root
+    return below if _PATTERN.search(name) or Path(below).exists() else data_root
 
 
 def shard_splits(location: str) -> list[str]:

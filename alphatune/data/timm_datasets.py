@@ -73,9 +73,8 @@ def _open_by_timm(
                 text,
                 root=root,
                 split=split,
-                input_img_mode=image_mode
-                if prefix == "tfds"
-                else "",  # others hand out what read_image converts
+                # others hand out what read_image converts
+                input_img_mode=image_mode if prefix == "tfds" else "",
                 download=download,
                 **keys,
             )
