@@ -46,6 +46,16 @@ def to_targets(
     if found.ndim == 2 and found.dtype.kind in "biuf" and _one_hot(found):
         found = found.argmax(axis=1)
         notes.append(f"labels are one-hot: the place of the 1 is the class (in {shown})")
+    elif (
+        found.ndim == 2 and found.dtype.kind in "biuf" and len(found) and ((found == 0) | (found == 1)).all()
+    ):
+        ones = (found != 0).sum(axis=1)
+        first = int(np.argmax(ones != 1))
+        raise DataError(
+            f"expected one label for each image in {shown}, got rows of 0 and 1 of shape {found.shape}, of which "
+            f"{int((ones != 1).sum())} have no 1 or several, first {where(first)} with {int(ones[first])}",
+            "a task of several labels an image needs a score of its own",
+        )
     if found.ndim != 1 or found.dtype.kind not in "biufSU":
         raise DataError(
             f"expected one label for each image in {shown}, got {found.dtype} of shape {found.shape}",

@@ -85,7 +85,10 @@ def _open_by_timm(
     except AlphatuneError:
         raise
     except Exception as error:  # each back-end has errors of its own
-        raise DataError(f"cannot open {text} (split {split!r}): {one_line(error)}") from None
+        hint = "shards at an address need _info.json, or a pattern as --split: a-{000..009}.tar"
+        raise DataError(
+            f"cannot open {text} (split {split!r}): {one_line(error)}", hint if prefix == "wds" else ""
+        ) from None
     common: dict[str, Any] = {"source": text, "root": root or "", "split": split}
     if prefix == "torch":
         if isinstance(dataset, ImageFolder):  # timm looks for the split's subfolder, and may find none
