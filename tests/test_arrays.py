@@ -419,7 +419,7 @@ def test_labels_of_a_saved_data_set(tmp_path: Path) -> None:
 
     examples = open_data(save(["bee", "ant", "bee"]))
     assert (examples.classes, examples.targets.tolist()) == (("ant", "bee"), [1, 0, 1])
-    with pytest.raises(DataError, match=r"1 rows of .* have no label"):
+    with pytest.raises(DataError, match=r"1 of 3 examples of .* have no label, the first is row 1"):
         open_data(save([1, None, 0]))
     with pytest.raises(DataError, match="one label for each image"):
         open_data(save([[1, 1, 0], [0, 0, 1], [0, 0, 0]]))

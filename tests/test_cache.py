@@ -137,7 +137,7 @@ def test_real_images_by_workers_and_as_a_stream(
         pytest.importorskip("webdataset")
         from test_data import write_webdataset
 
-        examples = open_data(f"wds/{write_webdataset(tmp_path / 'wds', image_folder)}")
+        examples = open_data(f"wds/pipe:cat {write_webdataset(tmp_path / 'wds', image_folder)}")
     else:
         examples = open_data(image_folder)
     plain = Batches(examples, PREPROCESSING, 5, CPU)
@@ -153,7 +153,7 @@ def test_a_stream_is_read_once(image_folder: Path, tmp_path: Path, monkeypatch: 
 
     from alphatune.data import timm_datasets
 
-    examples = open_data(f"wds/{write_webdataset(tmp_path / 'wds', image_folder)}")
+    examples = open_data(f"wds/pipe:cat {write_webdataset(tmp_path / 'wds', image_folder)}")
     passes: list[int] = []
     call = timm_datasets._Stream.__call__
     monkeypatch.setattr(timm_datasets._Stream, "__call__", lambda self: passes.append(1) or call(self))

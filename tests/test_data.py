@@ -346,11 +346,12 @@ def write_webdataset(folder: Path, images: Path, broken: int | None = None) -> P
     return folder
 
 
+@pytest.mark.parametrize("address", ["", "pipe:cat "])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_webdataset(image_folder: Path, tmp_path: Path, workers: int) -> None:
+def test_webdataset(image_folder: Path, tmp_path: Path, address: str, workers: int) -> None:
     pytest.importorskip("webdataset")
     folder = write_webdataset(tmp_path / "wds", image_folder)
-    examples = open_data(f"wds/{folder}")
+    examples = open_data(f"wds/{address}{folder}")
     expected = all_of(batches(open_data(image_folder)))
     got = all_of(batches(examples, workers=workers))
     assert torch.equal(got[0], expected[0])
@@ -363,7 +364,7 @@ def test_broken_image_in_a_stream_is_not_skipped(image_folder: Path, tmp_path: P
     pytest.importorskip("webdataset")
     folder = write_webdataset(tmp_path / "wds", image_folder, broken=7)
     with pytest.raises(DataError, match="unreadable example after 7 others"):
-        open_data(f"wds/{folder}")
+        open_data(f"wds/pipe:cat {folder}")
 
 
 @pytest.mark.parametrize(

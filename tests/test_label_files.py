@@ -399,3 +399,19 @@ def test_plain_files_are_not_refused(tmp_path: Path) -> None:
             rows = header + [[n, x] for n, x in sorted(labels.items(), key=lambda _: rng.random())]
             path = written(tmp_path, "l.txt", table(rows, delimiter))
             assert labels_of(open_data(data, labels=path)) == labels
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_padded_numbers_are_names_to_a_class_map(image_folder: Path, tmp_path: Path, listed: bool) -> None:
+    """001 is not output 1 where the map lists 001 first; and refused where it lists other names."""
+    images = sorted(path.relative_to(image_folder) for path in image_folder.rglob("*.png"))
+    classes = sorted({str(path.parent) for path in images})
+    rows = [f"{path},{classes.index(str(path.parent)) + 1:03}" for path in images]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    (tmp_path / "map.txt").write_text("\n".join(f"{n + 1:03}" if listed else f"c{n}" for n in range(5)))
+    how = {"labels": tmp_path / "labels.csv", "class_map": tmp_path / "map.txt"}
+    if listed:
+        assert sorted(set(open_data(image_folder, **how).targets.tolist())) == [0, 1, 2, 3]
+    else:
+        with pytest.raises(DataError, match="4 of 4 classes are not in"):
+            open_data(image_folder, **how)

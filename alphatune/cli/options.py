@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -38,11 +40,16 @@ _KINDS: dict[str, type[ModelSettings]] = {
     "bench": BenchSettings, "export": ExportSettings,
 }  # fmt: skip
 _OPTIONS = {command: {f.name for f in fields(kind)} for command, kind in _KINDS.items()}
+#: what libraries that download and convert look at when they are imported
+_NO_BARS = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
 _PASSED_OVER = "alphatune.passed_over"  # of a configuration, in the context
 
 
 def settings_from(ctx: typer.Context, kind: type[S]) -> S:
     """The settings of a job from the parsed options of the same names."""
+    if ctx.params.get("quiet") or not (sys.stderr and sys.stderr.isatty()):
+        for name in _NO_BARS:
+            os.environ.setdefault(name, "1")
     if (passed_over := ctx.meta.get(_PASSED_OVER)) and not ctx.params.get("quiet"):
         tell(f"warning: {passed_over}")
     with contextlib.suppress(FileNotFoundError):

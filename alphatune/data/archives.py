@@ -109,10 +109,23 @@ def list_tar(path: Path, shown: str) -> tuple[Inventory, dict[str, Entry], tuple
     Raises:
         DataError: it is damaged or cut short, or holds an image twice.
     """
+    entries, notes = list_members(path, shown)
+    try:
+        with path.open("rb") as file:
+            return *_inventory(entries, file, shown), notes
+    except OSError as error:
+        raise DataError(f"cannot read {shown}: {one_line(error)}") from None
+
+
+def list_members(path: Path, shown: str) -> tuple[list[Entry], tuple[str, ...]]:
+    """The members of a tar by their headers, those of tars in it among them, and warnings.
+
+    Raises:
+        DataError: it is damaged or cut short.
+    """
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            entries, notes = _tar_entries(archive, path, shown)
-            return *_inventory(entries, file, shown), notes
+            return _tar_entries(archive, path, shown)
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
         raise DataError(f"cannot read {shown}: {one_line(error)}") from None
 

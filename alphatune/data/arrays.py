@@ -72,8 +72,11 @@ def find_batches(archive: Path, shown: str) -> Parts:
     return {split: Part(part.read, (shown,), part.names) for split, part in parts.items()}
 
 
-def open_arrays(parts: Parts, text: str, split: str | None) -> Examples:
+def open_arrays(parts: Parts, text: str, split: str | None, *, mapped: bool = False) -> Examples:
     """The examples of one of these splits.
+
+    Args:
+        mapped: whether a class map will say which output each label is.
 
     Raises:
         DataError: images or labels of another kind, or not as many of one as of the other.
@@ -84,7 +87,7 @@ def open_arrays(parts: Parts, text: str, split: str | None) -> Examples:
     with _reading(Path(part.files[0])):
         found = part.read()
         images, labels = (np.asanyarray(values) for values in found)
-    targets, classes, notes = to_targets(labels, text, part.names)
+    targets, classes, notes = to_targets(labels, text, part.names, mapped=mapped)
     if len(images) != len(targets):
         raise DataError(f"{text} has {len(images)} images and {len(targets)} labels")
     load = ArrayFileLoad(images, part.files, name)
@@ -96,6 +99,7 @@ def open_arrays(parts: Parts, text: str, split: str | None) -> Examples:
         targets=targets,
         indices=np.arange(len(targets)),
         load=load,
+        numbered_by_name=bool(classes),
         warnings=(*notes, *([f"{load.note} (in {text})"] if load.note else [])),
     )
 

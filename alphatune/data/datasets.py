@@ -70,7 +70,8 @@ def open_data(
     ):
         raise ConfigurationError(
             f"labels from a file do not go with {text}",
-            "--labels FILE is for a folder or an archive; --path-column and --label-column for such a file",
+            "--labels FILE is for a folder or an archive; --path-column and --label-column for such a file; "
+            "--input-key and --target-key name columns of other data",
         )
     if opens_by_name(text, data_root):
         examples = named_split(
@@ -79,11 +80,12 @@ def open_data(
     elif is_dataset_string(text):
         examples = open_dataset_string(
             text,
-            text.partition("/")[0].lower(),
-            split or "validation",
+            split,
             data_root,
             image_mode,
             download=download,
+            mapped=class_map is not None,
+            labelled=labelled,
             input_key=input_key,
             target_key=target_key,
         )
@@ -94,7 +96,8 @@ def open_data(
             raise ConfigurationError(f"{text} has no splits", "leave out --split")
         examples = open_manifest(text, data_root, labelled=labelled, **columns)
     else:
-        examples = open_path(text, split, NAMES, input_key, target_key, labelled=labelled)
+        mapped = class_map is not None
+        examples = open_path(text, split, NAMES, input_key, target_key, labelled=labelled, mapped=mapped)
     if class_map is not None:
         examples = apply_class_map(examples, os.fspath(class_map))
     return replace(examples, warnings=(*examples.warnings, *depth_warning(examples)))

@@ -67,7 +67,7 @@ class Examples:
         decoder_version(decoder)
         if decoder != "pil" and not getattr(self.load, "encoded", False):
             raise ConfigurationError(
-                f"--decoder {decoder} reads folders, archives and hfds/ data; "
+                f"--decoder {decoder} reads folders, archives, hfds/ data and shards in files; "
                 f"the images of {self.source} come decoded already",
                 "leave out --decoder",
             )
@@ -121,20 +121,3 @@ class ArrayLoad:
 
     def __call__(self, index: int) -> tuple[Any, str]:
         return Image.fromarray(self.pixels(index)), f"example {index}"
-
-
-class ReaderLoad:
-    """Read an image through a timm reader."""
-
-    encoded = True
-
-    def __init__(self, reader: Any) -> None:
-        self._reader = reader
-
-    def __call__(self, index: int) -> tuple[Any, str]:
-        return self._reader[index][0], str(self._reader.filename(index))
-
-    def files(self, _: np.ndarray) -> list[str] | None:
-        """The tables that a Hugging Face dataset keeps."""
-        tables = getattr(getattr(self._reader, "dataset", None), "cache_files", [])
-        return [str(file["filename"]) for file in tables] or None

@@ -36,6 +36,7 @@ def open_path(
     target_key: str | None = None,
     *,
     labelled: bool = True,
+    mapped: bool = False,
 ) -> Examples:
     """Open what lies at a path: class folders, an archive of them, arrays, or a data set that was saved.
 
@@ -45,6 +46,7 @@ def open_path(
         datasets: names, one of which may have been meant where there is no such path.
         input_key, target_key: names of images and labels in arrays and tables.
         labelled: whether images outside class folders are refused; else every target is 0 where there are some.
+        mapped: whether a class map will say which output each label is.
     """
     path = Path(text)
     if not path.exists():
@@ -55,9 +57,9 @@ def open_path(
             hint = "a loader of your own goes with tune --score"
         raise DataError(f"no such folder, archive or dataset: {text}", hint)
     if (splits := saved_splits(path)) is not None:
-        return open_saved(path, text, splits, split, input_key, target_key)
+        return open_saved(path, text, splits, split, input_key, target_key, mapped=mapped, labelled=labelled)
     if parts := find_arrays(path, input_key, target_key):
-        return open_arrays(parts, text, split)
+        return open_arrays(parts, text, split, mapped=mapped)
     if path.is_file():
         return _open_archive(path, text, split, labelled=labelled)
     return open_folder(text, split, labelled=labelled)
@@ -95,7 +97,10 @@ def list_images(text: str) -> tuple[Inventory, Load, tuple[str, ...]]:
 
 def _list_folder(root: str) -> Inventory:
     if _has_tars_only(Path(root)):
-        raise DataError(f"{root} holds .tar files but no images", "name one archive of class folders")
+        raise DataError(
+            f"{root} holds .tar files but no images",
+            f"name one archive of class folders; the shards of a WebDataset are wds/{root}",
+        )
     return list_folder(root)
 
 

@@ -14,8 +14,8 @@ _PATHS = {
     "path", "filepath", "file", "filename", "fname", "image", "imagepath", "imagefile", "imagename", "imageid",
     "img", "imgpath", "imgid", "imgname", "id", "name", "key", "url", "uri", "stem",
 }  # fmt: skip
-_CLASSES = {
-    "label", "labels", "class", "classes", "classname", "classid", "classindex", "category", "categoryid",
+CLASS_HEADINGS = {
+    "label", "labels", "class", "classes", "cls", "classname", "classid", "classindex", "category", "categoryid",
     "categoryname", "target", "targets", "y", "labelname", "labelid", "wnid", "synset", "dx", "diagnosis",
     "species", "breed", "finelabel", "predictionstring", "groundtruth", "gt", "annotation",
 }  # fmt: skip
@@ -109,7 +109,7 @@ def _path_column(table: Table, find: Find, told: int | None) -> tuple[int, int]:
     ranks = []
     for number in range(len(table.rows[0])) if told is None else [told]:
         found = {tuple(f) for cell in table.column(number) if (f := find(cell))}
-        ranks.append((len(found), _plain(_headings(table)[number]) in _PATHS, -number))
+        ranks.append((len(found), plain_heading(_headings(table)[number]) in _PATHS, -number))
     count, _, number = max(ranks)
     return count, -number
 
@@ -121,7 +121,7 @@ def _is_header(
     first = table.rows[0]
     if any(told in first for told in (path_column, label_column) if told and not is_whole(told)):
         return True
-    return not find(first[path]) and any(_plain(cell) in _PATHS | _CLASSES for cell in first)
+    return not find(first[path]) and any(plain_heading(cell) in _PATHS | CLASS_HEADINGS for cell in first)
 
 
 def _label_column(
@@ -129,7 +129,7 @@ def _label_column(
 ) -> int:
     others = [c for c in range(len(named)) if c != path and any(table.column(c))]
     if header is not None and len(others) > 1:
-        others = [c for c in others if _plain(header[c]) in _CLASSES] or others
+        others = [c for c in others if plain_heading(header[c]) in CLASS_HEADINGS] or others
     if header is None and len(others) > 1:  # a class beside the numbers of a box
         others = [c for c in others if not all(map(is_whole, table.column(c)))] or others
     if len(others) == 1:
@@ -168,7 +168,8 @@ def _is_number(word: str) -> bool:
     return word.lstrip("-").replace(".", "", 1).isdecimal()
 
 
-def _plain(heading: str) -> str:
+def plain_heading(heading: str) -> str:
+    """A heading in small letters without separators."""
     return "".join(c for c in heading.lower() if c.isalnum())
 
 

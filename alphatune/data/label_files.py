@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from alphatune.data.array_labels import are_numbers
 from alphatune.data.devkit import devkit_synsets
 from alphatune.data.examples import Examples, FileLoad
 from alphatune.data.folders import list_images
@@ -273,7 +273,7 @@ def _encode(values: Sequence[str], where: Sequence[str], labels: str, mapped: bo
     remark = ""
     if boxes := first_of_boxes(texts, where, f"the labels {labels}"):
         texts, remark = boxes, ", each the class of the boxes"
-    if all(re.fullmatch(r"-?[0-9]{1,9}(\.0+)?", text) for text in texts):
+    if are_numbers(texts, mapped):
         numbers = np.asarray([int(text.partition(".")[0]) for text in texts], dtype=np.int64)
         if numbers.min() < 0:
             first = int(np.argmin(numbers >= 0))

@@ -115,6 +115,7 @@ def _others(examples: Examples, targets: NDArray[Any], predicted: NDArray[Any] |
     if not examples.numbered_by_name:
         return []
     found: dict[tuple[str, ...], _Other] = {}
+    by_name = any(_sorted(examples, key) for key in _ORDERS.values())  # or somebody put them in an order
     for name, key in _ORDERS.items():
         order = tuple(sorted(examples.classes, key=key))
         if order == examples.classes or order in found:
@@ -123,7 +124,7 @@ def _others(examples: Examples, targets: NDArray[Any], predicted: NDArray[Any] |
         table = np.asarray([places[c] for c in examples.classes])
         first = next(i for i, (a, b) in enumerate(zip(examples.classes, order, strict=True)) if a != b)
         differs = f"output {first} would be {order[first]!r} and not {examples.classes[first]!r}"
-        found[order] = _Other(name, table[targets], differs)
+        found[order] = _Other(name, table[targets], differs, likely=by_name)
     return list(found.values())
 
 

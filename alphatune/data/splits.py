@@ -13,8 +13,10 @@ from alphatune.data.datasets import is_dataset_string, open_data, opens_by_name
 from alphatune.data.examples import Examples
 from alphatune.data.folders import own_splits
 from alphatune.data.named_datasets import open_named
+from alphatune.data.shards import is_remote, locate, shard_splits
 from alphatune.data.split_names import synonyms
 from alphatune.data.stratification import hold_out, partition
+from alphatune.data.web_samples import ShardLoad
 from alphatune.errors import ConfigurationError, DataError
 
 #: the part of the training examples that is held out where no validation split exists
@@ -150,6 +152,9 @@ def _own_split(
     root = Path(data)
     if is_dataset_string(data):
         prefix, _, name = data.lower().partition("/")
+        if prefix == "wds" and not is_remote(location := locate(data, data_root)):
+            names = shard_splits(location)
+            return kind if names and (kind == "train" or set(synonyms(kind)) & set(names)) else None
         if prefix != "torch" or name not in (*_TRAIN_AND_TEST_ONLY, *_FOLDERS):
             return kind
         if name in _TRAIN_AND_TEST_ONLY:
@@ -204,7 +209,9 @@ def _check_classes(train: Examples, validation: Examples) -> None:
 
 def _check_disjoint(train: Examples, validation: Examples) -> None:
     """The same source and split, or a folder within the other: copies under other names are not found."""
-    if Path(train.source).exists() and Path(validation.source).exists():
+    if isinstance(train.load, ShardLoad) and isinstance(validation.load, ShardLoad):
+        same = train.load.shares_shards(validation.load)
+    elif Path(train.source).exists() and Path(validation.source).exists():
         one, other = Path(train.root).resolve(), Path(validation.root).resolve()
         same = one.is_relative_to(other) or other.is_relative_to(one)
         if train.root == validation.root and train.split and validation.split:  # parts of one file
@@ -220,6 +227,11 @@ def _check_disjoint(train: Examples, validation: Examples) -> None:
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Splits of one name, unless both are slices (``train[:80%]``, ``train[80%:]``) and different ones."""
-    (a, _, slice_a), (b, _, slice_b) = one.partition("["), other.partition("[")
-    return synonyms(a) == synonyms(b) and (not slice_a or not slice_b or slice_a == slice_b)
+    """Splits of one name, unless both are slices (``train[:80%]``, ``train[80%:]``) and different ones; or sums of such."""
+    if "all" in (one, other):
+        return True
+    pairs = [(a.partition("["), b.partition("[")) for a in one.split("+") for b in other.split("+")]
+    return any(
+        synonyms(a) == synonyms(b) and (not slice_a or not slice_b or slice_a == slice_b)
+        for (a, _, slice_a), (b, _, slice_b) in pairs
+    )

@@ -1,4 +1,4 @@
-"""Open a timm dataset string: torch/..., hfds/..., hfids/..., tfds/... or wds/..."""
+"""Open a dataset string: torch/..., hfds/..., hfids/..., tfds/... or wds/...; what timm reads in order is a stream."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import numpy as np
 from timm.data import create_dataset
 from torchvision.datasets import ImageFolder
 
-from alphatune.data.examples import Examples, FileLoad, Load, ReaderLoad
+from alphatune.data.examples import Examples, FileLoad, Load
+from alphatune.data.hub_tables import open_hub_table
+from alphatune.data.hushed import hushed
+from alphatune.data.shards import is_remote, locate
+from alphatune.data.web_samples import open_web_samples
 from alphatune.errors import AlphatuneError, ConfigurationError, DataError, one_line
 
 #: what a dataset string starts with; anything else is a folder or archive
@@ -20,29 +24,60 @@ PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 
 def open_dataset_string(
     text: str,
-    prefix: str,
-    split: str,
+    split: str | None,
     data_root: str | None,
     image_mode: str,
     *,
     download: bool = False,
-    **keys: str | None,
+    mapped: bool = False,
+    labelled: bool = True,
+    input_key: str | None = None,
+    target_key: str | None = None,
 ) -> Examples:
-    name = text.partition("/")[2]
+    """The examples of one split, by default the validation split.
+
+    Args:
+        mapped: whether a class map will say which output each label is.
+        labelled: whether labels matter.
+
+    Raises:
+        ConfigurationError: no such split, column or key, or a package is missing.
+        DataError: unreadable, or labels that are none.
+    """
+    prefix = text.partition("/")[0].lower()
+    keys: dict[str, Any] = {"input_key": input_key, "target_key": target_key}
+    if prefix == "hfds":
+        return open_hub_table(text, split, data_root, **keys, mapped=mapped, labelled=labelled)
+    if prefix == "wds" and not is_remote(location := locate(text, data_root)):
+        return open_web_samples(text, location, split, **keys, mapped=mapped, labelled=labelled)
+    return _open_by_timm(text, prefix, split or "validation", data_root, image_mode, download, keys)
+
+
+def _open_by_timm(
+    text: str,
+    prefix: str,
+    split: str,
+    data_root: str | None,
+    image_mode: str,
+    download: bool,
+    keys: dict[str, Any],
+) -> Examples:
     root = data_root
-    if prefix == "wds" and root is None:
-        root = name
+    if prefix == "wds":
+        root = locate(text, data_root)
     if prefix in ("torch", "tfds") and root is None:
         raise ConfigurationError(f"{text} needs to know where the data lie", "add --data-root FOLDER")
     try:
-        dataset = create_dataset(
-            text,
-            root=root,
-            split=split,
-            input_img_mode=image_mode if prefix == "tfds" else "",  # others hand out what read_image converts
-            download=download,
-            **keys,
-        )
+        with hushed():
+            dataset = create_dataset(
+                text,
+                root=root,
+                split=split,
+                # others hand out what read_image converts
+                input_img_mode=image_mode if prefix == "tfds" else "",
+                download=download,
+                **keys,
+            )
     except ImportError as error:
         raise ConfigurationError(
             f"{prefix}/ data need the package {error.name or prefix}", f'pip install "alphatune[{prefix}]"'
@@ -50,18 +85,21 @@ def open_dataset_string(
     except AlphatuneError:
         raise
     except Exception as error:  # each back-end has errors of its own
-        raise DataError(f"cannot open {text} (split {split!r}): {one_line(error)}") from None
+        hint = "shards at an address need _info.json, or a pattern as --split: a-{000..009}.tar"
+        raise DataError(
+            f"cannot open {text} (split {split!r}): {one_line(error)}", hint if prefix == "wds" else ""
+        ) from None
     common: dict[str, Any] = {"source": text, "root": root or "", "split": split}
     if prefix == "torch":
         if isinstance(dataset, ImageFolder):  # timm looks for the split's subfolder, and may find none
             folder = str(dataset.root)
             common |= {"root": folder, "split": split if folder != root else ""}
         return _torchvision_examples(dataset, common)
-    if prefix == "hfds":
-        targets = np.asarray(list(dataset.reader.iter_targets()), dtype=np.int64)
-        load: Load = ReaderLoad(dataset.reader)
-        classes = _class_names(dataset.reader.class_to_idx)
-        return _indexed(common, classes, targets, load)
+    reader: Any = getattr(dataset, "reader", None)
+    if hasattr(reader, "dist_num_replicas"):
+        # Each of several processes reads everything and takes its part of it: timm would first leave
+        # it every so many shards, or repeat some.
+        reader.dist_rank, reader.dist_num_replicas = 0, 1
     return _streamed_examples(dataset, common)
 
 

@@ -19,6 +19,7 @@ from alphatune.data.examples import Examples, Unreadable
 from alphatune.data.loading import Batches, automatic_batch_size
 from alphatune.data.preprocessing import Preprocessing, parse_numbers
 from alphatune.data.readable import skipped_warning, without_unreadable
+from alphatune.data.shards import absolute_pattern, is_pattern
 from alphatune.data.splits import open_splits
 from alphatune.data.workers import affordable_workers, automatic_workers
 from alphatune.distributed import local_device
@@ -251,8 +252,10 @@ def resolved_paths(settings: P) -> P:
     }
     for name in ("data", "val_data", "calibrate", "recalibrate"):
         data = getattr(settings, name, None)
-        if data and not opens_by_name(data, getattr(settings, "data_root", None)):
-            absolute[name] = _absolute(data, "wds/", "hfds/", "hfids/")
+        root = getattr(settings, "data_root", None)
+        if data and not opens_by_name(data, root):
+            below_root = () if root else ("wds/",)
+            absolute[name] = _absolute(data, *below_root, "hfds/", "hfids/")
     for name in ("model", "data", "score"):  # file.py:function
         location, colon, function = (getattr(settings, name, None) or "").rpartition(":")
         if location.endswith(".py"):
@@ -270,6 +273,8 @@ def _absolute(path: str, *schemes: str) -> str:
         return str(Path(path).absolute())
     scheme = next((path[: len(s)] for s in schemes if path.lower().startswith(s)), "")
     rest = path[len(scheme) :]
+    if scheme.lower() == "wds/" and is_pattern(rest):
+        return scheme + absolute_pattern(rest)
     return f"{scheme}{Path(rest).absolute()}" if scheme and Path(rest).exists() else path
 
 
