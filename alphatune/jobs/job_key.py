@@ -30,6 +30,7 @@ from alphatune.jobs.plain_values import plain_values
 from alphatune.jobs.result_cache import FREE, NOTES, CachedResult, results_folder, timed_on
 from alphatune.jobs.settings import TuneSettings
 from alphatune.models.checkpoint_files import files_of_checkpoint
+from alphatune.models.neighbours import files_of_neighbours
 from alphatune.models.output import is_bundle
 from alphatune.reports.result import environment
 
@@ -60,7 +61,10 @@ def find_result(
         inputs = _inputs(settings, prepared, others)
     except (OSError, RuntimeError):  # a file that went away, a tensor that has no bytes
         return None
-    return CachedResult(root / key, key, None if inputs is None else (*inputs, *code), tuple(states))
+    inputs = None if inputs is None else [*inputs, *code]
+    return CachedResult(
+        root / key, key, inputs and tuple(inputs), tuple(states), frozenset(files_of_neighbours())
+    )
 
 
 def quick_key(settings: TuneSettings, prepared: Prepared, others: tuple[Batches, ...]) -> str:
@@ -154,7 +158,7 @@ def _own_code() -> Iterator[str]:
     own = Path(alphatune.__file__).parent
     yield from (str(path) for path in own.rglob("*") if path.suffix in (".py", ".cpp", ".j2"))
     installed = [sysconfig.get_path("stdlib"), *site.getsitepackages(), site.getusersitepackages(), str(own)]
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
+    loaded = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    for file in loaded | files_of_neighbours():
         if file and Path(file).is_file() and not any(Path(file).is_relative_to(p) for p in installed):
             yield str(Path(file).absolute())
