@@ -249,8 +249,8 @@ def test_on_the_command_line(
     """Also from a tuned folder; and a result is not taken for another's whose late neighbour differs."""
     monkeypatch.setenv("ALPHATUNE_CACHE", str(tmp_path / "cache"))
     write(folder, net=NET, blocks_a="scale = 1")
-    job = ["tune", f"{folder / 'net.py'}:Net", "--data", image_folder, "--input-size", 16, "--alphas", "0,0.5", "--mean", "0.5",
-           "--std", "0.5", "--workers", 0, "--format", "json", "--metric", "loss", "--accept", "best", "--overwrite",
+    words = "--input-size 16 --mean 0.5 --std 0.5 --alphas 0,0.5 --metric loss --accept best --workers 0 --limit 24"
+    job = ["tune", f"{folder / 'net.py'}:Net", "--data", image_folder, *words.split(), "--format", "json", "--overwrite",
            "-o", tmp_path / "out"]  # fmt: skip
     first = json.loads(succeeded(*job))
     write(folder, blocks_a="scale = 1000")

@@ -61,10 +61,8 @@ def find_result(
         inputs = _inputs(settings, prepared, others)
     except (OSError, RuntimeError):  # a file that went away, a tensor that has no bytes
         return None
-    inputs = None if inputs is None else [*inputs, *code]
-    return CachedResult(
-        root / key, key, inputs and tuple(inputs), tuple(states), frozenset(files_of_neighbours())
-    )
+    named = None if inputs is None else (*inputs, *code)
+    return CachedResult(root / key, key, named, tuple(states), frozenset(files_of_neighbours()))
 
 
 def quick_key(settings: TuneSettings, prepared: Prepared, others: tuple[Batches, ...]) -> str:

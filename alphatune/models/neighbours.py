@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -168,8 +169,8 @@ class Neighbours(importlib.abc.MetaPathFinder):
         file = getattr(module, "__file__", None)
         if not file:
             return False
-        place = os.path.dirname(os.path.realpath(file))
-        return self.folder == (os.path.dirname(place) if hasattr(module, "__path__") else place)
+        place = Path(file).resolve().parent
+        return Path(self.folder) == (place.parent if hasattr(module, "__path__") else place)
 
     def _hooked(self, loader: Any) -> Any:
         """The loader, so that the module gets this folder's import before its code is run."""
