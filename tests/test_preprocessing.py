@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -119,9 +120,9 @@ def test_numbers_that_count_to_255(
         Preprocessing().override(mean=mean, std=std)
     assert message in refused.value.message
     assert remedy in refused.value.hint
-    numbers = {word: eval(rest.partition("]")[0] + "]")  # what the remedy says is accepted
-               for word, _, rest in (part.partition(" ") for part in refused.value.hint.partition(": ")[2].split(" and "))}  # fmt: skip
-    Preprocessing().override(mean=numbers.get("mean", mean), std=numbers.get("std", std))
+    said = refused.value.hint.partition(": ")[2].split(" and ")  # and what is said is accepted
+    numbers = {part.partition(" ")[0]: json.loads(part.partition(" ")[2]) for part in said}
+    Preprocessing().override(**{"mean": mean, "std": std, **numbers})
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,7 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     if settings.kernel != "auto":
         resolve_kernel(settings.kernel, opened.device)  # one that cannot run is an error before anything runs
     examples = _open_examples(settings, opened.preprocessing.image_mode).decoded_by(settings.decoder)
+    examples = examples.at_most(settings.max_pixels)
     seen = probe(
         opened.module,
         opened.preprocessing.input_size,

@@ -104,6 +104,7 @@ def prepare_training(settings: TrainSettings, device: torch.device, world: World
     )
     if settings.download and world.first:
         world.wait()
+    splits = splits.at_most(settings.max_pixels)
     examples = splits.train.limit(settings.limit, settings.seed)
     num_classes = max(
         len(examples.classes), *(int(p.targets.max()) + 1 for p in (examples, splits.validation))
