@@ -34,6 +34,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from alphatune.data.checksums import changed
 from alphatune.data.loading import Batches
 from alphatune.distributed import World
 from alphatune.errors import ConfigurationError, DataError, NumericError, UnsupportedModelError
@@ -272,6 +273,8 @@ def _layer_by_layer(
         found, examples = pool_inputs(model, (name,), data, predictor, world, count, until=until, seen=seen)
         before += examples
         _checked((name,), found)
+        if not np.array_equal(seen[0], seen[-1]):
+            raise changed("other images")
         _give(modules[name], found[name], device_of(modules[name], model))
         pooled |= found
     return pooled, examples
