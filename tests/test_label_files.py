@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import tarfile
 import unicodedata
 from pathlib import Path
@@ -313,6 +314,44 @@ def test_images_without_labels(run: Run, tmp_path: Path, tiny_checkpoint: Path) 
     one_based.write_text(table([[f"{i}.png", str(i % 4 + 1)] for i in range(12)]))
     code, _, err = run("evaluate", *how, "--data", data, "--labels", one_based)
     assert (code, "the labels run from 1 to 4" in err) == (2, True)
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar", "gztar"])
+def test_flat_archives(run: Run, tmp_path: Path, tiny_checkpoint: Path, form: str) -> None:
+    """What a folder of images without classes is good for, an archive of them is too, with the same figures."""
+    rng = np.random.default_rng(0)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)).save(bare / f"{i}.png")
+    data = bare if form == "folder" else Path(shutil.make_archive(str(tmp_path / "packed"), form, bare))
+    labels = tmp_path / "l.csv"
+    labels.write_text(table([[f"{i}.png", str(i % 4)] for i in range(12)]))
+
+    def document(*words: object, model: str = TINY) -> dict[str, Any]:
+        how = ("--input-size", 12, "--workers", 0, "--format", "json")
+        weights = ("--checkpoint", tiny_checkpoint) if model == TINY else ()
+        code, out, err = run(words[0], model, *weights, *how, *words[1:])
+        assert code == 0, err
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    labelled = ("--labels", labels, "--alphas", "0,0.1", "--overwrite", "-o", tmp_path / "out")
+    assert (
+        document("evaluate", "--data", data, "--labels", labels)["metrics"]
+        == document("evaluate", "--data", bare, "--labels", labels)["metrics"]
+    )
+    assert document("inspect", "--data", data)["data"]["n"] == 12
+    for option, key, model in (
+        ("--recalibrate", "recalibration", TINY),
+        ("--calibrate", "calibration", TINY.replace(":tiny", ":grouped")),
+    ):
+        by_archive, by_folder = (
+            document("tune", "--data", bare, *labelled, option, images, model=model)
+            for images in (data, bare)
+        )
+        assert by_archive[key]["data"]["n"] == 12
+        assert by_archive["curve"] == by_folder["curve"]
 
 
 def test_a_label_that_changes_is_another_job(tmp_path: Path, flat: Path) -> None:
