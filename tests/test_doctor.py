@@ -182,6 +182,9 @@ def test_little_shared_memory_is_pointed_out(tmp_path: Path, monkeypatch: pytest
     found = shared_memory(tmp_path)
     assert found.status == "note"
     assert "--shm-size" in found.hint
+    # Images of ours go by pipes: fewer workers of ours would not help.
+    assert "--workers" not in found.hint
+    assert "DataLoader of your own" in found.detail
 
 
 def test_a_check_that_fails_is_a_finding_and_keeps_those_before_it() -> None:

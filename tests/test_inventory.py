@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import stat
 import tarfile
 import time
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Run, write_images
+from conftest import TINY, Run, write_images
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -504,3 +505,24 @@ def test_listing_takes_no_longer_than_by_timm(tmp_path: Path) -> None:
     ours = min(took(lambda: label_images(list_folder(str(tmp_path)))) for _ in range(5))
     theirs = min(took(lambda: find_images_and_targets(str(tmp_path))) for _ in range(5))
     assert ours < 2 * theirs  # 0.9 at 100 000 files; here with room for a busy machine
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_too_few_classes_and_files_that_were_not_read(
+    run: Run, image_folder: Path, tmp_path: Path, archived: bool
+) -> None:
+    """The class that is missing may be one whose files are no images: the error repeats what was said of them."""
+    data = tmp_path / "data"
+    shutil.copytree(image_folder, data)
+    lost = sorted(p for p in data.iterdir() if p.is_dir())[-1]
+    for path in lost.iterdir():
+        path.rename(path.with_suffix(".txt"))
+        path.with_suffix(".txt").write_text("no image")
+    if archived:
+        data = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", data))
+    code, _, err = run("evaluate", TINY, "--data", data, "--input-size", 12, "--workers", 0)
+    assert code == 2
+    error = err.strip().splitlines()[-1]
+    assert "the data has 3 classes, the model 4 outputs" in error
+    assert f"{len(list(lost.iterdir()))} files were not read: .txt {len(list(lost.iterdir()))}" in error
+    assert "--class-map" in error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import tarfile
 import unicodedata
 from pathlib import Path
@@ -313,6 +314,39 @@ def test_images_without_labels(run: Run, tmp_path: Path, tiny_checkpoint: Path) 
     one_based.write_text(table([[f"{i}.png", str(i % 4 + 1)] for i in range(12)]))
     code, _, err = run("evaluate", *how, "--data", data, "--labels", one_based)
     assert (code, "the labels run from 1 to 4" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("form", "option", "key", "network"),
+    [("zip", "--recalibrate", "recalibration", "tiny"), ("gztar", "--calibrate", "calibration", "grouped")],
+)
+def test_flat_archives(
+    run: Run, tmp_path: Path, tiny_checkpoint: Path, form: str, option: str, key: str, network: str
+) -> None:
+    """What a folder of images without classes is good for, an archive of them is too, with the same figures."""
+    rng = np.random.default_rng(0)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)).save(bare / f"{i}.png")
+    data = Path(shutil.make_archive(str(tmp_path / "packed"), form, bare))
+    labels = tmp_path / "l.csv"
+    labels.write_text(table([[f"{i}.png", str(i % 4)] for i in range(12)]))
+
+    def document(*words: object, model: str = TINY) -> dict[str, Any]:
+        how = ("--input-size", 12, "--workers", 0, "--format", "json")
+        weights = ("--checkpoint", tiny_checkpoint) if model == TINY else ()
+        code, out, err = run(words[0], model, *weights, *how, *words[1:])
+        assert code == 0, err
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    measured = [document("evaluate", "--data", d, "--labels", labels)["metrics"] for d in (data, bare)]
+    assert measured[0] == measured[1]
+    assert document("inspect", "--data", data)["data"]["n"] == 12
+    more = ("--labels", labels, "--alphas", "0,0.1", "-o", tmp_path / "out", option, data)
+    tuned = document("tune", "--data", data, *more, model=TINY.replace(":tiny", f":{network}"))
+    assert tuned[key]["data"]["n"] == 12
 
 
 def test_a_label_that_changes_is_another_job(tmp_path: Path, flat: Path) -> None:

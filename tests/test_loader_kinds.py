@@ -22,6 +22,7 @@ from alphatune.data import own_loader
 from alphatune.data.checksums import check_repeats, checksums
 from alphatune.data.own_loader import LoaderBatches
 from alphatune.errors import ConfigurationError
+from alphatune.models.measurement import measure_moments
 
 CPU = torch.device("cpu")
 N = 24
@@ -250,6 +251,67 @@ def test_a_stream_that_every_worker_gives_whole(workers: int) -> None:
         alphatune.tune_score(tiny(), loader, lambda o, t: -o.sum(1), alphas="0,0.1")
 
 
+MEASURED: dict[str, Callable[[Any], Any]] = {
+    "calibrate_": lambda data: alphatune.calibrate_(grouped(), data),
+    "one-pass": lambda data: alphatune.recalibrate_(tiny(), data),
+    "layer-by-layer": lambda data: alphatune.recalibrate_(tiny(), data, order="layer-by-layer"),
+    "inspect": lambda data: measure_moments(tiny(), data),
+}
+
+
+def grouped() -> torch.nn.Module:
+    model = tiny()
+    alphatune.convert_(model, alphatune.Norm("group", num_groups=2))
+    return model
+
+
+@pytest.mark.parametrize("how", MEASURED)
+def test_averages_of_images_that_came_twice(how: str) -> None:
+    """Also where labels are not looked at; and on the error the averages stay."""
+    loader = DataLoader(Stream(), 5, num_workers=2)
+    with pytest.raises(
+        ConfigurationError, match=rf"{2 * N} of which {N} differ: each came 2 times.*get_worker_info"
+    ):
+        MEASURED[how](loader)
+    with pytest.raises(ConfigurationError, match="12 came before"):
+        MEASURED[how]([X, X[:12]])
+    MEASURED[how]([X, X[:2]])  # as a data set may hold
+    MEASURED[how](DataLoader(TensorDataset(X, Y), 10, shuffle=True))
+    model = tiny()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for order in ("one-pass", "layer-by-layer"):
+        with pytest.raises(ConfigurationError):
+            alphatune.recalibrate_(model, [X, X], order=order)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_layer_by_layer_over_other_images_each_time() -> None:
+    """A layer would be measured on images that those before it were not."""
+    with pytest.raises(ConfigurationError, match=r"got other images.*random augmentation"):
+        alphatune.recalibrate_(tiny(), DataLoader(Augmented(), 10), order="layer-by-layer")
+    alphatune.recalibrate_(tiny(), DataLoader(Augmented(), 10))  # one pass: augmented as in training
+
+
+@pytest.mark.parametrize("form", [lambda x: {"image": x}, lambda x: [x, torch.zeros(len(x))], list])
+def test_a_score_of_images_that_came_twice(form: Callable[[Tensor], Any]) -> None:
+    class Taking(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = tiny()
+
+        def forward(self, inputs: Any) -> Tensor:
+            first = inputs["image"] if isinstance(inputs, dict) else inputs
+            first = (
+                first if torch.is_tensor(first) else first[0] if first[0].ndim == 4 else torch.stack(first)
+            )
+            return self.net(first)
+
+    batches = [(form(x), y) for x, y in in_batches(lambda x, y: (x, y))]
+    alphatune.tune_score(Taking(), batches, lambda o, t: -o.sum(1), alphas="0,0.1")
+    with pytest.raises(ConfigurationError, match="each came 2 times"):
+        alphatune.tune_score(Taking(), batches * 2, lambda o, t: -o.sum(1), alphas="0,0.1")
+
+
 def test_a_sampler_with_replacement() -> None:
     sampler = torch.utils.data.RandomSampler(range(N), True, 400)
     with pytest.raises(ConfigurationError, match=r"each example once.*with replacement"):
@@ -324,3 +386,19 @@ def test_shuffling_between_passes_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(own_loader, "KEPT_BYTES", 0)
     with pytest.raises(ConfigurationError, match=r"got another order among.*shuffle"):
         alphatune.tune(tiny(), loader, alphas="0,0.1")
+
+
+def test_a_shuffled_loader_that_is_kept_gives_the_right_figures() -> None:
+    """Its first pass is all that counts: every α sees each image with its own label, in one order."""
+    model = tiny()
+    expected = alphatune.tune(model, [(X, Y)], alphas="0,0.1,0.5")
+    loader = DataLoader(TensorDataset(X, Y), 10, shuffle=True)
+    result = alphatune.tune(model, loader, alphas="0,0.1,0.5")
+    for alpha in (0, 0.1, 0.5):
+        assert result.at(alpha).top1 == expected.at(alpha).top1
+        assert result.at(alpha).loss == pytest.approx(expected.at(alpha).loss, rel=1e-5)
+    losses = [np.stack([s.loss for s in r.sweep.scores]) for r in (result, expected)]
+    here, there = (
+        rows[:, rows[0].argsort()] for rows in losses
+    )  # images in one order, by what they lose at α = 0
+    np.testing.assert_allclose(here, there, rtol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -83,6 +84,13 @@ def test_override_keeps_the_rest() -> None:
         {"mean": (123.7, 116.3, 103.5)},
         {"mean": (math.nan, 0.0, 0.0)},
         {"std": (0.0, 1.0, 1.0)},
+        {"std": (-0.2, 0.2, 0.2)},
+        {"std": (math.nan, 0.2, 0.2)},
+        {"std": (math.inf, 0.2, 0.2)},
+        {"std": (0.2, 0.2)},
+        {"std": (0.2, 0.2, 0.2, 0.2)},
+        {"std": (58.395, 57.12, 57.375)},
+        {"std": (0.229, 57.12, 0.225)},
         {"crop_pct": 0.0},
         {"crop_pct": 1.5},
         {"interpolation": "psychic"},
@@ -92,6 +100,45 @@ def test_override_keeps_the_rest() -> None:
 def test_impossible_parts_are_refused(parts: dict) -> None:
     with pytest.raises(ConfigurationError):
         Preprocessing().override(**parts)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message", "remedy"),
+    [
+        ((0.485,), (58.395,), "std is in units of value / 255, got std [58.4", "divide by 255: std [0.229, 0.229"),
+        ((123.675,), (0.229,), "mean is in units of value / 255, got mean [123.7", "divide by 255: mean [0.485"),
+        ((123.675,), (58.395,), "mean and std are", "mean [0.485, 0.485, 0.485] and std [0.229, 0.229, 0.229]"),
+        # As Caffe has it: the mean alone divided would leave a std of another scale.
+        ((123.675,), (1.0,), "mean and std are", "mean [0.485, 0.485, 0.485] and std [0.003922, 0.003922, 0.003922]"),
+        ((0.0,), (255.0,), "std is", "std [1.0, 1.0, 1.0]"),
+    ],
+)  # fmt: skip
+def test_numbers_that_count_to_255(
+    mean: tuple[float, ...], std: tuple[float, ...], message: str, remedy: str
+) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        Preprocessing().override(mean=mean, std=std)
+    assert message in refused.value.message
+    assert remedy in refused.value.hint
+    said = refused.value.hint.partition(": ")[2].split(" and ")  # and what is said is accepted
+    numbers = {part.partition(" ")[0]: json.loads(part.partition(" ")[2]) for part in said}
+    Preprocessing().override(**{"mean": mean, "std": std, **numbers})
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        (0.0, 1.0),
+        (0.5, 0.5),
+        (0.0, 1 / 255),
+        (123.675 / 255, 1 / 255),
+        (0.0, 0.004),
+        (-2.118, 1 / 0.229),
+        (0.1, 0.02),
+    ],
+)
+def test_unusual_numbers_of_the_right_scale(mean: float, std: float) -> None:
+    assert Preprocessing().override(mean=(mean,), std=(std,)).std == (std,) * 3
 
 
 def test_round_trip_through_json() -> None:

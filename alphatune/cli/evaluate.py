@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from alphatune.cli import options as o
-from alphatune.jobs.settings import EvaluateSettings
+from alphatune.jobs.settings import MOST_PIXELS, EvaluateSettings
 
 ScoresFile = Annotated[
     str | None,
@@ -48,6 +48,7 @@ def evaluate(
     classes_only_present: o.ClassesOnlyPresent = False,
     limit: o.Limit = None,
     decoder: o.Decoder = "pil",
+    max_pixels: o.MaxPixels = MOST_PIXELS,
     on_bad_image: o.OnBadImage = "fail",
     mean: o.Mean = None,
     std: o.Std = None,

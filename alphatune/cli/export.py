@@ -8,7 +8,7 @@ import typer
 
 from alphatune.cli import export_options as e
 from alphatune.cli import options as o
-from alphatune.jobs.settings import ExportSettings
+from alphatune.jobs.settings import MOST_PIXELS, ExportSettings
 
 
 def export(
@@ -32,6 +32,7 @@ def export(
     input_key: o.InputKey = None,
     target_key: o.TargetKey = None,
     decoder: o.Decoder = "pil",
+    max_pixels: o.MaxPixels = MOST_PIXELS,
     mean: o.Mean = None,
     std: o.Std = None,
     input_size: o.InputSize = None,

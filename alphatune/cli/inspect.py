@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from alphatune.cli import options as o
-from alphatune.jobs.settings import InspectSettings
+from alphatune.jobs.settings import MOST_PIXELS, InspectSettings
 
 #: answers to whether a norm layer has a norm-free path to the output
 PATH = {True: "yes", False: "no", None: "?"}
@@ -32,6 +32,7 @@ def inspect(
     target_key: o.TargetKey = None,
     limit: o.Limit = None,
     decoder: o.Decoder = "pil",
+    max_pixels: o.MaxPixels = MOST_PIXELS,
     mean: o.Mean = None,
     std: o.Std = None,
     input_size: o.InputSize = None,

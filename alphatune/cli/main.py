@@ -31,7 +31,7 @@ from alphatune.cli.signals import HungUp, Terminated, signals_raised
 from alphatune.cli.stderr import tell
 from alphatune.cli.train import train
 from alphatune.cli.tune import tune
-from alphatune.cli.usage import explain, name_owners, require_utf8
+from alphatune.cli.usage import as_options, explain, name_owners, require_utf8
 from alphatune.errors import AlphatuneError, machine_failure, one_line
 
 app = typer.Typer(
@@ -146,7 +146,8 @@ def _asks_for_completion(argv: list[str]) -> bool:
 def _fail(argv: list[str], code: int, message: str, hint: str = "") -> None:
     """One line on stderr, or one JSON object on stdout; then exit."""
     commands = getattr(typer.main.get_command(app), "commands", {})
-    hint = name_owners(hint, next(iter(argv), ""), commands)
+    command = next(iter(argv), "")
+    hint = name_owners(as_options(hint, command, commands), command, commands)
     message, hint = one_line(message, 1000), one_line(hint, 1000)
     if _wants_json(argv) and os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks
         with contextlib.suppress(OSError):  # a full disk may be what there is to tell

@@ -282,6 +282,14 @@ Decoder = Annotated[
         help="What reads the images; torchcodec turns photos upright, PIL does not.", rich_help_panel=DATA
     ),
 ]
+MaxPixels = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        help="The most pixels of an image that is read; a small file can unpack to more than memory holds.",
+        rich_help_panel=DATA,
+    ),
+]
 OnBadImage = Annotated[
     Literal["fail", "skip"],
     typer.Option(

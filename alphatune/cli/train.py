@@ -10,7 +10,7 @@ import typer
 
 from alphatune.cli import options as o
 from alphatune.cli import train_options as t
-from alphatune.jobs.settings import TrainSettings
+from alphatune.jobs.settings import MOST_PIXELS, TrainSettings
 
 
 def train(
@@ -38,6 +38,7 @@ def train(
     path_column: o.PathColumn = None,
     label_column: o.LabelColumn = None,
     limit: o.Limit = None,
+    max_pixels: o.MaxPixels = MOST_PIXELS,
     augment: t.Augment = "auto",
     classes_per_batch: t.ClassesPerBatch = None,
     batch_order: t.BatchOrder = "shuffled",

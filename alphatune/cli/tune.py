@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from alphatune.cli import options as o
-from alphatune.jobs.settings import TuneSettings
+from alphatune.jobs.settings import MOST_PIXELS, TuneSettings
 
 
 def tune(
@@ -35,6 +35,7 @@ def tune(
     classes_only_present: o.ClassesOnlyPresent = False,
     limit: o.Limit = None,
     decoder: o.Decoder = "pil",
+    max_pixels: o.MaxPixels = MOST_PIXELS,
     on_bad_image: o.OnBadImage = "fail",
     mean: o.Mean = None,
     std: o.Std = None,

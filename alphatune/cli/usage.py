@@ -35,6 +35,17 @@ def name_owners(hint: str, command: str, commands: Mapping[str, object]) -> str:
     return "; ".join(parts)
 
 
+def as_options(hint: str, command: str, commands: Mapping[str, object]) -> str:
+    """A hint of the library's, with ``name=value`` of what is an option of this command as that option."""
+    own = _options(commands[command]) if command in commands else []
+
+    def option(found: re.Match[str]) -> str:
+        name = f"--{found[1].replace('_', '-')}"
+        return f"{name} {found[2]}" if name in own else found[0]
+
+    return re.sub(r"\b([a-z_]+)=(\d+)\b", option, hint)
+
+
 def require_utf8(name: str) -> None:
     """Refuse the name of a file, whose bytes may be any, that results could not hold, which are UTF-8.
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from alphatune.data.pixel_limit import open_header
 from alphatune.errors import DataError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _kind(examples: Examples, index: int) -> tuple[str, str] | None:
     source: Any = None
     try:
         source, _ = examples.load(index)  # type: ignore[misc]
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with open_header(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return _depth(image)
     except Exception:
         return None

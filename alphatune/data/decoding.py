@@ -14,6 +14,7 @@ import PIL
 from PIL import Image
 
 from alphatune.data.bit_depth import to_eight_bits
+from alphatune.data.pixel_limit import check_encoded, check_size, open_header, pil_limit, usual_limit
 from alphatune.errors import ConfigurationError, one_line
 
 DECODERS = ("pil", "torchcodec")
@@ -33,16 +34,30 @@ def decoder_version(decoder: str) -> str:
     return f"torchcodec {torchcodec.__version__}"
 
 
-def read_image(source: Any, image_mode: str, decoder: str = "pil") -> Image.Image:
-    """Decode fully and convert, more than 8 bits to 8; raises OSError and its kin on a broken file."""
+def read_image(
+    source: Any, image_mode: str, decoder: str = "pil", max_pixels: int | None = None
+) -> Image.Image:
+    """Decode fully and convert, more than 8 bits to 8; raises OSError and its kin on a broken file.
+
+    Args:
+        max_pixels: of an image that is read; None: PIL's own limit.
+
+    Raises:
+        TooLargeError: it has more; nothing was decoded.
+    """
+    most = usual_limit() if max_pixels is None else max_pixels
     if isinstance(source, Image.Image):
+        check_size(source, most)
         return to_eight_bits(source).convert(image_mode)
     try:
         if decoder == "torchcodec":
-            return _by_torchcodec(_bytes_of(source), image_mode)
+            encoded = _bytes_of(source)
+            check_encoded(encoded, most)
+            return _by_torchcodec(encoded, image_mode)
         if isinstance(source, (bytes, bytearray)):
             source = io.BytesIO(source)
-        with Image.open(source) as image:
+        with open_header(source) as image, pil_limit(most):
+            check_size(image, most)
             return to_eight_bits(image).convert(image_mode)
     finally:
         if hasattr(source, "close"):

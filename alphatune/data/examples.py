@@ -21,6 +21,7 @@ class Unreadable:
 
     name: str
     reason: str
+    hint: str = ""
 
 
 #: a class of these says by ``encoded = True`` that what it returns is still to be decoded
@@ -49,6 +50,7 @@ class Examples:
     outputs: tuple[int, ...] | None = None  # of the model, that the classes are; None: all of them, in order
     warnings: tuple[str, ...] = ()
     decode_by: str = "pil"  # one of decoding.DECODERS
+    max_pixels: int | None = None  # of an image that is read; None: PIL's own limit
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -72,6 +74,16 @@ class Examples:
                 "leave out --decoder",
             )
         return replace(self, decode_by=decoder)
+
+    def at_most(self, max_pixels: int) -> Examples:
+        """The same examples, with a limit to the pixels of an image.
+
+        Raises:
+            ConfigurationError: no image has so few.
+        """
+        if max_pixels < 1:
+            raise ConfigurationError(f"the most pixels of an image must be 1 or more, got {max_pixels}")
+        return replace(self, max_pixels=max_pixels)
 
     def limit(self, count: int | None, seed: int) -> Examples:
         """At most ``count`` examples, drawn without replacement, stratified by class.

@@ -11,7 +11,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ _JUNK_FOLDERS = {
     "__macosx", "@eadir", "__pycache__", "lost+found", "$recycle.bin", "#recycle", "system volume information",
 }  # fmt: skip
 _JUNK_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+_UNREAD = "not read"
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -52,7 +53,7 @@ class Inventory:
         if self.unread:
             kinds = ", ".join(f"{kind} {count}" for kind, count in self.unread.most_common())
             count = self.unread.total()
-            found.append(f"{_count(count, 'file was', 'files were')} not read: {kinds}")
+            found.append(f"{_count(count, 'file was', 'files were')} {_UNREAD}: {kinds}")
         for names, one, many in (
             (self.hidden_folders, "hidden folder was", "hidden folders were"),
             (self.hidden_files, "hidden file was", "hidden files were"),
@@ -61,6 +62,11 @@ class Inventory:
             if names:
                 found.append(f"{_count(len(names), one, many)} passed over: {_some(names)}")
         return tuple(f"{note} (in {self.shown})" for note in found)
+
+
+def files_not_read(notes: Sequence[str]) -> str:
+    """What the notes of an inventory say of files that are no images; "" for nothing. A class may lie among them."""
+    return "; ".join(note for note in notes if f" {_UNREAD}: " in note)
 
 
 @dataclass(frozen=True)

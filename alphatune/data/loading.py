@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from alphatune.data.decoding import read_image
 from alphatune.data.examples import Examples, Unreadable
+from alphatune.data.pixel_limit import pil_limit, usual_limit
 from alphatune.data.prefetch import Batch as Batch  # what this module is about
 from alphatune.data.prefetch import on_device
 from alphatune.data.preprocessing import Preprocessing
@@ -87,12 +88,17 @@ def load_image(examples: Examples, position: int, image_mode: str, transform: An
     index = int(examples.indices[position])
     name = f"number {index}"
     try:
-        source, name = examples.load(index)  # type: ignore[misc]
-        return transform(read_image(source, image_mode, examples.decode_by))  # type: ignore[no-any-return]
+        if getattr(examples.load, "encoded", False):
+            source, name = examples.load(index)  # type: ignore[misc]
+        else:  # a data set that may open images by itself
+            with pil_limit(usual_limit() if examples.max_pixels is None else examples.max_pixels, quiet=True):
+                source, name = examples.load(index)  # type: ignore[misc]
+        image = read_image(source, image_mode, examples.decode_by, examples.max_pixels)
+        return transform(image)  # type: ignore[no-any-return]
     except MemoryError:
         raise
     except AlphatuneError as error:
-        return Unreadable(name, error.message)
+        return Unreadable(name, error.message, error.hint)
     except Exception as error:
         return Unreadable(name, f"{type(error).__name__}: {one_line(error)}")
 
@@ -121,13 +127,13 @@ class _StreamedImages(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[tuple[Tensor | Unreadable, int]]:
         keep = set(self._examples.indices.tolist())
-        stream = self._examples.stream
+        stream, most = self._examples.stream, self._examples.max_pixels
         try:
             for index, (image, _) in enumerate(stream()):  # type: ignore[misc]
                 if index in keep:
-                    yield self._transform(read_image(image, self._mode)), index
+                    yield self._transform(read_image(image, self._mode, max_pixels=most)), index
         except DataError as error:
-            yield Unreadable("in the stream", str(error)), -1
+            yield Unreadable("in the stream", error.message, error.hint), -1
 
 
 def automatic_batch_size(preprocessing: Preprocessing, device: torch.device) -> int:

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from alphatune.errors import ConfigurationError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+#: a mean or std beyond this is of values up to 255. Of value / 255 no std is above 0.5; 1 leaves pixels as they
+#: are, and the inverse of a usual std is 4 to 5. Of values up to 255, images with a std of 5 are nearly black.
+LARGEST = 5
 CROP_MODES = ("center", "squash", "border")
 
 
@@ -44,12 +47,9 @@ class Preprocessing:
                 raise ConfigurationError(
                     f"{name} must be {channels} numbers, one per channel, got {list(values)}"
                 )
-        if max(map(abs, self.mean)) > 5:
-            raise ConfigurationError(
-                f"mean is in units of value / 255, got {list(self.mean)}", "divide by 255"
-            )
         if min(self.std) <= 0:
             raise ConfigurationError(f"std must be positive, got {list(self.std)}")
+        self._check_units()
         if not 0 < self.crop_pct <= 1:
             raise ConfigurationError(f"crop-pct must lie in (0, 1], got {self.crop_pct}")
         if self.interpolation not in INTERPOLATIONS:
@@ -60,6 +60,23 @@ class Preprocessing:
             raise ConfigurationError(
                 f"unknown crop mode {self.crop_mode!r}", f"one of: {', '.join(CROP_MODES)}"
             )
+
+    def _check_units(self) -> None:
+        """Refuse numbers of pixels that count to 255: divided by such a std, all images look the same."""
+        given = {"mean": self.mean, "std": self.std}
+        wrong = [name for name, values in given.items() if max(map(abs, values)) > LARGEST]
+        if not wrong:
+            return
+        if wrong == ["mean"] and min(self.std) >= 1:  # (value - 123.68) / 1, which is of the same scale
+            wrong.append("std")
+        got, divided = (
+            " and ".join(f"{name} {[float(f'{v / by:.4g}') for v in given[name]]}" for name in wrong)
+            for by in (1, 255)
+        )
+        verb = "are" if len(wrong) > 1 else "is"
+        raise ConfigurationError(
+            f"{' and '.join(wrong)} {verb} in units of value / 255, got {got}", f"divide by 255: {divided}"
+        )
 
     def override(self, **parts: Any) -> Preprocessing:
         """A copy with the given parts changed; None means "keep".

@@ -38,6 +38,13 @@ class Splits:
     test: Examples | None = None
     val_fraction: float | None = None  # of each class, where validation was held out of training
 
+    def at_most(self, max_pixels: int) -> Splits:
+        """The same examples, with a limit to the pixels of an image."""
+        train, validation = (part.at_most(max_pixels) for part in (self.train, self.validation))
+        return replace(
+            self, train=train, validation=validation, test=self.test and self.test.at_most(max_pixels)
+        )
+
 
 def open_splits(
     data: str,

@@ -102,7 +102,7 @@ def decoded(loader: Iterable[Any], *, pin: bool = False) -> Iterator[tuple[Tenso
         if isinstance(images, Unreadable):
             raise DataError(
                 f"unreadable image {images.name}: {images.reason}",
-                "--on-bad-image skip leaves such images out",
+                "; ".join(filter(None, [images.hint, "--on-bad-image skip leaves such images out"])),
             )
         batch = torch.from_numpy(images)
         yield batch.pin_memory() if pin else batch, torch.from_numpy(ids)

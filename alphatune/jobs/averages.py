@@ -137,7 +137,7 @@ def open_images(
     batch_size = whole_number(settings.batch_size, "--batch-size", 1)
     batch_size = batch_size or automatic_batch_size(opened.preprocessing, opened.device)
     return Batches(
-        examples.decoded_by(settings.decoder).limit(limit, settings.seed),
+        examples.decoded_by(settings.decoder).at_most(settings.max_pixels).limit(limit, settings.seed),
         opened.preprocessing,
         batch_size=batch_size,
         device=opened.device,

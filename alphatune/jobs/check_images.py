@@ -19,7 +19,7 @@ from alphatune.jobs.settings import ExportSettings
 from alphatune.toml import tomllib
 
 #: where a run.toml says which images they are, and how they are read
-_HOW = ("split", "split_seed", "data_root", "input_key", "target_key", "decoder")
+_HOW = ("split", "split_seed", "data_root", "input_key", "target_key", "decoder", "max_pixels")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,11 @@ def _read(
         target_key=how["target_key"],
         split_seed=how["split_seed"],
     )
-    examples = examples.decoded_by(how["decoder"]).limit(settings.check_images, settings.seed)
+    examples = (
+        examples.decoded_by(how["decoder"])
+        .at_most(how["max_pixels"])
+        .limit(settings.check_images, settings.seed)
+    )
     batches = Batches(examples, preprocessing, batch_size=len(examples), device=torch.device("cpu"))
     return torch.cat([batch.inputs for batch in batches])
 

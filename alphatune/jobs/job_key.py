@@ -31,6 +31,7 @@ from alphatune.jobs.plain_values import plain_values
 from alphatune.jobs.result_cache import FREE, NOTES, CachedResult, results_folder, timed_on
 from alphatune.jobs.settings import TuneSettings
 from alphatune.models.checkpoint_files import files_of_checkpoint
+from alphatune.models.neighbours import files_of_neighbours
 from alphatune.models.output import is_bundle
 from alphatune.reports.result import environment
 
@@ -61,7 +62,8 @@ def find_result(
         inputs = _inputs(settings, prepared, others)
     except (OSError, RuntimeError):  # a file that went away, a tensor that has no bytes
         return None
-    return CachedResult(root / key, key, None if inputs is None else (*inputs, *code), tuple(states))
+    named = None if inputs is None else (*inputs, *code)
+    return CachedResult(root / key, key, named, tuple(states), frozenset(files_of_neighbours()))
 
 
 def quick_key(settings: TuneSettings, prepared: Prepared, others: tuple[Batches, ...]) -> str:
@@ -156,8 +158,9 @@ def _own_code() -> Iterator[str]:
     yield from (str(path) for path in own.rglob("*") if path.suffix in (".py", ".cpp", ".j2"))
     installed = [sysconfig.get_path("stdlib"), *site.getsitepackages(), site.getusersitepackages(), str(own)]
     roots = tuple(f"{os.path.abspath(folder)}{os.sep}" for folder in installed)
-    for module in list(sys.modules.values()):
+    loaded = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    for name in loaded | files_of_neighbours():
         # Thousands of modules: text is compared, as paths take a quarter of a second.
-        file = os.path.abspath(getattr(module, "__file__", None) or os.sep)
+        file = os.path.abspath(name or os.sep)
         if not file.startswith(roots) and Path(file).is_file():
             yield file

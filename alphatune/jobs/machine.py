@@ -129,7 +129,7 @@ def nvidia_driver() -> str | None:
 
 
 def find_memory() -> Iterator[Finding]:
-    """Free memory, shared memory of worker processes, and the folders that alphatune writes to."""
+    """Free memory, shared memory, and the folders that alphatune writes to."""
     from alphatune.data.available_memory import available_memory
 
     free = available_memory()
@@ -155,11 +155,16 @@ def find_memory() -> Iterator[Finding]:
 
 
 def shared_memory(path: Path) -> Finding:
-    """Where worker processes hand over batches; containers get 64 MiB unless told otherwise."""
+    """Where the workers of a DataLoader of one's own hand over batches; our own do it by pipes, and keep locks there.
+
+    Containers get 64 MiB unless told otherwise.
+    """
     usage = shutil.disk_usage(path)
     little = usage.free < LITTLE_SHARED
-    hint = "--workers 0, or docker run --shm-size=2g" if little else ""
+    hint = "num_workers=0 in that loader, or docker run --shm-size=2g" if little else ""
     detail = f"{gibibytes(usage.free)} free of {gibibytes(usage.total)}"
+    if little:
+        detail += ", which a DataLoader of your own may fill; images of folders, archives and arrays do not pass there"
     facts = {"path": str(path), "free": usage.free, "total": usage.total}
     return Finding(MEMORY, "shared memory", "note" if little else "ok", f"{path}: {detail}", hint, facts)
 

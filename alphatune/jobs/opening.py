@@ -16,6 +16,7 @@ from alphatune.data.cache import with_cache
 from alphatune.data.class_map import only_present
 from alphatune.data.datasets import open_data, opens_by_name
 from alphatune.data.examples import Examples, Unreadable
+from alphatune.data.inventory import files_not_read
 from alphatune.data.loading import Batches, automatic_batch_size
 from alphatune.data.preprocessing import Preprocessing, parse_numbers
 from alphatune.data.readable import skipped_warning, without_unreadable
@@ -178,6 +179,7 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     if settings.kernel != "auto":
         resolve_kernel(settings.kernel, opened.device)  # one that cannot run is an error before anything runs
     examples = _open_examples(settings, opened.preprocessing.image_mode).decoded_by(settings.decoder)
+    examples = examples.at_most(settings.max_pixels)
     seen = probe(
         opened.module,
         opened.preprocessing.input_size,
@@ -315,11 +317,14 @@ def _check_classes(examples: Examples, outputs: int) -> None:
             "give --class-map, or a model with a head for these classes",
         )
     if examples.classes and len(examples.classes) != outputs:
-        raise ConfigurationError(
-            f"the data has {len(examples.classes)} classes, the model {outputs} outputs",
+        hint = (
             "all images are in one folder: --labels FILE reads their classes from a file"
             if len(examples.classes) == 1 and not examples.labels
-            else "--class-map FILE says which output each class is: one class name a line, in the model's order",
+            else "--class-map FILE says which output each class is: one class name a line, in the model's order"
+        )
+        raise ConfigurationError(
+            f"the data has {len(examples.classes)} classes, the model {outputs} outputs",
+            "; ".join(filter(None, [files_not_read(examples.warnings), hint])),
         )
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from alphatune.errors import AlphatuneError, ConfigurationError, one_line
-from alphatune.models.sources import find_factory
+from alphatune.models.neighbours import Neighbours
+from alphatune.models.sources import beside, find_factory
 
 
 def find_score(spec: str) -> Callable[[Any, Any], Any]:
@@ -22,7 +23,7 @@ def find_score(spec: str) -> Callable[[Any, Any], Any]:
         raise ConfigurationError(
             f"--score must name a function score(outputs, targets), {spec} is a {type(found).__name__}"
         )
-    return found  # type: ignore[no-any-return]
+    return _beside(spec).calling(found)
 
 
 def open_loader(spec: str) -> Iterable[Any]:
@@ -36,7 +37,7 @@ def open_loader(spec: str) -> Iterable[Any]:
     if callable(found):
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                loader = found()
+                loader = _beside(spec).calling(found)()
         except AlphatuneError:
             raise
         except (Exception, SystemExit) as error:  # a function of one's own may raise anything
@@ -49,6 +50,10 @@ def open_loader(spec: str) -> Iterable[Any]:
             f"{spec} must give an iterable of (inputs, targets), got {type(loader).__name__}"
         )
     return loader  # type: ignore[no-any-return]
+
+
+def _beside(spec: str) -> Neighbours:
+    return beside(spec.partition(":")[0])
 
 
 def _find(spec: str, option: str) -> Any:

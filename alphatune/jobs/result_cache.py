@@ -25,6 +25,7 @@ from alphatune.errors import AlphatuneError
 from alphatune.hashing import FileState, file_state, sha256
 from alphatune.jobs.gates import Gate, judge
 from alphatune.jobs.settings import TuneSettings, input_paths, to_command, to_toml, values_to_toml
+from alphatune.models.neighbours import files_of_neighbours
 from alphatune.models.output import beside, remove, staged
 from alphatune.reports.artifacts import write_result
 from alphatune.reports.page_tables import OF_THE_RUN
@@ -49,6 +50,8 @@ class CachedResult:
     inputs: tuple[str, ...] | None = None
     #: the files of the images as they were when the key was found, before anything was measured
     images: tuple[FileState, ...] = ()
+    #: the files of the user's own that were imported by then
+    code: frozenset[str] = frozenset()
 
     def read(self) -> dict[str, Any] | None:
         """The document, if the folder is there and whole."""
@@ -63,13 +66,13 @@ class CachedResult:
         return document if isinstance(document, dict) else None
 
     def keep(self, output: Path) -> None:
-        """Copy a tuned folder here, unless images changed while they were measured: the key is of what they were.
+        """Copy a tuned folder here, if the key is of all that was measured: images changed, or own code came, since.
 
         A cache that cannot be written to costs time, nothing else.
         """
         with contextlib.suppress(OSError, AlphatuneError):
             unchanged = all(file_state(before[0]) == before for before in self.images)
-            if unchanged and _size(output) <= MOST_BYTES:
+            if unchanged and files_of_neighbours() <= self.code and _size(output) <= MOST_BYTES:
                 with staged(self.folder, overwrite=True) as stage:
                     shutil.copytree(output, stage, dirs_exist_ok=True)
                 _make_room(self.folder.parent)

@@ -14,6 +14,9 @@ import tomli_w
 
 from alphatune.errors import ConfigurationError
 
+#: of an image that is read: where PIL begins to refuse
+MOST_PIXELS = 178_956_970
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
@@ -49,6 +52,7 @@ class InspectSettings(ModelSettings):
     target_key: str | None = None
     limit: int | None = None
     decoder: str = "pil"
+    max_pixels: int = MOST_PIXELS
     batch_size: str = "auto"
     workers: str = "auto"
     seed: int = 0
@@ -93,6 +97,7 @@ class ExportSettings(ModelSettings):
     input_key: str | None = None
     target_key: str | None = None
     decoder: str = "pil"
+    max_pixels: int = MOST_PIXELS
     check_images: int = 12
     tolerance: float = 1e-3
     seed: int = 0
@@ -121,6 +126,7 @@ class EvaluateSettings(ModelSettings):
     workers: str = "auto"
     cache: str = "auto"
     decoder: str = "pil"
+    max_pixels: int = MOST_PIXELS
     on_bad_image: Literal["fail", "skip"] = "fail"
     seed: int = 0
     kernel: Literal["auto", "eager", "compiled", "triton"] = "auto"
@@ -184,6 +190,7 @@ class TrainSettings(ModelSettings):
     path_column: str | None = None
     label_column: str | None = None
     limit: int | None = None
+    max_pixels: int = MOST_PIXELS
     augment: str = "auto"
     classes_per_batch: int | None = None
     batch_order: Literal["shuffled", "blocks"] = "shuffled"

@@ -12,6 +12,7 @@ from torch import nn
 from alphatune.data.augmentation import Augmentation, resolve_augmentation
 from alphatune.data.datasets import opens_by_name
 from alphatune.data.examples import Examples
+from alphatune.data.inventory import files_not_read
 from alphatune.data.loading import Batches, automatic_batch_size
 from alphatune.data.preprocessing import SMALL_IMAGES, Preprocessing, parse_numbers
 from alphatune.data.sampling import Sampling
@@ -104,6 +105,7 @@ def prepare_training(settings: TrainSettings, device: torch.device, world: World
     )
     if settings.download and world.first:
         world.wait()
+    splits = splits.at_most(settings.max_pixels)
     examples = splits.train.limit(settings.limit, settings.seed)
     num_classes = max(
         len(examples.classes), *(int(p.targets.max()) + 1 for p in (examples, splits.validation))
@@ -124,7 +126,7 @@ def prepare_training(settings: TrainSettings, device: torch.device, world: World
     if seen.num_classes != num_classes:
         raise ConfigurationError(
             f"the data has {num_classes} classes, the model {seen.num_classes} outputs",
-            "let its factory take num_classes",
+            "; ".join(filter(None, [files_not_read(examples.warnings), "let its factory take num_classes"])),
         )
     sampling = Sampling(settings.batch_size, settings.seed, settings.classes_per_batch, settings.batch_order)
     workers, fewer = choose_workers(settings.workers, settings.batch_size, preprocessing)

@@ -29,9 +29,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from alphatune.data.checksums import changed
 from alphatune.data.loading import Batches
 from alphatune.distributed import World
 from alphatune.errors import ConfigurationError, DataError, NumericError, UnsupportedModelError
@@ -76,13 +79,15 @@ def calibrate_(
 
     Args:
         model: any module; patched or not, in training mode or not.
-        data: batches of images, as an iterable of inputs or (inputs, ...); labels are not looked at.
+        data: batches of images, as an iterable of inputs or (inputs, ...); labels are not looked at,
+            and each image should come once.
         predictor: dtype and memory format to run in, if not those of ``Predictor(model)``.
         world: the processes that share the work; all end with the same averages.
         progress: called with (examples done, examples in all or None).
 
     Raises:
         UnsupportedModelError: no such layer, or none that the forward pass comes to.
+        ConfigurationError: many images came twice.
         NumericError: an activation that is not finite.
         DataError: no examples, or too few for a variance. On any error the model is as it was.
     """
@@ -111,12 +116,13 @@ def recalibrate_(
         model: any module; patched or not, in training mode or not.
         data: as for ``calibrate_``; for ``one-pass`` in batches like those of
             training, shuffled; for ``layer-by-layer`` it is iterated once a layer
-            and should give the same images each time.
+            and has to give the same images each time, in any order.
         order: ``"one-pass"`` or ``"layer-by-layer"``; see the module's text.
         predictor, world, progress: as for ``calibrate_``.
 
     Raises:
-        ConfigurationError: an unknown order; an iterator, which can be read only once, layer by layer.
+        ConfigurationError: an unknown order; many images that came twice; layer by layer, other images than
+            before, or an iterator, which can be read only once.
         UnsupportedModelError: no BatchNorm layer with moving averages.
         NumericError, DataError: as for ``calibrate_``. On any error the averages are as they were.
 
@@ -255,6 +261,7 @@ def _layer_by_layer(
     calls = count_calls(model, names, data, predictor, world)
     total = len(data) * len(calls) if isinstance(data, Batches) else None
     pooled: dict[str, Moments] = {}
+    seen: list[NDArray[np.int64]] = []
     examples = before = 0
 
     def count(done: int, _: int | None) -> None:
@@ -262,9 +269,12 @@ def _layer_by_layer(
             progress(before + done, total)
 
     for name, times in calls.items():
-        found, examples = pool_inputs(model, (name,), data, predictor, world, count, until=(name, times))
+        until = (name, times)
+        found, examples = pool_inputs(model, (name,), data, predictor, world, count, until=until, seen=seen)
         before += examples
         _checked((name,), found)
+        if not np.array_equal(seen[0], seen[-1]):
+            raise changed("other images")
         _give(modules[name], found[name], device_of(modules[name], model))
         pooled |= found
     return pooled, examples

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from alphatune.data.checksums import check_repeats, checksums
 from alphatune.data.loading import Batch, Batches
 from alphatune.data.own_batches import as_loader, only_inputs
 from alphatune.data.own_loader import LoaderBatches
@@ -60,30 +62,46 @@ def pool_inputs(
     progress: Progress | None,
     *,
     until: tuple[str, int] | None = None,
+    seen: list[NDArray[np.int64]] | None = None,
 ) -> tuple[dict[str, Moments], int]:
-    """Moments of the inputs of some layers over all data and processes, and the number of examples."""
-    world = world or World()
+    """Moments of the inputs of some layers over all data and processes, and the number of examples.
 
-    def share() -> tuple[dict[str, Moments], int]:
+    Args:
+        seen: takes the checksums of a loader's images, sorted.
+
+    Raises:
+        ConfigurationError: a loader gave many images twice.
+    """
+    world = world or World()
+    own = not isinstance(data, (Batches, LoaderBatches))  # which look for themselves
+
+    def share() -> tuple[dict[str, Moments], int, NDArray[np.int64]]:
+        sums = [np.empty(0, dtype=np.int64)]
         with _watching(model, names, predictor, until) as (watch, run):
             total = len(data) if isinstance(data, Batches) else None
             done = 0
             for inputs in _inputs(model, data, world):
+                if own and inputs.ndim > 2:  # rows of a table may well repeat
+                    sums.append(checksums(inputs))
                 with nullcontext() if isinstance(data, Batches) else explaining_failure(inputs):
                     run(inputs)
                 done += len(inputs)
                 if progress:
                     progress(done, total)
-            return watch.pooled, done
+            return watch.pooled, done, np.concatenate(sums)
 
     parts = world.share(share)
     pooled: dict[str, Moments] = {}
-    for part, _ in parts:
+    for part, _, _ in parts:
         for name, moments in part.items():
             _add(pooled, name, moments)
-    examples = sum(done for _, done in parts)
+    examples = sum(done for _, done, _ in parts)
     if examples == 0:
         raise DataError("the data to measure moving averages on hold no example")
+    sums = np.sort(np.concatenate([sums for _, _, sums in parts]))
+    check_repeats(sums, np.zeros_like(sums), data)
+    if seen is not None:
+        seen.append(sums)
     return pooled, examples
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 import re
@@ -39,6 +38,7 @@ from alphatune.errors import (
     raise_if_machine_failed,
 )
 from alphatune.models.foreign import as_network, refuse_graph
+from alphatune.models.neighbours import Neighbours, neighbours_in
 from alphatune.models.output import is_bundle
 from alphatune.models.transformers_folder import (
     build_transformers,
@@ -222,12 +222,17 @@ def find_factory(spec: str, what: str = "MODEL", *, again: bool = True) -> Any:
     return factory
 
 
+def beside(location: str) -> Neighbours:
+    """What lies in the folder of ``file.py``, or where ``package.module`` of the user's own would lie."""
+    return neighbours_in(str(Path(location).parent) if location.endswith(".py") else ".")
+
+
 def _factory(spec: str, location: str, attribute: str, kwargs: dict[str, Any]) -> Source:
     factory = find_factory(spec)
     if isinstance(factory, nn.Module) and kwargs:
         raise ConfigurationError(f"{spec} is a model already and takes no --model-kwargs")
     called = callable(factory) and not isinstance(factory, nn.Module)
-    model = _call(factory, spec, **kwargs) if called else factory
+    model = _call(beside(location).calling(factory), spec, **kwargs) if called else factory
     if location.endswith(".py"):
         spec = f"{Path(location).absolute()}:{attribute}"  # so that a tuned folder finds it from anywhere
     model, notes = as_network(model, spec)
@@ -248,15 +253,8 @@ def _import(location: str, spec: str, what: str = "MODEL", again: bool = True) -
             stamp = (path.resolve(), path.stat().st_mtime_ns)
             if not again and getattr(sys.modules.get(name), "_alphatune_stamp", None) == stamp:
                 return sys.modules[name]
-            module_spec = importlib.util.spec_from_file_location(name, path)
-            module = importlib.util.module_from_spec(module_spec)  # type: ignore[arg-type]
-            sys.modules[name] = module  # so that the model's classes can be pickled
-            sys.path.insert(0, str(path.resolve().parent))  # as `python file.py` does
-            try:
-                with contextlib.redirect_stdout(sys.stderr):
-                    module_spec.loader.exec_module(module)  # type: ignore[union-attr]
-            finally:
-                sys.path.remove(str(path.resolve().parent))
+            with contextlib.redirect_stdout(sys.stderr):
+                module = beside(location).load(name, location)
             module._alphatune_stamp = stamp  # type: ignore[attr-defined]
             return module
         if not all(part.isidentifier() for part in location.split(".")):
@@ -266,9 +264,7 @@ def _import(location: str, spec: str, what: str = "MODEL", again: bool = True) -
                 forms if what != "MODEL" else _meant_scheme(spec) or FORMS,
             )
         # As `python -m` does: a module beside the command line is the user's own.
-        if "" not in sys.path:
-            sys.path.insert(0, "")
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), beside(location).first():
             return importlib.import_module(location)
     except AlphatuneError:
         raise
@@ -277,7 +273,8 @@ def _import(location: str, spec: str, what: str = "MODEL", again: bool = True) -
         raise ConfigurationError(f"cannot import {location}: {error}", hint) from None
     except (Exception, SystemExit) as error:  # the user's module may raise anything while it is imported
         raise ConfigurationError(
-            f"{location} failed to import: {type(error).__name__}: {one_line(error)}"
+            f"{location} failed to import: {type(error).__name__}: {one_line(error)}",
+            _package_of(location, error),
         ) from None
 
 
@@ -340,6 +337,19 @@ def _meant_module(missing: str, location: str) -> str:
     prefix = f"{package}." if package else ""
     meant = [prefix + neighbour for neighbour in closest(name, neighbours)]
     return did_you_mean(missing, meant, "is its package installed?")
+
+
+def _package_of(location: str, error: BaseException) -> str:
+    """How a file of a package is named, if it is for that that it cannot be read."""
+    path = Path(location).absolute()
+    if not isinstance(error, ImportError) or "relative import" not in str(error):
+        return ""
+    name, folder = path.stem, path.parent
+    while True:
+        name, folder = f"{folder.name}.{name}", folder.parent
+        if not (folder / "__init__.py").is_file() or folder == folder.parent:
+            break
+    return f"a file that belongs to a package goes by its module's name: in {folder}, {name}:FACTORY"
 
 
 def _meant_argument(error: TypeError, factory: Callable[..., Any]) -> str:

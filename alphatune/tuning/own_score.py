@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from alphatune.data.checksums import check_repeats, checksums
+from alphatune.data.checksums import check_repeats, checksums_of
 from alphatune.data.own_batches import as_loader
 from alphatune.data.own_pairs import count_examples, examples_in, moved, own_pairs
 from alphatune.errors import (
@@ -216,8 +216,8 @@ def _score_all(
     with evaluation_mode(model), shared_prefix(model) as prefix:
         for inputs, targets in own_pairs(loader):
             count = examples_in(inputs)
-            if torch.is_tensor(inputs) and inputs.ndim > 2:
-                sums.append(checksums(inputs))
+            if (found := checksums_of(inputs)) is not None:
+                sums.append(found)
             inputs = moved(inputs, device, wanted)
             rows: list[NDArray[np.float64]] = []
             for alpha in alphas:
