@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, write_images
+from forks import run_whole, started
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -180,14 +179,13 @@ def test_the_command_goes_on(
            "--mean", 0.5, "--std", 0.25, "--metric", "loss", "--accept", "best", "--workers", 0, "-q",
            "--batch-size", 8, "--kernel", "eager", *options, "--format", "quiet"]  # fmt: skip
     out, state = tmp_path / "out", tmp_path / ".out.alphatune-resume"
-    command = [sys.executable, "-m", "alphatune", *map(str, job), "-o", str(out), "--checkpoint-minutes", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    process = started([*job, "-o", out, "--checkpoint-minutes", 0])
     deadline = time.monotonic() + 120
-    while len(list(state.glob("pass-*.pt"))) < 5 and time.monotonic() < deadline and process.poll() is None:
+    while len(list(state.glob("pass-*.pt"))) < 5 and time.monotonic() < deadline and process.exitcode is None:
         time.sleep(0.005)
     process.kill()
-    process.communicate()
-    assert process.returncode == -9
+    process.join()
+    assert process.exitcode == -9
     assert not out.exists()
     segments = len(list(state.glob("pass-*.pt")))
     assert segments >= 5
@@ -195,9 +193,7 @@ def test_the_command_goes_on(
     assert code == 3
     assert "other settings" in err
     # In a process of its own as well: what code is loaded here is other code.
-    subprocess.run(
-        [sys.executable, "-m", "alphatune", *map(str, job), "-o", str(out), "--resume"], check=True
-    )
+    run_whole([*job, "-o", out, "--resume"])
     assert sorted(os.listdir(tmp_path)) == ["out"]  # noqa: PTH208
     assert run(*job, "-o", tmp_path / "whole")[0] == 0
     for name in ("model.safetensors", "alphatune.json", "curve.csv", "scores.npz"):

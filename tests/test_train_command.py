@@ -6,10 +6,12 @@ import io
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import TINY
+from forks import run_captured, started
 
 import alphatune
 from alphatune.cli.main import main
@@ -52,9 +55,11 @@ def run(*args: object, code: int = 0, name: str = "train") -> Done:
     return done
 
 
-def spawn(*args: object, code: int = 0, **kwargs) -> subprocess.CompletedProcess[str]:
+def spawn(
+    *args: object, code: int = 0, before: Callable[[], object] = int
+) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, with one thread, so that sums are added in one order."""
-    done = subprocess.run(command(*args), capture_output=True, text=True, timeout=240, env=ENV, **kwargs)
+    done = run_captured(["train", *args], environment=ENV, before=before)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -263,19 +268,14 @@ def kill_and_resume(long: list[object], whole: Path, output: Path, kills: int, s
     for _ in range(kills):
         checkpoint = output / "checkpoint.pt"
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        process = subprocess.Popen(
-            command(*long, "-o", output, "--resume"),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=ENV,
-        )
-        while process.poll() is None and not (
+        process = started(["train", *long, "-o", output, "--resume"])
+        while process.exitcode is None and not (
             checkpoint.exists() and checkpoint.stat().st_mtime_ns != before
         ):
             time.sleep(0.001)  # until it trains: sleeping through the imports would prove nothing
         time.sleep(rng.uniform(0, 0.3))
         process.kill()
-        process.wait()
+        process.join()
         if checkpoint.exists():
             steps.append(torch.load(checkpoint, weights_only=True)["step"])
         if is_bundle(output):
@@ -320,21 +320,19 @@ def test_a_loss_that_is_not_finite(job: list[object], tmp_path: Path) -> None:
     assert not is_bundle(tmp_path / "run")
 
 
+def _small_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
 def test_a_full_disk_keeps_the_last_checkpoint(job: list[object], tmp_path: Path) -> None:
-    import resource
-
     output = tmp_path / "run"
-    first = subprocess.Popen(command(*job, "--epochs", 100, "-o", output), stderr=subprocess.DEVNULL, env=ENV)
+    first = started(["train", *job, "--epochs", 100, "-o", output])
     wait_for(output / "checkpoint.pt")
-    first.send_signal(signal.SIGTERM)
-    first.wait(timeout=60)
+    first.terminate()
+    first.join(60)
     kept = (output / "checkpoint.pt").read_bytes()
-
-    def small() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-    done = spawn(*job, "--epochs", 100, "-o", output, "--resume", code=5, preexec_fn=small)
+    done = spawn(*job, "--epochs", 100, "-o", output, "--resume", code=5, before=_small_files)
     assert "cannot write" in done.stderr
     assert (output / "checkpoint.pt").read_bytes() == kept
     assert not [f for f in output.iterdir() if "partial" in f.name]
