@@ -21,7 +21,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import TINY
-from forks import run_captured, started
+from forks import run_captured, run_distributed, started
 
 import alphatune
 from alphatune.cli.main import main
@@ -401,14 +401,7 @@ def test_inception_trains_with_its_auxiliary_head(image_folder: Path, tmp_path: 
 def test_two_processes(job: list[object], tmp_path: Path, norm: str) -> None:
     """Ghost batches of 5 in two shares of 10 are those of one batch of 20: the same run but for rounding."""
     args = [*job, "--batch-size", 20, "--norm", norm, "--ghost-size", 5, "--format", "json"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [*launch, *command(*args, "-o", tmp_path / "two")[1:]],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=ENV,
-    )
+    done, _ = run_distributed(2, ["train", *args, "-o", tmp_path / "two"], environment=ENV)
     assert done.returncode == 0, done.stderr[-2000:]
     document = json.loads(done.stdout)
     assert document["env"]["processes"] == 2
