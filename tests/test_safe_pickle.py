@@ -21,10 +21,10 @@ from tiny import tiny
 from alphatune.errors import CheckpointError
 from alphatune.models.checkpoint_content import read_content
 from alphatune.models.checkpoints import read_checkpoint
-from alphatune.models.pickle_records import Global, Record, key_of
 from alphatune.models.pickled_module import state_dict_of
-from alphatune.models.pickled_values import BUILDERS, Storage
-from alphatune.models.torch_file import read_stream
+from alphatune.pickles.pickle_records import Global, Record, key_of
+from alphatune.pickles.pickled_values import BUILDERS, Storage
+from alphatune.pickles.torch_file import read_stream
 
 EVENTS = (
     "pickle.find_class",

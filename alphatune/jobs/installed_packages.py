@@ -17,7 +17,7 @@ from alphatune.jobs.findings import Finding
 PACKAGES, EXTRAS = "Packages", "Optional packages"
 #: extras for those who work on alphatune itself
 CONTRIBUTORS = ("dev", "docs")
-OLDEST_PYTHON = (3, 11)
+OLDEST_PYTHON = (3, 10)
 
 _REQUIREMENT = re.compile(
     r"(?P<name>[A-Za-z0-9._-]+)\s*(?P<extras>\[[^]]*\])?\s*(?P<versions>[^;]*)(?:;.*extra\s*==\s*['\"](?P<extra>[^'\"]+)['\"].*)?"
