@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from alphatune.versions import is_at_least
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 os.environ["ALPHATUNE_CACHE"] = "off"  # a test that repeats a run means to run it again
@@ -45,6 +47,13 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return int(stop.value.code or 0), out, err
 
     return run
+
+
+def needs_torch(oldest: str, what: str) -> pytest.MarkDecorator:
+    """Skip a test of something that the installed torch is too old for."""
+    return pytest.mark.skipif(
+        not is_at_least("torch", oldest), reason=f"{what} needs torch {oldest}, this is {torch.__version__}"
+    )
 
 
 def _shared(name: str) -> Path:

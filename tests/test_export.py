@@ -24,12 +24,12 @@ from tiny import Tiny, grouped, tiny
 from torch import Tensor, nn
 
 import alphatune
+from alphatune import versions
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.errors import NumericError, UnsupportedModelError
 from alphatune.jobs import export_job, exported_graph
 from alphatune.jobs.export import run_export
 from alphatune.jobs.settings import ExportSettings
-from alphatune.models import exported_program
 from alphatune.models import onnx as onnx_export
 from alphatune.models.agreement import Expected, compare, expect
 from alphatune.models.onnx import open_onnx
@@ -102,16 +102,16 @@ def own(name: str) -> str:
     return f"{__file__}:{name}"
 
 
-OLDEST = {"onnx": onnx_export.OLDEST_TORCH, "pt2": exported_program.OLDEST_TORCH}
+OLDEST = {"onnx": versions.ONNX, "pt2": versions.EXPORTED_PROGRAM}
 
 
 def works(kind: str) -> bool:
-    return torch.__version__ >= OLDEST.get(kind, "0")
+    return versions.is_at_least("torch", OLDEST.get(kind, "0"))
 
 
 def needs(kind: str) -> None:
     if not works(kind):
-        pytest.skip(f"--format {kind} needs torch {OLDEST[kind]}")
+        pytest.skip(f"--format {kind} needs torch {OLDEST[kind]}, this is {torch.__version__}")
 
 
 def exported(folder: Path, kind: str, output: Path | None = None, **settings: Any) -> dict[str, Any]:

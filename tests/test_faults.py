@@ -17,6 +17,7 @@ import torch
 from conftest import TINY, write_images
 from forks import SIZE, is_whole, run_forked, run_whole
 
+from alphatune import versions
 from alphatune.data.workers import from_workers
 from alphatune.errors import machine_failure
 from alphatune.hashing import sha256
@@ -66,7 +67,11 @@ def test_a_full_disk(tune: list[object], tmp_path: Path, few: int | None) -> Non
     tune[1] = TINY
     run_whole([*tune, "--thumbnails", 1])
     before = files(tmp_path)
+    oldest = {"pt2": versions.EXPORTED_PROGRAM, "onnx": versions.ONNX}
     exports = {"safetensors": "e.safetensors", "pt2": "e.pt2", "onnx": "e.onnx"}
+    exports = {
+        kind: name for kind, name in exports.items() if versions.is_at_least("torch", oldest.get(kind, "0"))
+    }
     commands: list[tuple[list[object], Path]] = [([*tune, "--overwrite"], out)]
     for kind, name in exports.items():
         words: list[object] = [

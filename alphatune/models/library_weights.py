@@ -22,7 +22,7 @@ from alphatune.pickles.pickle_records import grouped
 def reading_safely() -> Iterator[None]:
     """Let ``torch.load`` read plain data only, for the time of a ``with`` block."""
     before = torch.load
-    torch.load = _load
+    torch.load = _load  # type: ignore[assignment]  # which takes a file's name alone
     try:
         yield
     finally:
