@@ -7,12 +7,15 @@ from importlib import metadata
 
 from alphatune.errors import ConfigurationError
 
-#: the first torch whose torch.export leaves sizes open, and writes what it then has
-EXPORTED_PROGRAM = "2.7"
-#: the first torch whose ONNX exporter converts these programs
-ONNX = "2.8"
-#: the first torch that can run compiled code as plain Python for a while
-UNCOMPILED = "2.6"
+EXPORTED_PROGRAM = "exporting to .pt2"
+ONNX = "exporting to ONNX"
+COMPILED = "watching the layers of a compiled model"
+#: the first torch that can do each
+TORCH_FOR = {
+    EXPORTED_PROGRAM: "2.7",  # torch.export leaves sizes open, and writes what it then has
+    ONNX: "2.8",  # its exporter converts these programs
+    COMPILED: "2.6",  # runs compiled code as plain Python for a while
+}
 
 
 def is_at_least(package: str, oldest: str) -> bool:
@@ -20,12 +23,16 @@ def is_at_least(package: str, oldest: str) -> bool:
     return _release(metadata.version(package)) >= _release(oldest)
 
 
-def require_torch(oldest: str, what: str, hint: str) -> None:
-    """Raise ConfigurationError where torch is older than what something needs."""
-    if not is_at_least("torch", oldest):
-        raise ConfigurationError(
-            f"{what} needs torch {oldest} or newer; this is {metadata.version('torch')}", hint
-        )
+def torch_allows(what: str) -> bool:
+    """Whether the installed torch is new enough for one of ``TORCH_FOR``."""
+    return is_at_least("torch", TORCH_FOR[what])
+
+
+def require_torch(what: str, hint: str) -> None:
+    """Raise ConfigurationError where torch is too old for one of ``TORCH_FOR``."""
+    if not torch_allows(what):
+        installed = metadata.version("torch")
+        raise ConfigurationError(f"{what} needs torch {TORCH_FOR[what]} or newer; this is {installed}", hint)
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alphatune.versions import is_at_least
+from alphatune.versions import TORCH_FOR, torch_allows
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -49,11 +49,10 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-def needs_torch(oldest: str, what: str) -> pytest.MarkDecorator:
+def needs_torch(what: str) -> pytest.MarkDecorator:
     """Skip a test of something that the installed torch is too old for."""
-    return pytest.mark.skipif(
-        not is_at_least("torch", oldest), reason=f"{what} needs torch {oldest}, this is {torch.__version__}"
-    )
+    reason = f"{what} needs torch {TORCH_FOR[what]}, this is {torch.__version__}"
+    return pytest.mark.skipif(not torch_allows(what), reason=reason)
 
 
 def _shared(name: str) -> Path:

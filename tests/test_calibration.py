@@ -33,7 +33,7 @@ from alphatune.models.moments_file import MOMENTS
 from alphatune.models.staleness import STALE, distance, distances, look_stale
 from alphatune.norms.conversion import Norm, convert_
 from alphatune.norms.patching import get_alpha, unpatched_alpha
-from alphatune.versions import UNCOMPILED
+from alphatune.versions import COMPILED
 
 X = torch.randn(65, 3, 12, 12, generator=torch.Generator().manual_seed(0)) * 2 + 1
 SIZES = [1, 7, 64, 65]
@@ -415,7 +415,7 @@ def test_low_precision_is_autocast() -> None:
     assert half.bn1.running_mean.dtype == torch.bfloat16
 
 
-@needs_torch(UNCOMPILED, "measuring a compiled model")
+@needs_torch(COMPILED)
 def test_a_compiled_model_is_measured() -> None:
     torch._dynamo.reset()
     model = trained()

@@ -23,7 +23,7 @@ from alphatune.models.outputs import check_outputs_, find_reading_
 from alphatune.models.stability import preserved, require_stable
 from alphatune.reading import Reading, are_probabilities, keep_reading_, kept_reading, log_of, logits_of
 from alphatune.training.loop import AUXILIARY_WEIGHT, training_loss
-from alphatune.versions import EXPORTED_PROGRAM, is_at_least
+from alphatune.versions import EXPORTED_PROGRAM, torch_allows
 
 FOREIGN = f"{Path(foreign.__file__)}"
 SIZE = ("--input-size", "12", "--crop-pct", "1", "--mean", "0.5", "--std", "0.25", "--device", "cpu")
@@ -148,8 +148,8 @@ def test_a_tuned_folder_remembers_its_output(
     assert code == 0, err
     tuned = json.loads((folder / "result.json").read_text())
     assert json.loads(out)["metrics"]["loss"] == pytest.approx(tuned["chosen"]["metrics"]["loss"], abs=1e-5)
-    if not is_at_least("torch", EXPORTED_PROGRAM):
-        pytest.skip(f"exporting to .pt2 needs torch {EXPORTED_PROGRAM}, this is {torch.__version__}")
+    if not torch_allows(EXPORTED_PROGRAM):
+        pytest.skip(f"the rest is {EXPORTED_PROGRAM}, which torch {torch.__version__} is too old for")
     code, _, err = run("export", folder, "--trust-code", "--format", "pt2", "-o", tmp_path / "m.pt2")
     assert code == 0, err
     assert "took output 2" in err
@@ -160,7 +160,7 @@ def test_a_tuned_folder_remembers_its_output(
         torch.testing.assert_close(exported(x), loaded(x)[2])
 
 
-@needs_torch(EXPORTED_PROGRAM, "exporting to .pt2")
+@needs_torch(EXPORTED_PROGRAM)
 def test_an_export_of_probabilities_gives_probabilities(
     run: Run, image_folder: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from referencing import Registry, Resource
 
 from alphatune.cli.main import app, main
 from alphatune.reports.schemas import read_schema, schema_names
-from alphatune.versions import EXPORTED_PROGRAM, is_at_least
+from alphatune.versions import EXPORTED_PROGRAM, torch_allows
 
 OWN = """
 import torch
@@ -32,7 +32,7 @@ def loader():
 def margin(outputs, targets):
     return outputs.gather(1, targets[:, None]).squeeze(1)
 """
-WRITES_PT2 = is_at_least("torch", EXPORTED_PROGRAM)
+WRITES_PT2 = torch_allows(EXPORTED_PROGRAM)
 #: documents that are changed in every field
 CHANGED = (
     "tune", "tune: finer", "tune: by a score", "evaluate", "inspect", "bench", "train", "compare",

@@ -8,16 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, Run
 from torch import nn
 
-import alphatune
 from alphatune import versions
 from alphatune.errors import ConfigurationError
-from alphatune.jobs.installed_packages import OLDEST_PYTHON
+from alphatune.jobs.installed_packages import OLDEST_PYTHON, find_packages
 from alphatune.norms.watching import watched
 from alphatune.toml import tomllib
-from alphatune.versions import is_at_least, require_torch
+from alphatune.versions import TORCH_FOR, is_at_least, require_torch, torch_allows
 
 ROOT = Path(__file__).parents[1]
 #: what lets the suite run, not alphatune
@@ -76,27 +74,6 @@ def test_versions_are_compared_by_their_numbers(
     assert is_at_least("torch", oldest) is enough
 
 
-@pytest.mark.parametrize(
-    ("kind", "what"),
-    [("pt2", "exporting to .pt2 needs torch 2.7"), ("onnx", "exporting to ONNX needs torch 2.8")],
-)
-def test_a_form_that_torch_is_too_old_for_is_refused(
-    kind: str, what: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tiny import tiny
-
-    model = tiny().eval()
-    alphatune.patch_(model, 0.1)
-    alphatune.save(model, tmp_path / "tuned", source=alphatune.models.sources.build(TINY))
-    pretend(monkeypatch, "2.4.0")
-    code, _, err = run(
-        "export", tmp_path / "tuned", "--trust-code", "--format", kind, "-o", tmp_path / f"m.{kind}"
-    )
-    assert code == 2
-    assert f"{what} or newer; this is 2.4.0" in err
-    assert "--format safetensors and hf work with every torch" in err
-
-
 def test_what_is_compiled_is_not_watched_by_a_torch_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "2.5.1")
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
@@ -111,5 +88,13 @@ def test_what_is_compiled_is_not_watched_by_a_torch_that_cannot(monkeypatch: pyt
 
 
 def test_what_is_new_enough_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, "2.7.0")
-    require_torch("2.7", "this", "")
+    pretend(monkeypatch, "2.8.0")
+    for what in TORCH_FOR:
+        require_torch(what, "")
+        assert torch_allows(what)
+
+
+def test_the_doctor_says_what_torch_is_too_old_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "2.7.1")
+    (torch_itself,) = [finding for finding in find_packages() if finding.name == "torch"]
+    assert (torch_itself.status, torch_itself.detail) == ("note", "2.7.1; exporting to ONNX needs 2.8")

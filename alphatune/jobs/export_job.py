@@ -123,7 +123,7 @@ def open_export(settings: ExportSettings, model: nn.Module | None = None) -> Exp
         check_opset(settings.opset or DEFAULT_OPSET)
         require_onnx()
     if settings.format == "pt2":
-        require_torch(EXPORTED_PROGRAM, "exporting to .pt2", WITHOUT_A_GRAPH)
+        require_torch(EXPORTED_PROGRAM, WITHOUT_A_GRAPH)
     opened = open_model(settings, images=False) if model is None else _given(settings, bundle, model)
     require_health(opened.module)
     images = (

@@ -40,7 +40,7 @@ _AXES = {0: "batch", 2: "height", 3: "width"}
 
 def require_onnx() -> None:
     """Raise ConfigurationError, with the line that helps, if an optional package is missing or torch too old."""
-    require_torch(ONNX, "exporting to ONNX", WITHOUT_A_GRAPH)
+    require_torch(ONNX, WITHOUT_A_GRAPH)
     for name in PACKAGES:
         try:
             importlib.import_module(name)

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alphatune.errors import UnsupportedModelError
 from alphatune.norms.survey import NormLayer, moving_averages, survey
-from alphatune.versions import UNCOMPILED, is_at_least, require_torch
+from alphatune.versions import COMPILED, require_torch, torch_allows
 
 
 @contextmanager
@@ -63,11 +63,11 @@ def watching(
 
 def _uncompiled(model: nn.Module) -> AbstractContextManager[object]:
     """Run compiled code as plain Python: it does not look for what comes after it."""
-    if is_at_least("torch", UNCOMPILED):
+    if torch_allows(COMPILED):
         stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
         return stance
     if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
-        require_torch(UNCOMPILED, "watching the layers of a compiled model", "give it before it is compiled")
+        require_torch(COMPILED, "give it before it is compiled")
     return nullcontext()
 
 
