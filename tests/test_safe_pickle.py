@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import struct
@@ -229,9 +230,13 @@ def test_views_within_a_storage_are_what_they_were(tmp_path: Path, how: str) -> 
         "slice": base[2:7:2], "transposed": torch.randn(2, 3).t(), "expanded": base[:3].expand(4, 3), "all": base,
         "empty": torch.zeros(0, 3), "scalar": torch.tensor(2.0), "half": base.half(), "bfloat": base.bfloat16(),
         "complex": z, "conjugate": z.clone().conj(), "negative": z.clone().conj().imag, "bool": base > 0,
-        "float8": base.to(torch.float8_e4m3fn), "uint16": torch.tensor([1, 65535], dtype=torch.uint16),
+        "float8": base.to(torch.float8_e4m3fn),
         "parameter": torch.nn.Parameter(base), "last": base[9:],
     }  # fmt: skip
+    unsigned = torch.tensor([1, 65535], dtype=torch.uint16)
+    with contextlib.suppress(KeyError):  # torch 2.4 cannot save it
+        pickle.dumps(unsigned)
+        content["uint16"] = unsigned
     path = tmp_path / "x"
     write(content, path, how)
     found = read_content(path).value
@@ -246,10 +251,13 @@ def test_views_within_a_storage_are_what_they_were(tmp_path: Path, how: str) -> 
 def test_memory_that_is_not_filled_yet_is_not_copied(tmp_path: Path) -> None:
     """In the legacy format data follow the pickle: what is computed from them in it would be of garbage."""
 
+    rebuild = getattr(torch._utils, "_rebuild_device_tensor_from_cpu_tensor", None)
+    if rebuild is None:
+        pytest.skip(f"torch {torch.__version__} saves no tensor of a device so")
+
     class OnDevice:
         def __reduce__(self) -> tuple:
-            args = (torch.ones(1000), torch.float64, "cpu", False)
-            return torch._utils._rebuild_device_tensor_from_cpu_tensor, args
+            return rebuild, (torch.ones(1000), torch.float64, "cpu", False)
 
     write({"w": OnDevice(), "v": torch.ones(3)}, tmp_path / "x", "legacy")
     found = read_content(tmp_path / "x").value
