@@ -263,7 +263,7 @@ def test_a_folder_cannot_name_code(
 def test_a_hub_folder_cannot_run_code(folder: Path, tmp_path: Path, run: Run, how: str) -> None:
     """What timm reads of a folder: its configuration, and weights of either kind.
 
-    It leaves them to ``torch.load(weights_only=True)``, which runs what is in a tar before torch 2.6 (CVE-2025-32434).
+    It leaves them to ``torch.load(weights_only=True)``, which had holes before torch 2.10 (CVE-2025-32434 and later).
     """
     marker = tmp_path / "was-run"
     evil = tmp_path / "evil.pth"
