@@ -243,7 +243,10 @@ def test_views_within_a_storage_are_what_they_were(tmp_path: Path, how: str) -> 
     assert found.keys() == content.keys()
     for key, wanted in content.items():
         assert found[key].dtype == wanted.dtype, key
-        assert torch.equal(found[key], wanted), key
+        if key == "float8":  # which torch 2.4 does not compare
+            assert torch.equal(found[key].float(), wanted.float())
+        else:
+            assert torch.equal(found[key], wanted), key
     if how != "pickle":  # which writes each tensor's storage for itself
         assert found["slice"].untyped_storage().data_ptr() == found["all"].untyped_storage().data_ptr()
 
