@@ -14,8 +14,11 @@ import torch.distributed as dist
 
 from alphatune.errors import AlphatuneError, ConfigurationError
 from alphatune.peers import GRACE, Watch, meet, place_of_process
+from alphatune.versions import is_at_least
 
 T = TypeVar("T")
+#: groups that were left before torch 2.9, kept to the end: to free one may wait for ever, for a thread that waits for Python
+_LEFT: list[object] = []
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ def joined(device: torch.device) -> Iterator[World]:
     finally:
         watch.leave(in_order=in_order)
         if dist.is_initialized() and not watch.lost(0):  # which waits for the others
+            if not is_at_least("torch", "2.9"):
+                _LEFT.append(dist.group.WORLD)
             dist.destroy_process_group()
 
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from alphatune.versions import TORCH_FOR, torch_allows
+
 sys.path.insert(0, str(Path(__file__).parent))
 from blank_figures import blank_figures
 
@@ -54,6 +56,12 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return int(stop.value.code or 0), out, err
 
     return run
+
+
+def needs_torch(what: str) -> pytest.MarkDecorator:
+    """Skip a test of something that the installed torch is too old for."""
+    reason = f"{what} needs torch {TORCH_FOR[what]}, this is {torch.__version__}"
+    return pytest.mark.skipif(not torch_allows(what), reason=reason)
 
 
 def _shared(name: str) -> Path:

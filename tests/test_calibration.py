@@ -11,6 +11,7 @@ import pytest
 import reference
 import timm
 import torch
+from conftest import needs_torch
 from test_example_weighted import KINDS, starts_at_one, stock_layers
 from tiny import grouped, mixed, tiny
 from torch import nn
@@ -32,6 +33,7 @@ from alphatune.models.moments_file import MOMENTS
 from alphatune.models.staleness import STALE, distance, distances, look_stale
 from alphatune.norms.conversion import Norm, convert_
 from alphatune.norms.patching import get_alpha, unpatched_alpha
+from alphatune.versions import COMPILED
 
 X = torch.randn(65, 3, 12, 12, generator=torch.Generator().manual_seed(0)) * 2 + 1
 SIZES = [1, 7, 64, 65]
@@ -413,6 +415,7 @@ def test_low_precision_is_autocast() -> None:
     assert half.bn1.running_mean.dtype == torch.bfloat16
 
 
+@needs_torch(COMPILED)
 def test_a_compiled_model_is_measured() -> None:
     torch._dynamo.reset()
     model = trained()

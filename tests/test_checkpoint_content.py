@@ -37,7 +37,7 @@ from alphatune.models.checkpoint_content import read_content
 from alphatune.models.checkpoint_files import files_of_checkpoint
 from alphatune.models.checkpoint_loading import load_weights_
 from alphatune.models.checkpoints import Checkpoint, read_checkpoint
-from alphatune.models.pickle_records import Record
+from alphatune.pickles.pickle_records import Record
 
 
 def weights() -> dict[str, torch.Tensor]:

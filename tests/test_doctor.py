@@ -84,7 +84,7 @@ def test_torchvision_built_for_another_torch_is_broken(tmp_path: Path) -> None:
     assert done.returncode == 5
     assert json.loads(done.stdout)["ok"] is False
     found = findings(done.stdout)
-    assert found["torch"]["status"] == "ok"
+    assert found["torch"]["status"] in ("ok", "note")  # a note where it is too old for an export
     assert found["torchvision::nms"]["status"] == "broken"
     assert "does not exist" in found["torchvision::nms"]["detail"]
     assert "same release" in found["torchvision::nms"]["hint"]

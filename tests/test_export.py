@@ -29,11 +29,11 @@ from alphatune.errors import NumericError, UnsupportedModelError
 from alphatune.jobs import export_job, exported_graph
 from alphatune.jobs.export import run_export
 from alphatune.jobs.settings import ExportSettings
-from alphatune.models import exported_program
 from alphatune.models import onnx as onnx_export
 from alphatune.models.agreement import Expected, compare, expect
 from alphatune.models.onnx import open_onnx
 from alphatune.models.sources import build
+from alphatune.versions import EXPORTED_PROGRAM, ONNX, TORCH_FOR, torch_allows
 
 #: a small network of timm's with norm, drop and activation in one layer
 NETWORK = "test_efficientnet"
@@ -102,16 +102,16 @@ def own(name: str) -> str:
     return f"{__file__}:{name}"
 
 
-OLDEST = {"onnx": onnx_export.OLDEST_TORCH, "pt2": exported_program.OLDEST_TORCH}
+GRAPHS = {"onnx": ONNX, "pt2": EXPORTED_PROGRAM}
 
 
 def works(kind: str) -> bool:
-    return torch.__version__ >= OLDEST.get(kind, "0")
+    return kind not in GRAPHS or torch_allows(GRAPHS[kind])
 
 
 def needs(kind: str) -> None:
     if not works(kind):
-        pytest.skip(f"--format {kind} needs torch {OLDEST[kind]}")
+        pytest.skip(f"{GRAPHS[kind]} needs torch {TORCH_FOR[GRAPHS[kind]]}, this is {torch.__version__}")
 
 
 def exported(folder: Path, kind: str, output: Path | None = None, **settings: Any) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("scalar", "channel"):
         exported(root / name, "hf", repo="me/x", license="apache-2.0")
     data = str(write_images(root / "images", per_class=3))
-    for kind in filter(works, OLDEST):
+    for kind in filter(works, GRAPHS):
         document = exported(root / "channel", kind, data=data, check_images=6)
         (root / f"{kind}.json").write_text(json.dumps(document))
     torch.save(torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1)), root / "images.pt")
@@ -620,15 +620,17 @@ def test_usage_errors(
     assert [path.name for path in tmp_path.iterdir()] == ["t"]
 
 
-@pytest.mark.parametrize("kind", OLDEST)
+@pytest.mark.parametrize("kind", GRAPHS)
 def test_a_torch_that_is_too_old_is_one_line(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     folder = tuned(tmp_path / "t")
-    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.4.1+cpu"))
+    monkeypatch.setattr("alphatune.versions.metadata.version", {"torch": "2.4.1+cpu"}.__getitem__)
     code, out, err = run("export", folder, "--format", kind, "--trust-code")
     assert (code, out) == (2, "")
-    assert err.splitlines()[-1].startswith(f"error: --format {kind} needs torch {OLDEST[kind]} or newer")
+    assert err.splitlines()[-1].startswith(
+        f"error: {GRAPHS[kind]} needs torch {TORCH_FOR[GRAPHS[kind]]} or newer; this is 2.4.1+cpu"
+    )
 
 
 def test_code_of_ones_own_needs_consent(tmp_path: Path, run: Run) -> None:

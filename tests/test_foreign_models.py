@@ -22,6 +22,7 @@ from alphatune.errors import AlphatuneError, UnsupportedModelError
 from alphatune.models.architecture import find_source
 from alphatune.models.sources import build
 from alphatune.models.weights import left_out, weights_of
+from alphatune.versions import EXPORTED_PROGRAM, torch_allows
 
 
 def evaluate(run: Run, factory: str, data: Path, *more: object) -> tuple[int, str, str]:
@@ -357,9 +358,10 @@ def test_a_folder_of_transformers(
     alphatune.set_temperature_(stock, 2.0)
     with torch.no_grad():
         torch.testing.assert_close(stock(x).logits, loaded(x).logits / 2)
-    code, _, err = run("export", tuned, "--format", "pt2", "-o", tmp_path / "m.pt2")
-    assert code == 0, err
-    assert "model's logits" not in err
+    if torch_allows(EXPORTED_PROGRAM):
+        code, _, err = run("export", tuned, "--format", "pt2", "-o", tmp_path / "m.pt2")
+        assert code == 0, err
+        assert "model's logits" not in err
 
 
 def test_save_of_a_model_of_transformers(transformers_folder: Path, tmp_path: Path) -> None:

@@ -16,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import safetensors.torch
-import timm
 import torch
 from conftest import TINY, Run
 from tiny import tiny
@@ -26,6 +24,7 @@ import alphatune
 from alphatune.data.datasets import open_data
 from alphatune.errors import AlphatuneError, InputError, UntrustedError
 from alphatune.models.checkpoints import read_checkpoint
+from alphatune.models.library_weights import reading_safely
 from alphatune.models.sources import build
 
 
@@ -260,11 +259,15 @@ def test_a_folder_cannot_name_code(
     assert not marker.exists()
 
 
-def test_a_hub_folder_cannot_run_code(folder: Path, tmp_path: Path, run: Run) -> None:
-    """What timm reads of a folder: its configuration, and weights of either kind."""
+@pytest.mark.parametrize("how", ["zip", "legacy", "pickle", "tar"])
+def test_a_hub_folder_cannot_run_code(folder: Path, tmp_path: Path, run: Run, how: str) -> None:
+    """What timm reads of a folder: its configuration, and weights of either kind.
+
+    It leaves them to ``torch.load(weights_only=True)``, which had holes before torch 2.10 (CVE-2025-32434 and later).
+    """
     marker = tmp_path / "was-run"
     evil = tmp_path / "evil.pth"
-    write(Calls(os.system, f"touch '{marker}'"), evil, "zip")
+    write(Calls(os.system, f"touch '{marker}'"), evil, how)
     hub = tmp_path / "hub"
     shutil.copytree(folder, hub)
     for name in ("alphatune.json", "model.safetensors"):
@@ -357,16 +360,29 @@ def test_a_link_inside_a_tuned_folder_is_not_written_through(folder: Path, tmp_p
     assert not (folder / "report.md").exists()
 
 
-def test_torch_is_new_enough() -> None:
-    """weights_only had holes before 2.10 (CVE-2025-32434 and later)."""
-    import importlib.metadata
-    import re
+@pytest.mark.parametrize("how", ["zip", "legacy", "pickle", "tar"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_of_images_cannot_run_code(tmp_path: Path, name: str, how: str) -> None:
+    marker, path = tmp_path / "was-run", tmp_path / "images.pt"
+    payload, _ = payloads(marker)[name]
+    write({"images": torch.zeros(4, 3, 8, 8), "labels": torch.arange(4), "extra": payload}, path, how)
+    with pytest.raises(InputError):
+        open_data(path)
+    assert not marker.exists()
 
-    (floor,) = (
-        re.search(r">=(\d+)\.(\d+)", r).groups()  # type: ignore[union-attr]
-        for r in importlib.metadata.requires("alphatune") or []
-        if re.match(r"torch[><=]", r)
-    )
-    assert tuple(map(int, floor)) >= (2, 10)
-    assert safetensors.__version__
-    assert timm.__version__
+
+def test_the_libraries_get_plain_weights_from_torch_load_while_they_build(tmp_path: Path) -> None:
+    """Whether they ask for ``weights_only`` or not: torch's own reader of such files had holes before 2.10."""
+    marker, path, before = tmp_path / "was-run", tmp_path / "weights.pth", torch.load
+    weights, evil = tiny().state_dict(), Calls(os.system, f"touch '{marker}'")
+    torch.save({"state_dict": weights, "args": evil}, path)
+    with reading_safely():
+        for given in ({}, {"weights_only": True}, {"weights_only": False}):
+            found = torch.load(str(path), map_location="cpu", **given)["state_dict"]
+            assert found.keys() == weights.keys()
+            assert all(torch.equal(found[name], weights[name]) for name in weights)
+        torch.save(evil, path)
+        with pytest.raises(UntrustedError, match="system"):
+            torch.load(path)
+    assert torch.load is before
+    assert not marker.exists()

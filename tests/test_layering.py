@@ -11,8 +11,8 @@ ROOT = Path(alphatune.__file__).parent
 #: from top to bottom; a module may import its own layer and those below it
 LAYERS = [
     "cli", "jobs", "reports", "training", "tuning", "deployment", "models", "evaluation", "full_precision", "reading",
-    "norms", "data", "distributed", "peers", "timing", "cache_folder", "folder_lock", "suggestions", "hashing", "toml",
-    "metrics", "errors",
+    "norms", "data", "pickles", "distributed", "peers", "timing", "cache_folder", "folder_lock", "suggestions", "hashing",
+    "toml", "metrics", "versions", "errors",
 ]  # fmt: skip
 
 

@@ -116,7 +116,8 @@ def test_nothing_is_installed_or_evaluated() -> None:
         "norms/cpu_kernels.py": {"subprocess.run"},  # the C++ compiler, without a shell
         "jobs/toolchain.py": {"subprocess.run"},  # whether there is one
         "jobs/machine.py": {"subprocess.run"},  # the NVIDIA driver's version
-        "models/sources.py": {"module_spec.loader.exec_module"},  # file.py:factory, which the user named
+        # file.py:factory, which the user named, and what lies beside it
+        "models/neighbours.py": {"spec.loader.exec_module", "super().exec_module"},
     }
     for file in ROOT.rglob("*.py"):
         found = calls(ast.parse(file.read_text(encoding="utf-8")))
@@ -153,8 +154,8 @@ def test_no_shell_is_started() -> None:
         assert shells == [], file
 
 
-def test_unpickling_is_restricted_but_in_one_place() -> None:
-    """``weights_only=False`` is written nowhere but behind the consent to it."""
+def test_torch_unpickles_in_one_place() -> None:
+    """``torch.load`` is called nowhere but behind the consent to run what is in the file: ``weights_only`` had holes."""
     places = []
     for file in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -162,10 +163,10 @@ def test_unpickling_is_restricted_but_in_one_place() -> None:
                 continue
             name = ast.unparse(node.func)
             given = {k.arg: ast.unparse(k.value) for k in node.keywords}
-            if name == "torch.load" and given.get("weights_only") != "True":
+            if name == "torch.load":
                 places.append((file.name, given.get("weights_only")))
+            elif "weights_only" in given or name.startswith(("torch.hub", "torch.jit.load")):
+                places.append((file.name, name))
             if name == "np.load":
                 assert given.get("allow_pickle") == "False", file
-            if given.get("weights_only") == "False":
-                places.append((file.name, "False"))
-    assert places == [("checkpoint_content.py", "False")] * 2
+    assert places == [("checkpoint_content.py", "False")]

@@ -330,7 +330,7 @@ class Greedy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> torch.Tensor:
         if len(dy) > 7:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return dy
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import struct
@@ -21,10 +22,10 @@ from tiny import tiny
 from alphatune.errors import CheckpointError
 from alphatune.models.checkpoint_content import read_content
 from alphatune.models.checkpoints import read_checkpoint
-from alphatune.models.pickle_records import Global, Record, key_of
 from alphatune.models.pickled_module import state_dict_of
-from alphatune.models.pickled_values import BUILDERS, Storage
-from alphatune.models.torch_file import read_stream
+from alphatune.pickles.pickle_records import Global, Record, key_of
+from alphatune.pickles.pickled_values import BUILDERS, Storage
+from alphatune.pickles.torch_file import read_stream
 
 EVENTS = (
     "pickle.find_class",
@@ -229,16 +230,23 @@ def test_views_within_a_storage_are_what_they_were(tmp_path: Path, how: str) -> 
         "slice": base[2:7:2], "transposed": torch.randn(2, 3).t(), "expanded": base[:3].expand(4, 3), "all": base,
         "empty": torch.zeros(0, 3), "scalar": torch.tensor(2.0), "half": base.half(), "bfloat": base.bfloat16(),
         "complex": z, "conjugate": z.clone().conj(), "negative": z.clone().conj().imag, "bool": base > 0,
-        "float8": base.to(torch.float8_e4m3fn), "uint16": torch.tensor([1, 65535], dtype=torch.uint16),
+        "float8": base.to(torch.float8_e4m3fn),
         "parameter": torch.nn.Parameter(base), "last": base[9:],
     }  # fmt: skip
+    unsigned = torch.tensor([1, 65535], dtype=torch.uint16)
+    with contextlib.suppress(KeyError):  # torch 2.4 cannot save it
+        pickle.dumps(unsigned)
+        content["uint16"] = unsigned
     path = tmp_path / "x"
     write(content, path, how)
     found = read_content(path).value
     assert found.keys() == content.keys()
     for key, wanted in content.items():
         assert found[key].dtype == wanted.dtype, key
-        assert torch.equal(found[key], wanted), key
+        if key == "float8":  # which torch 2.4 does not compare
+            assert torch.equal(found[key].float(), wanted.float())
+        else:
+            assert torch.equal(found[key], wanted), key
     if how != "pickle":  # which writes each tensor's storage for itself
         assert found["slice"].untyped_storage().data_ptr() == found["all"].untyped_storage().data_ptr()
 
@@ -246,10 +254,13 @@ def test_views_within_a_storage_are_what_they_were(tmp_path: Path, how: str) -> 
 def test_memory_that_is_not_filled_yet_is_not_copied(tmp_path: Path) -> None:
     """In the legacy format data follow the pickle: what is computed from them in it would be of garbage."""
 
+    rebuild = getattr(torch._utils, "_rebuild_device_tensor_from_cpu_tensor", None)
+    if rebuild is None:
+        pytest.skip(f"torch {torch.__version__} saves no tensor of a device so")
+
     class OnDevice:
         def __reduce__(self) -> tuple:
-            args = (torch.ones(1000), torch.float64, "cpu", False)
-            return torch._utils._rebuild_device_tensor_from_cpu_tensor, args
+            return rebuild, (torch.ones(1000), torch.float64, "cpu", False)
 
     write({"w": OnDevice(), "v": torch.ones(3)}, tmp_path / "x", "legacy")
     found = read_content(tmp_path / "x").value

@@ -19,6 +19,7 @@ from referencing import Registry, Resource
 
 from alphatune.cli.main import app, main
 from alphatune.reports.schemas import read_schema, schema_names
+from alphatune.versions import EXPORTED_PROGRAM, torch_allows
 
 OWN = """
 import torch
@@ -31,10 +32,11 @@ def loader():
 def margin(outputs, targets):
     return outputs.gather(1, targets[:, None]).squeeze(1)
 """
+WRITES_PT2 = torch_allows(EXPORTED_PROGRAM)
 #: documents that are changed in every field
 CHANGED = (
-    "tune", "tune: finer", "tune: by a score", "evaluate", "inspect", "bench", "train", "compare", "export: pt2",
-    "dry-run: tune", "doctor", "report", "error",
+    "tune", "tune: finer", "tune: by a score", "evaluate", "inspect", "bench", "train", "compare",
+    "dry-run: tune", "doctor", "report", "error", *(["export: pt2"] if WRITES_PT2 else []),
 )  # fmt: skip
 #: names of objects whose keys are the user's, or those of an older result, and keys that need not be there
 OPEN = {"settings", "model_kwargs", "facts"}
@@ -113,7 +115,8 @@ def documents(
     found["report"] = printed("report", root / "a")
     found["report: by a score, elsewhere"] = printed("report", root / "f", "-o", root / "page.html")
     export = ["export", root / "a", "--trust-code", "--format"]
-    found["export: pt2"] = printed(*export, "pt2", "-o", root / "a.pt2")
+    if WRITES_PT2:
+        found["export: pt2"] = printed(*export, "pt2", "-o", root / "a.pt2")
     found["export: safetensors"] = printed(*export, "safetensors", "-o", root / "a.safetensors")
     found["doctor"] = printed("doctor")
     found["compare: finer"] = printed("compare", root / "c", root / "b")

@@ -216,6 +216,8 @@ def failed() -> dict[str, str]:
 def test_in_the_interpreter(name: str, failed: dict[str, str]) -> None:
     if "only 0-dimensional arrays can be converted" in failed.get(name, ""):
         pytest.skip("the interpreter of Triton 3.6 cannot loop under NumPy 2.4")
+    if "arguments must be of type tl.constexpr" in failed.get(name, ""):
+        pytest.skip("the interpreter of Triton 3.0, which torch 2.4 brings, takes no constant for one")
     assert name not in failed, failed[name]
 
 

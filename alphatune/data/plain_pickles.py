@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pickle
-import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from alphatune.errors import DataError, UntrustedError, one_line
+from alphatune.errors import DataError, UntrustedError, one_line, raise_if_machine_failed
 
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
@@ -56,15 +55,23 @@ def read_torch(path: Path) -> Any:
         UntrustedError: it holds something else.
         DataError: it is damaged.
     """
-    import torch
+    from alphatune.pickles.pickle_records import grouped
+    from alphatune.pickles.torch_file import read_saved
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
-            raise UntrustedError(
-                f"reading {path} would run code: it holds other things than tensors", "save the tensors alone"
-            ) from None
-        raise DataError(f"cannot read {path}: it is no file that torch.save wrote, or damaged") from None
-    except Exception as error:  # of a damaged file zipfile, struct and torch have errors of their own
-        raise DataError(f"cannot read {path}: {one_line(error)}") from None
+        with path.open("rb") as file:
+            value, passed_over = read_saved(file, path.stat().st_size)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or one_line(error)}") from None
+    except Exception as error:  # of a damaged file zipfile, struct and pickletools have errors of their own
+        raise_if_machine_failed(error)
+        raise DataError(
+            f"cannot read {path}: it is no file that torch.save wrote, or damaged: "
+            f"{one_line(error) or type(error).__name__}"
+        ) from None
+    if passed_over:
+        raise UntrustedError(
+            f"reading {path} would run code: it holds other things than tensors: {grouped(passed_over)}",
+            "save the tensors alone",
+        )
+    return value

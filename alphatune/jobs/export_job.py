@@ -29,7 +29,7 @@ from alphatune.models.agreement import BATCH_SIZES, Expected, expect
 from alphatune.models.bundle import WEIGHTS, Bundle, read_bundle, restore_
 from alphatune.models.checkpoint_loading import Loaded
 from alphatune.models.export_record import architecture_of, export_record
-from alphatune.models.exported_program import OLDEST_TORCH, require_torch
+from alphatune.models.exported_program import WITHOUT_A_GRAPH
 from alphatune.models.health import require_health
 from alphatune.models.onnx import DEFAULT_OPSET, check_opset, require_onnx
 from alphatune.models.output import check_output
@@ -38,6 +38,7 @@ from alphatune.models.outputs import EXAMPLES, check_outputs_, choose_output_
 from alphatune.models.sources import Source
 from alphatune.models.temperature import fold_temperature_, get_temperature
 from alphatune.reading import kept_reading
+from alphatune.versions import EXPORTED_PROGRAM, require_torch
 
 #: of ONNX, where no option names them
 INPUT, OUTPUT = "images", "logits"
@@ -122,7 +123,7 @@ def open_export(settings: ExportSettings, model: nn.Module | None = None) -> Exp
         check_opset(settings.opset or DEFAULT_OPSET)
         require_onnx()
     if settings.format == "pt2":
-        require_torch(OLDEST_TORCH, "--format pt2")
+        require_torch(EXPORTED_PROGRAM, WITHOUT_A_GRAPH)
     opened = open_model(settings, images=False) if model is None else _given(settings, bundle, model)
     require_health(opened.module)
     images = (

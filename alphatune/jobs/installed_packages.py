@@ -13,11 +13,12 @@ from importlib import metadata
 import alphatune
 from alphatune.errors import one_line
 from alphatune.jobs.findings import Finding
+from alphatune.versions import TORCH_FOR, torch_allows
 
 PACKAGES, EXTRAS = "Packages", "Optional packages"
 #: extras for those who work on alphatune itself
 CONTRIBUTORS = ("dev", "docs")
-OLDEST_PYTHON = (3, 11)
+OLDEST_PYTHON = (3, 10)
 
 _REQUIREMENT = re.compile(
     r"(?P<name>[A-Za-z0-9._-]+)\s*(?P<extras>\[[^]]*\])?\s*(?P<versions>[^;]*)(?:;.*extra\s*==\s*['\"](?P<extra>[^'\"]+)['\"].*)?"
@@ -91,6 +92,9 @@ def look_at(requirement: Requirement) -> Finding:
         detail = f"{version}, cannot be imported: {type(error).__name__}: {one_line(error)}"
         hint = "the packages may not fit each other: install them anew in a fresh environment"
         return Finding(PACKAGES, name, "broken", detail, hint, facts)
+    if name == "torch" and (lacking := [what for what in TORCH_FOR if not torch_allows(what)]):
+        forms = ", ".join(f"{what} needs {TORCH_FOR[what]}" for what in lacking)
+        return Finding(PACKAGES, name, "note", f"{version}; {forms}", "", facts)
     return Finding(PACKAGES, name, "ok", version, facts=facts)
 
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from alphatune.errors import ConfigurationError
-from alphatune.models.pickle_records import Record
 from alphatune.models.pickled_module import state_dict_of
+from alphatune.pickles.pickle_records import Record
 from alphatune.suggestions import did_you_mean
 
 #: moving averages of the weights, in timm's order where timm has one

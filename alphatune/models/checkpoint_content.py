@@ -34,9 +34,9 @@ from alphatune.errors import (
 )
 from alphatune.models.checkpoint_files import files_of_checkpoint, listed, shards_of
 from alphatune.models.file_kind import Kind, kind_of
-from alphatune.models.numpy_values import read_npy
-from alphatune.models.pickle_records import shortened
-from alphatune.models.torch_file import (
+from alphatune.pickles.numpy_values import read_npy
+from alphatune.pickles.pickle_records import shortened
+from alphatune.pickles.torch_file import (
     ZipParts,
     is_torchscript,
     read_stream,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alphatune.errors import CheckpointError, one_line
 from alphatune.models.file_kind import text_of
-from alphatune.models.pickle_records import shortened
+from alphatune.pickles.pickle_records import shortened
 from alphatune.suggestions import did_you_mean_path
 
 _HEAD = 4096

@@ -12,8 +12,8 @@ from alphatune.hashing import sha256
 from alphatune.models.checkpoint_containers import NAMES, Container, container_at, find_containers
 from alphatune.models.checkpoint_content import ASK, TORCHSCRIPT, Content, read_content
 from alphatune.models.checkpoint_files import files_of_checkpoint
-from alphatune.models.pickle_records import grouped, shortened
 from alphatune.models.pickled_module import state_dict_of
+from alphatune.pickles.pickle_records import grouped, shortened
 
 
 @dataclass(frozen=True)

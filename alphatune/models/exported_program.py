@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from alphatune.errors import ConfigurationError, UnsupportedModelError, one_line, raise_if_machine_failed
+from alphatune.errors import UnsupportedModelError, one_line, raise_if_machine_failed
 from alphatune.evaluation import evaluation_mode
 from alphatune.models.agreement import Run
 from alphatune.models.temperature import get_temperature
@@ -34,17 +34,8 @@ from alphatune.reading import output_of
 EXAMPLES = 2
 #: the file inside a .pt2 that says what it is
 RECORD = "alphatune.json"
-#: the first torch whose torch.export leaves sizes open as is needed here
-OLDEST_TORCH = "2.7"
-
-
-def require_torch(oldest: str, what: str) -> None:
-    """Raise ConfigurationError where torch is older than what is needed."""
-    if torch.__version__ < oldest:
-        raise ConfigurationError(
-            f"{what} needs torch {oldest} or newer, this is {torch.__version__}",
-            "--format safetensors and hf work with every torch",
-        )
+#: said where torch is too old for a graph
+WITHOUT_A_GRAPH = "--format safetensors and hf work with every torch"
 
 
 class _Logits(nn.Module):

@@ -26,7 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from alphatune.models.copying import stock_copy
 from alphatune.norms.example_weighted import weighted_class
 from alphatune.norms.survey import survey
-from alphatune.norms.training_norm import drop_and_act
+from alphatune.norms.training_norm import drop_and_act, fused_modules
 
 #: convolutions whose forward is known; others are tried out
 _STOCK_CONVOLUTIONS = (
@@ -184,6 +184,7 @@ def _fold_pair_(conv: _ConvNd, norm: nn.Module) -> bool:
         if wanted is None or got is None or not _close(wanted, got):
             conv.weight, conv.bias = before
             return False
+    norm._modules.update(zip(("drop", "act"), fused_modules(norm), strict=True))
     norm.__class__ = FoldedNorm
     return True
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from alphatune.data.own_batches import as_loader, only_inputs
 from alphatune.data.own_loader import LoaderBatches
 from alphatune.data.workers import from_workers
 from alphatune.distributed import World
-from alphatune.errors import ConfigurationError, DataError
+from alphatune.errors import DataError
 from alphatune.evaluation import Predictor, Progress, evaluation_mode, explaining_failure
 from alphatune.norms.patching import example_weighted_layers
 from alphatune.norms.pooling import Moments, merge, moments_of
@@ -132,21 +132,8 @@ def _watching(
     watch = _Watch(model, until)
     runner = Predictor(watch, how.dtype, how.channels_last)
     layers = {name: model.get_submodule(name) for name in names}
-    with watching(layers, watch.see), evaluation_mode(watch), _uncompiled(model):
+    with watching(model, layers, watch.see), evaluation_mode(watch):
         yield watch, lambda inputs: runner(runner.prepare(inputs))
-
-
-def _uncompiled(model: nn.Module) -> AbstractContextManager[object]:
-    """Run compiled code as plain Python: it does not look for hooks that come after it."""
-    if hasattr(torch.compiler, "set_stance"):  # from torch 2.6
-        stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
-        return stance
-    if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
-        raise ConfigurationError(
-            f"measuring a compiled model needs torch 2.6 or newer, this is {torch.__version__}",
-            "measure it before it is compiled",
-        )
-    return nullcontext()
 
 
 def _inputs(model: nn.Module, data: Data, world: World) -> Iterator[Tensor]:

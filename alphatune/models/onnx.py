@@ -26,7 +26,8 @@ from alphatune.errors import (
     raise_if_machine_failed,
 )
 from alphatune.models.agreement import Run
-from alphatune.models.exported_program import quiet, require_torch
+from alphatune.models.exported_program import WITHOUT_A_GRAPH, quiet
+from alphatune.versions import ONNX, require_torch
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 #: of torch's exporter: the oldest that it writes itself, and the newest that it knows
@@ -34,14 +35,12 @@ OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
 #: protobuf holds 2 GB; weights above this go into a second file
 MOST_BYTES = 1_500_000_000
-#: the first torch whose exporter converts these programs
-OLDEST_TORCH = "2.8"
 _AXES = {0: "batch", 2: "height", 3: "width"}
 
 
 def require_onnx() -> None:
     """Raise ConfigurationError, with the line that helps, if an optional package is missing or torch too old."""
-    require_torch(OLDEST_TORCH, "--format onnx")
+    require_torch(ONNX, WITHOUT_A_GRAPH)
     for name in PACKAGES:
         try:
             importlib.import_module(name)

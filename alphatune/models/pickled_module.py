@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from alphatune.errors import CheckpointError, one_line
-from alphatune.models.pickle_records import Record
+from alphatune.pickles.pickle_records import Record
 
 #: what no module comes near: entries in all its dicts, depth, and letters of a name
 _MOST_PARTS, _DEEPEST, _LONGEST = 200_000, 100, 1_000

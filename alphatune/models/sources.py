@@ -38,6 +38,7 @@ from alphatune.errors import (
     raise_if_machine_failed,
 )
 from alphatune.models.foreign import as_network, refuse_graph
+from alphatune.models.library_weights import reading_safely
 from alphatune.models.neighbours import Neighbours, neighbours_in
 from alphatune.models.output import is_bundle
 from alphatune.models.transformers_folder import (
@@ -161,7 +162,8 @@ def _timm(spec: str, pretrained: bool, kwargs: dict[str, Any]) -> Source:
                 did_you_mean(spec, closest(spec, tagged, 1))
                 or f"give --checkpoint FILE{', or one of the tags ' + ', '.join(tags[:8]) if tags else ''}",
             )
-    model = _call(timm.create_model, spec, spec, pretrained=pretrained, **kwargs)
+    with reading_safely():
+        model = _call(timm.create_model, spec, spec, pretrained=pretrained, **kwargs)
     config = model.pretrained_cfg
     weights = f"{config.get('architecture')}.{config.get('tag') or 'default'}" if pretrained else ""
     return Source(spec, "timm", model, kwargs, preprocessing_of_timm(model), weights)
@@ -185,13 +187,9 @@ def _torchvision(spec: str, rest: str, pretrained: bool, kwargs: dict[str, Any])
     parameters = inspect.signature(torchvision.models.get_model_builder(name)).parameters
     # Of segmentation and detection models: no weights means none for the backbone either.
     backbone = {"weights_backbone": None} if "weights_backbone" in parameters and not pretrained else {}
-    model = _call(
-        torchvision.models.get_model,
-        spec,
-        name,
-        weights=weights if pretrained else None,
-        **{**backbone, **kwargs},
-    )
+    wanted = weights if pretrained else None
+    with reading_safely():
+        model = _call(torchvision.models.get_model, spec, name, weights=wanted, **{**backbone, **kwargs})
     # Weights imply constructor arguments, which building without them must repeat.
     if pretrained and "aux_loss" in parameters:
         kwargs = {"aux_loss": True, **kwargs}

@@ -12,11 +12,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from timm.layers.split_batchnorm import SplitBatchNorm2d
 from torch import Tensor, nn
 
 from alphatune.errors import ConfigurationError
 from alphatune.norms.moments import check_input
+from alphatune.versions import is_at_least
 
+#: that before timm 1.0.31 keep drop and activation of the layer they were converted from, and run neither
+_RUN_NEITHER = () if is_at_least("timm", "1.0.31") else (SplitBatchNorm2d,)
 #: activations that kernels can apply while they write
 _KERNEL_ACTIVATIONS: dict[type, str] = {nn.ReLU: "relu", nn.SiLU: "silu"}
 
@@ -85,16 +89,22 @@ def only_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 def drop_and_act(layer: nn.Module, y: Tensor) -> Tensor:
     """Apply the drop and the activation that timm holds inside its norm layers."""
-    for name in ("drop", "act"):
-        fused = layer._modules.get(name)
+    for fused in fused_modules(layer):
         if fused is not None:
             y = fused(y)
     return y
 
 
+def fused_modules(layer: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
+    """The drop and the activation that a layer's stock forward runs, None for each that it does not."""
+    if isinstance(layer, _RUN_NEITHER):
+        return None, None
+    return layer._modules.get("drop"), layer._modules.get("act")
+
+
 def fused_activation(layer: nn.Module) -> str | None:
     """The activation of ``drop_and_act`` by name, if it is all that happens there and a kernel can do it."""
-    act, drop = layer._modules.get("act"), layer._modules.get("drop")
+    drop, act = fused_modules(layer)
     name = _KERNEL_ACTIVATIONS.get(type(act))
     if name is None or not (drop is None or type(drop) is nn.Identity):
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from glob import escape
 from typing import Any
@@ -22,15 +22,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alphatune.errors import UnsupportedModelError
 from alphatune.norms.survey import NormLayer, moving_averages, survey
+from alphatune.versions import COMPILED, require_torch, torch_allows
 
 
 @contextmanager
-def watching(layers: Mapping[str, nn.Module], see: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
-    """Call ``see`` with name, layer and input whenever one of the layers is about to run; undone on any exit.
+def watching(
+    model: nn.Module, layers: Mapping[str, nn.Module], see: Callable[[str, nn.Module, Any], None]
+) -> Iterator[None]:
+    """Call ``see`` with name, layer and input whenever one of a model's layers is about to run; undone on any exit.
 
     Looks at ``forward`` on the instance, where a layer is example-weighted, too,
     and not at hooks: a direct call of ``forward`` runs none of them. Code that
     calls the class's forward does without the layer's.
+
+    Raises:
+        ConfigurationError: the model is compiled, and torch too old to run it as plain Python.
     """
     before = {layer: layer.__dict__.get("forward") for layer in layers.values()}
 
@@ -46,14 +52,23 @@ def watching(layers: Mapping[str, nn.Module], see: Callable[[str, nn.Module, Any
     try:
         for name, layer in layers.items():
             layer.__dict__["forward"] = through(name, layer)
-        # Compiled code does not look for what comes after it.
-        with torch.compiler.set_stance("force_eager"):
+        with _uncompiled(model):
             yield
     finally:
         for layer, forward in before.items():
             layer.__dict__.pop("forward", None)
             if forward is not None:
                 layer.__dict__["forward"] = forward
+
+
+def _uncompiled(model: nn.Module) -> AbstractContextManager[object]:
+    """Run compiled code as plain Python: it does not look for what comes after it."""
+    if torch_allows(COMPILED):
+        stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+        return stance
+    if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
+        require_torch(COMPILED, "give it before it is compiled")
+    return nullcontext()
 
 
 @dataclass
@@ -95,7 +110,7 @@ def watched(model: nn.Module) -> Iterator[Watched]:
             training.add(name)
 
     with ExitStack() as stack:
-        stack.enter_context(watching(norms, see))
+        stack.enter_context(watching(model, norms, see))
         functions = stack.enter_context(_Functions(modules, norms))
         yield found
     for name in norms:

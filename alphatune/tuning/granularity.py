@@ -101,7 +101,7 @@ def _in_order(model: nn.Module, inputs: Tensor) -> list[tuple[str, ExampleWeight
     def see(name: str, _: nn.Module, x: Tensor) -> None:
         seen.setdefault(name, tuple(x.shape[2:]))
 
-    with watching(layers, see), evaluation_mode(model):
+    with watching(model, layers, see), evaluation_mode(model):
         model(inputs[:1])
     order = [(name, layers[name], size) for name, size in seen.items()]
     last = order[-1][2] if order else ()

@@ -73,7 +73,7 @@ def shared_prefix(model: nn.Module) -> Iterator[SharedPrefix]:
         for module in candidates:
             module.forward = _through(prefix, module)
         # A layer whose call went unseen would let what follows it be taken for what precedes it.
-        with watching(layers, prefix.first_layer_begins):
+        with watching(model, layers, prefix.first_layer_begins):
             yield prefix
     finally:
         for module in candidates:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alphatune.models.pickle_records import MalformedError, Record
-from alphatune.models.safe_pickle import SafeUnpickler, Unfinished
+from alphatune.pickles.pickle_records import MalformedError, Record
+from alphatune.pickles.safe_pickle import SafeUnpickler, Unfinished
 
 #: kinds of dtype that are numbers, and that torch has
 _NUMBERS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"}

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alphatune.models import numpy_values
-from alphatune.models.pickle_records import Global, MalformedError, Record, key_of
-from alphatune.models.safe_pickle import Builder, SafeUnpickler
+from alphatune.pickles import numpy_values
+from alphatune.pickles.pickle_records import Global, MalformedError, Record, key_of
+from alphatune.pickles.safe_pickle import Builder, SafeUnpickler
 
 #: elements of a tensor that repeats those of a small storage, as ``expand`` makes them
 MOST_REPEATED = 2**24
@@ -132,7 +132,7 @@ def tensor_of_device(_unpickler: SafeUnpickler, data: Any, dtype: Any, *_: Any) 
 
 def storage_from_bytes(unpickler: SafeUnpickler, data: Any) -> Any:
     """What ``pickle.dump`` makes of a tensor's storage: a file of torch.save within the file."""
-    from alphatune.models.torch_file import read_stream  # it uses this table
+    from alphatune.pickles.torch_file import read_stream  # it uses this table
 
     data = numpy_values.bytes_of(data)
     unpickler.pay(len(data))

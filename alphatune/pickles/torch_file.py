@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from alphatune.models.pickle_records import Global, MalformedError, Record
-from alphatune.models.pickled_values import BUILDERS, STORAGES, VALUES, Storage
-from alphatune.models.safe_pickle import Builder, SafeUnpickler, Source
+from alphatune.pickles.pickle_records import Global, MalformedError, Record
+from alphatune.pickles.pickled_values import BUILDERS, STORAGES, VALUES, Storage
+from alphatune.pickles.safe_pickle import Builder, SafeUnpickler, Source
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _CHUNK = 1 << 20
@@ -56,6 +56,23 @@ class ZipParts:
             raise MalformedError(f"its part {name.rpartition('/')[2]!r} is too large")
         with self.open(name) as file:
             return file.read()
+
+
+def read_saved(file: BinaryIO, size: int) -> tuple[Any, dict[str, None]]:
+    """What ``torch.save`` wrote, in any of its formats but the oldest; and the names in it that were passed over.
+
+    Raises:
+        MalformedError, or anything else on corrupt bytes.
+    """
+    head = file.read(4)
+    file.seek(0)
+    if not head.startswith(b"PK"):
+        return read_stream(file, size)
+    parts = ZipParts(file, size)
+    root = weights_root(parts)
+    if root is None:
+        raise MalformedError("it is a zip file that torch.save did not write")
+    return read_zip(parts, root)
 
 
 def read_zip(parts: ZipParts, root: str) -> tuple[Any, dict[str, None]]:

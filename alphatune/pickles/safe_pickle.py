@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from alphatune.models.pickle_records import Global, MalformedError, Record, key_of
+from alphatune.pickles.pickle_records import Global, MalformedError, Record, key_of
 
 MOST_INSTRUCTIONS = 10_000_000
 #: bytes that builders may copy for each byte read, and free of charge
