@@ -29,7 +29,7 @@ from alphatune.jobs.installed_packages import (
 from alphatune.jobs.machine import shared_memory
 from alphatune.jobs.toolchain import find_cxx
 from alphatune.reports.result import SCHEMA
-from alphatune.reports.schemas import read_schema
+from alphatune.results.schemas import read_schema
 from alphatune.toml import tomllib
 
 

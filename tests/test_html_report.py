@@ -379,7 +379,7 @@ def test_what_these_tests_draw_is_what_a_tune_writes() -> None:
     """Made-up results fit the schema of real ones."""
     from jsonschema import Draft202012Validator
 
-    from alphatune.reports.schemas import read_schema
+    from alphatune.results.schemas import read_schema
 
     validator = Draft202012Validator(read_schema("tune"))
     for name in ("tuned", "kept", "finer", "by channel", "group norm", "by a score"):

@@ -1,0 +1,41 @@
+"""What every result has: the version of the layout, and the command that it is of."""
+
+from __future__ import annotations
+
+from collections.abc import ItemsView
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct
+from msgspec.structs import asdict
+
+#: version of the layout: it changes when a field changes its meaning or goes
+SCHEMA: Literal[1] = 1
+
+
+class Part(Struct, frozen=True, kw_only=True):
+    """An object within a result.
+
+    A field with a default is always written, and may be absent from what an
+    earlier version wrote. One whose default is UNSET is not written where it
+    does not apply.
+    """
+
+    def items(self) -> ItemsView[str, Any]:
+        """Names and values of the fields that are set, in their order."""
+        return {name: value for name, value in asdict(self).items() if value is not UNSET}.items()
+
+
+class Document(Part, frozen=True, kw_only=True):
+    """A whole result."""
+
+    schema: Annotated[
+        Literal[1],
+        Meta(description="Version of the layout: it changes when a field changes its meaning or is removed."),
+    ] = SCHEMA
+    command: str
+
+
+class VersionedDocument(Document, frozen=True, kw_only=True):
+    """A result that names the version that wrote it."""
+
+    alphatune: Annotated[str, Meta(min_length=1, description="Version of alphatune.")]
