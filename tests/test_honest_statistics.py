@@ -35,8 +35,9 @@ from alphatune.evaluation import (
     expected_calibration_error,
 )
 from alphatune.norms.patching import Alpha
+from alphatune.results.gain import Gain
 from alphatune.tuning.fold_luck import Limits, limits_of_choosing
-from alphatune.tuning.gain import CONFIDENCE, Gain, paired_gain
+from alphatune.tuning.gain import CONFIDENCE, paired_gain
 from alphatune.tuning.paired_intervals import mean_interval, proportion_interval
 from alphatune.tuning.passes import Passes
 from alphatune.tuning.search import LOOKS, stratified_order

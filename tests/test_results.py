@@ -118,11 +118,10 @@ def test_one_alpha_for_all_layers() -> None:
     assert common_alpha({}) == 0.0
     assert common_alpha({"a": 0.1, "b": 0.1}) == 0.1
     assert common_alpha({"a": 0.1, "b": 0.2}) == {"a": 0.1, "b": 0.2}
-    assert common_alpha({"a": [0.1, 0.2]}) == [0.1, 0.2]
+    assert common_alpha({"a": [0.1, 0.2]}) == {"a": [0.1, 0.2]}
     assert alpha_text(0.1) == "0.1"
     assert alpha_text({"a": 0.1, "b": 0.2}) == "0.1 to 0.2 by layer"
     assert alpha_text({"a": [0.1, 0.3], "b": [0.2, 0.2]}) == "0.1 to 0.3 by channel"
-    assert alpha_text([0.1, 0.2]) == "0.1 to 0.2 by channel"
 
 
 def test_nothing_here_waits_for_torch() -> None:

@@ -280,9 +280,9 @@ def test_tensorboard_keeps_every_epoch_of_a_resumed_run(tmp_path: Path) -> None:
 
 
 def _metrics():
-    from alphatune.evaluation import Metrics
+    from alphatune.results.metrics import Metrics
 
-    return Metrics(1, 0.5, 1.0, 1.0, 0.0)
+    return Metrics(n=1, top1=0.5, top5=1.0, loss=1.0, ece=0.0)
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 4, 5, 9])

@@ -12,7 +12,7 @@ from importlib import metadata
 
 import alphatune
 from alphatune.errors import one_line
-from alphatune.jobs.findings import Finding
+from alphatune.results.diagnosis import Finding
 
 PACKAGES, EXTRAS = "Packages", "Optional packages"
 #: extras for those who work on alphatune itself

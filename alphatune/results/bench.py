@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from alphatune.results.alpha import Alpha
+from alphatune.results.alpha import ModelAlpha
 from alphatune.results.document import Part, VersionedDocument
 from alphatune.results.environment import BenchEnvironment
 from alphatune.results.model import Source
@@ -17,7 +17,7 @@ class Deployment(Part, frozen=True, kw_only=True):
     """Times of a forward pass, relative to others; ratio_to_folded is null where nothing could be folded."""
 
     batch_size: Size
-    alpha: Alpha
+    alpha: ModelAlpha
     kernel: Kernel | None
     ratio_to_plain: Positive
     ratio_to_folded: Positive | None

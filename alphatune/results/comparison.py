@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from alphatune.metrics import Measure
-from alphatune.results.alpha import Alpha
+from alphatune.results.alpha import ModelAlpha
 from alphatune.results.bench import Deployment
 from alphatune.results.data import Preprocessing
 from alphatune.results.document import Part, VersionedDocument
@@ -15,6 +15,7 @@ from alphatune.results.gain import Decision, Gain
 from alphatune.results.metrics import AnyMetrics
 from alphatune.results.values import Count, Fraction, Interval, Names, Number, Positive, Size, Warnings
 
+Run = Literal["baseline", "chosen", "best", "evaluated"]
 Label = Annotated[str, Meta(pattern="^[A-Z]$")]
 
 
@@ -44,13 +45,13 @@ class Entry(Part, frozen=True, kw_only=True):
     label: Label
     name: str
     command: Literal["tune", "evaluate"]
-    run: Literal["baseline", "chosen", "best", "evaluated"]
+    run: Run
     alphatune: str
     model: ComparedModel
     data: ComparedData
     tuned_for: Measure | None
     score: str | None
-    alpha: Alpha
+    alpha: ModelAlpha
     temperature: Positive
     decision: Decision | None
     gain: Gain | None

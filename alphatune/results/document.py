@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import ItemsView
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import UNSET, Meta, Struct
 from msgspec.structs import asdict
 
 #: version of the layout: it changes when a field changes its meaning or goes
 SCHEMA: Literal[1] = 1
+
+_P = TypeVar("_P", bound="Part")
 
 
 class Part(Struct, frozen=True, kw_only=True):
@@ -20,9 +22,21 @@ class Part(Struct, frozen=True, kw_only=True):
     does not apply.
     """
 
+    def __getitem__(self, name: str) -> Any:
+        """A field by its name, where that is the name of a metric."""
+        return getattr(self, name)
+
     def items(self) -> ItemsView[str, Any]:
-        """Names and values of the fields that are set, in their order."""
-        return {name: value for name, value in asdict(self).items() if value is not UNSET}.items()
+        """Names and values of the fields that are set, in their order; JSON knows lists, not tuples."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+            if value is not UNSET
+        }.items()
+
+    def extended(self, kind: type[_P], **more: Any) -> _P:
+        """The same with more fields, as an object of a kind that has them."""
+        return kind(**asdict(self), **more)
 
 
 class Document(Part, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from alphatune.results.alpha import Alpha
+from alphatune.results.alpha import ModelAlpha
 from alphatune.results.data import Preprocessing
 from alphatune.results.document import Part, VersionedDocument
 from alphatune.results.environment import SeededEnvironment
@@ -19,7 +19,7 @@ Axis = Literal["batch", "height", "width"] | Size
 class ExportedModel(Source, frozen=True, kw_only=True):
     """The tuned model."""
 
-    alpha: Alpha
+    alpha: ModelAlpha
     temperature: Positive
     temperature_in: Annotated[
         str | None, Meta(description='A layer, "graph", or null where it is not part of the export.')
@@ -43,13 +43,13 @@ class Export(Part, frozen=True, kw_only=True, tag_field="format"):
     preprocessing: Preprocessing
 
 
-class GraphExport(Export, frozen=True, kw_only=True, tag="pt2"):
+class ProgramExport(Export, frozen=True, kw_only=True, tag="pt2"):
     """torch's exported program; a name in the place of a size is a dimension that is left open."""
 
     input: Annotated[tuple[Axis, ...], Meta(min_length=4, max_length=4)]
 
 
-class OnnxExport(GraphExport, frozen=True, kw_only=True, tag="onnx"):
+class OnnxExport(ProgramExport, frozen=True, kw_only=True, tag="onnx"):
     """An ONNX file."""
 
     opset: Size
@@ -100,7 +100,7 @@ class ExportDocument(VersionedDocument, frozen=True, kw_only=True):
 
     command: Literal["export"] = "export"
     model: ExportedModel
-    export: GraphExport | OnnxExport | WeightsExport | HubExport
+    export: ProgramExport | OnnxExport | WeightsExport | HubExport
     check: Check | None
     env: SeededEnvironment
     warnings: Warnings

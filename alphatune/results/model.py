@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, UnsetType
 
-from alphatune.results.alpha import Alpha
+from alphatune.results.alpha import ModelAlpha
 from alphatune.results.document import Part
 from alphatune.results.values import Count, LayerStatus, ModelKind, Names, Open, Positive
 
@@ -59,7 +59,7 @@ class Model(Source, frozen=True, kw_only=True):
 class EvaluatedModel(Model, frozen=True, kw_only=True):
     """A model as it was evaluated."""
 
-    alpha: Alpha
+    alpha: ModelAlpha
     temperature: Positive = 1.0
 
 

@@ -107,6 +107,16 @@ class Epoch(Part, frozen=True, kw_only=True):
     val_ece: Fraction | UnsetType = UNSET
     seconds: NonNegative
 
+    @property
+    def was_validated(self) -> bool:
+        return self.val_top1 is not UNSET
+
+    def validation(self) -> Validation:
+        """Its metrics of the validation examples."""
+        return Validation(
+            **{name.removeprefix("val_"): v for name, v in self.items() if name.startswith("val_")}
+        )
+
 
 class TrainDocument(VersionedDocument, frozen=True, kw_only=True):
     """result.json of a training run."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from alphatune.metrics import Measure, Metric
-from alphatune.results.alpha import Alpha
+from alphatune.results.alpha import ModelAlpha
 from alphatune.results.artifact import Artifact
 from alphatune.results.averages import Calibration, Recalibration
 from alphatune.results.bench import Deployment
@@ -63,14 +63,14 @@ class ScorePoint(Part, frozen=True, kw_only=True):
 class Chosen(Part, frozen=True, kw_only=True):
     """The α and temperature of the tuned model, and its metrics on all examples."""
 
-    alpha: Alpha
+    alpha: ModelAlpha
     temperature: Positive = 1.0
     metrics: Metrics
 
     @property
     def on_curve(self) -> bool:
         """Whether it is a point of the curve: one α for all layers, and no temperature."""
-        return not isinstance(self.alpha, dict | list) and self.temperature == 1
+        return not isinstance(self.alpha, dict) and self.temperature == 1
 
 
 class ScoreChosen(Part, frozen=True, kw_only=True):
@@ -195,6 +195,11 @@ class TuneDocument(VersionedDocument, frozen=True, kw_only=True):
     warnings: Warnings = ()
     deployment: Deployment | None = None
 
+    @property
+    def score_name(self) -> str:
+        """None was used."""
+        return ""
+
 
 class ScoreTuneDocument(VersionedDocument, frozen=True, kw_only=True):
     """result.json of a tune by a score of the user's own."""
@@ -224,6 +229,19 @@ class ScoreTuneDocument(VersionedDocument, frozen=True, kw_only=True):
     cache: Cached | None = None
     artifacts: tuple[Artifact, ...]
     warnings: Warnings = ()
+
+    @property
+    def score_name(self) -> str:
+        """What the score is called."""
+        return self.score.name
+
+    @property
+    def calibration(self) -> None:
+        """Nothing is measured for a score of the user's own."""
+
+    @property
+    def recalibration(self) -> None:
+        """Nothing is measured for a score of the user's own."""
 
 
 Tuned = TuneDocument | ScoreTuneDocument

@@ -27,10 +27,13 @@ import torch
 from numpy.typing import NDArray
 
 from alphatune.data.prefetch import Batch
-from alphatune.evaluation import Metric, Metrics, Scores, concatenate, summarise
+from alphatune.evaluation import Metric, Scores, concatenate, summarise
 from alphatune.norms.patching import Alpha
+from alphatune.results.alpha import common_alpha
+from alphatune.results.gain import Gain
+from alphatune.results.metrics import Metrics
 from alphatune.tuning.descent import Fit, descend, rounded
-from alphatune.tuning.gain import Gain, paired_gain
+from alphatune.tuning.gain import paired_gain
 from alphatune.tuning.granularity import GRANULARITIES, Granularity, Units, units_of
 from alphatune.tuning.journal import Journal
 from alphatune.tuning.passes import Passes
@@ -81,10 +84,9 @@ class Refinement:
     @property
     def alpha(self) -> float | dict[str, Alpha]:
         """One number where all layers have the same, else one, or one a channel, for each layer."""
-        values = list(self.alphas.values())
-        if all(isinstance(value, float) and value == values[0] for value in values):
-            return float(values[0])
-        return self.alphas
+        numbers = {name: value for name, value in self.alphas.items() if isinstance(value, float)}
+        common = common_alpha(numbers) if len(numbers) == len(self.alphas) else None
+        return common if isinstance(common, float) else self.alphas
 
     @property
     def level(self) -> Level:
