@@ -259,7 +259,7 @@ def _levels(refinement: Refinement, baseline_alpha: float) -> Any:
     rows = []
     for level in refinement.levels:
         metrics, calibrated = level.metrics, level.calibrated
-        marks = "chosen" if level.level == refinement.chosen else ""
+        marks = "chosen" if level.name == refinement.chosen else ""
         rows.append(
             (
                 level_name(level, baseline_alpha),

@@ -113,7 +113,7 @@ def _kept(document: Tuned) -> list[tuple[str, float | None, bool]]:
     metric = document.metric
     found: list[tuple[str, float | None, bool]] = []
     if (refinement := document.refinement) and document.chosen.temperature != 1:
-        (level,) = (row for row in refinement.levels if row.level == refinement.chosen)
+        (level,) = (row for row in refinement.levels if row.name == refinement.chosen)
         # The loss is what is tested: it is what a temperature is fitted by.
         paired = refinement.temperature_gain
         significant = metric == "loss" and paired is not None and paired.significant

@@ -8,7 +8,7 @@ from alphatune.reports.averages import averages_sentences
 from alphatune.reports.batch_statistics import companions_sentence
 from alphatune.reports.templating import open_templates
 from alphatune.results.alpha import alpha_text
-from alphatune.results.tune import RefinementLevel, ScoreTuneDocument, Tuned, TuneDocument
+from alphatune.results.tune import Level, ScoreTuneDocument, Tuned, TuneDocument
 
 LABELS = {"top1": "top-1", "top5": "top-5", "loss": "loss (nats)", "ece": "ECE"}
 
@@ -68,10 +68,10 @@ def beyond(document: Tuned) -> str:
     return " beyond a temperature" if refinement and refinement.with_temperature else ""
 
 
-def level_name(level: RefinementLevel, baseline_alpha: float) -> str:
+def level_name(level: Level, baseline_alpha: float) -> str:
     """A granularity as a row of a table is called."""
     names = {"plain": f"{baseline_alpha:g} (plain)", "global": "one for all layers"}
-    return names.get(level.level, f"one a {level.level}")
+    return names.get(level.name, f"one a {level.name}")
 
 
 def escape(text: object) -> str:

@@ -27,17 +27,14 @@ from alphatune.results.model import Model
 from alphatune.results.tune import (
     BatchStatistics,
     Chosen,
-    LevelName,
     Point,
     Refinement,
-    RefinementLevel,
     Search,
     TuneDocument,
 )
 from alphatune.results.values import Dtype
 from alphatune.tuning.companions import BatchStatistics as ComparedStatistics
 from alphatune.tuning.curve import CurvePoint
-from alphatune.tuning.refinement import Level
 from alphatune.tuning.refinement import Refinement as Refined
 from alphatune.tuning.selection import Decision as Decided
 from alphatune.tuning.tune import TuneResult
@@ -150,25 +147,9 @@ def _alpha(alpha: float | dict[str, Alpha]) -> ModelAlpha:
 def _refinement(refined: Refined) -> Refinement:
     """What finer α and temperature are worth, out of fold."""
     return Refinement(
-        granularity=cast("LevelName", refined.levels[-1].name),
-        chosen=cast("LevelName", refined.chosen),
+        granularity=refined.levels[-1].name,
+        chosen=refined.chosen,
         with_temperature=refined.joint,
         temperature_gain=refined.temperature_gain,
-        levels=tuple(map(_level, refined.levels)),
-    )
-
-
-def _level(level: Level) -> RefinementLevel:
-    return RefinementLevel(
-        level=cast("LevelName", level.name),
-        units=level.units,
-        metrics=level.metrics,
-        calibrated=level.calibrated,
-        temperatures=level.temperatures,
-        over_coarser=level.over_coarser,
-        over_plain=level.over_plain,
-        accepted=level.accepted,
-        steps=level.steps,
-        seconds=level.seconds,
-        passes=level.passes,
+        levels=refined.levels,
     )

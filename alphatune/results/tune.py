@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from alphatune.metrics import Measure, Metric
 from alphatune.results.alpha import ModelAlpha
@@ -103,20 +103,20 @@ class Search(Part, frozen=True, kw_only=True):
     estimated_error: NonNegative
 
 
-class RefinementLevel(Part, frozen=True, kw_only=True):
+class Level(Part, frozen=True, kw_only=True):
     """A granularity of α, fitted on one half of the examples and scored on the other, in turn."""
 
-    level: LevelName
-    units: Count
+    name: LevelName = field(name="level")
+    units: Count  # numbers that were fitted
     metrics: Metrics
-    calibrated: Metrics
-    temperatures: tuple[Positive, ...]
-    over_coarser: Gain | None
+    calibrated: Metrics  # with the temperature of the other half
+    temperatures: tuple[Positive, ...]  # of each half
+    over_coarser: Gain | None  # null for what nothing is coarser than
     over_plain: Gain | None
     accepted: bool
-    steps: tuple[Count, ...]
+    steps: tuple[Count, ...]  # of each half's descent; 0: nothing beat the start
     seconds: NonNegative
-    passes: NonNegative
+    passes: NonNegative  # forward passes, as multiples of the examples
 
     @property
     def mean_temperature(self) -> float:
@@ -131,7 +131,7 @@ class Refinement(Part, frozen=True, kw_only=True):
     chosen: LevelName
     with_temperature: bool
     temperature_gain: Gain | None
-    levels: Annotated[tuple[RefinementLevel, ...], Meta(min_length=1)]
+    levels: Annotated[tuple[Level, ...], Meta(min_length=1)]
 
 
 class BatchStatistics(Part, frozen=True, kw_only=True):
