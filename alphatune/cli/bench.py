@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from alphatune.cli import bench_options as b
 from alphatune.cli import options as o
 from alphatune.jobs.settings import BenchSettings
-
-if TYPE_CHECKING:
-    from alphatune.results.bench import BenchDocument, Deployment
+from alphatune.results.bench import BenchDocument, Deployment
+from alphatune.results.serialisation import to_json
 
 
 def bench(
@@ -57,7 +54,6 @@ def bench(
 
     from alphatune.cli import console
     from alphatune.jobs.bench import run_bench
-    from alphatune.results.serialisation import to_json
 
     settings = o.settings_from(ctx, BenchSettings)
     if verbose:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from alphatune.cli import options as o
-
-if TYPE_CHECKING:
-    from alphatune.results.comparison import CompareDocument, Comparison
+from alphatune.results.comparison import CompareDocument, Comparison
+from alphatune.results.serialisation import to_json
 
 Results = Annotated[
     list[str],
@@ -63,7 +62,6 @@ def compare(
     """
     from alphatune.cli import console
     from alphatune.jobs.compare import run_compare
-    from alphatune.results.serialisation import to_json
 
     document = run_compare(results, metric=metric, seed=seed, output=output, overwrite=overwrite)
     if not quiet:

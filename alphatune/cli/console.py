@@ -5,18 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from alphatune.cli.stderr import tell
-
-if TYPE_CHECKING:
-    from alphatune.results.gain import Gain
-    from alphatune.results.metrics import Metrics
-    from alphatune.results.model import Source
+from alphatune.results.gain import Gain
+from alphatune.results.metrics import Metrics
+from alphatune.results.model import Source
 
 BARS = "▁▂▃▄▅▆▇█"
 

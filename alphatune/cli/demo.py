@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from alphatune.cli import options as o
-
-if TYPE_CHECKING:
-    from alphatune.results.demo import DemoDocument
+from alphatune.results.demo import DemoDocument
+from alphatune.results.serialisation import to_json
 
 DemoFolder = Annotated[
     str,
@@ -45,7 +44,6 @@ def demo(
     """
     from alphatune.cli import console
     from alphatune.jobs.demo import run_demo
-    from alphatune.results.serialisation import to_json
 
     document = run_demo(
         output, seed=seed, device=device, overwrite=overwrite, say=None if quiet else console.note

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 import typer
 
 from alphatune.cli import options as o
-
-if TYPE_CHECKING:
-    from alphatune.results.diagnosis import Finding
+from alphatune.results.diagnosis import Finding
+from alphatune.results.serialisation import to_json
 
 #: the exit code where something that is needed does not work
 BROKEN = 5
@@ -37,7 +35,6 @@ def doctor(
     """
     from alphatune.cli import console
     from alphatune.jobs.doctor import run_doctor
-    from alphatune.results.serialisation import to_json
 
     document = run_doctor()
     if format == "json":

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from alphatune.cli import options as o
 from alphatune.jobs.settings import EvaluateSettings
-
-if TYPE_CHECKING:
-    from alphatune.results.evaluation import EvaluateDocument
+from alphatune.results.evaluation import EvaluateDocument
+from alphatune.results.plan import ImagesPlan
+from alphatune.results.serialisation import to_json
 
 ScoresFile = Annotated[
     str | None,
@@ -89,8 +89,6 @@ def evaluate(
     """
     from alphatune.cli import console
     from alphatune.jobs.evaluate import run_evaluate
-    from alphatune.results.plan import ImagesPlan
-    from alphatune.results.serialisation import to_json
 
     settings = o.settings_from(ctx, EvaluateSettings)
     if verbose:

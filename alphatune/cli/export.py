@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from alphatune.cli import export_options as e
 from alphatune.cli import options as o
 from alphatune.jobs.settings import ExportSettings
-
-if TYPE_CHECKING:
-    from alphatune.results.export import ExportDocument
+from alphatune.results.export import ExportDocument, OnnxExport, ProgramExport
+from alphatune.results.serialisation import to_json
 
 
 def export(
@@ -60,7 +57,6 @@ def export(
     """
     from alphatune.cli import console
     from alphatune.jobs.export import run_export
-    from alphatune.results.serialisation import to_json
 
     settings = o.settings_from(ctx, ExportSettings)
     if verbose:
@@ -110,7 +106,6 @@ def _show(document: ExportDocument) -> None:
 
 
 def _remarks(document: ExportDocument) -> list[str]:
-    from alphatune.results.export import OnnxExport, ProgramExport
 
     written, model = document.export, document.model
     lines = []

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from alphatune.results.plan import ScorePlan
-    from alphatune.results.tune import ScoreTuneDocument
+from alphatune.results.plan import ScorePlan
+from alphatune.results.tune import ScoreTuneDocument
 
 
 def show_score_result(document: ScoreTuneDocument, output: str) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from alphatune.cli import options as o
 from alphatune.jobs.settings import TuneSettings
-
-if TYPE_CHECKING:
-    from alphatune.metrics import Measure
-    from alphatune.results.plan import ImagesPlan
-    from alphatune.results.tune import BatchStatistics, Point, Refinement, TuneDocument
+from alphatune.metrics import Measure
+from alphatune.results.plan import ImagesPlan, ScorePlan
+from alphatune.results.serialisation import to_json
+from alphatune.results.tune import BatchStatistics, Point, Refinement, ScoreTuneDocument, Tuned, TuneDocument
 
 
 def tune(
@@ -112,9 +111,6 @@ def tune(
     from alphatune.jobs.gates import failures
     from alphatune.jobs.recall import recall_tune
     from alphatune.reports.step_summary import append_step_summary
-    from alphatune.results.plan import ImagesPlan, ScorePlan
-    from alphatune.results.serialisation import to_json
-    from alphatune.results.tune import ScoreTuneDocument, Tuned
 
     settings = o.settings_from(ctx, TuneSettings)
     if verbose:

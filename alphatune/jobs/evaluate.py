@@ -20,7 +20,7 @@ from alphatune.norms.patching import get_alpha, patch_, set_alpha_
 from alphatune.norms.survey import survey
 from alphatune.norms.watching import leave_inactive
 from alphatune.reports.evaluation_scores import check_scores_file, write_evaluation
-from alphatune.results.artifact import Artifact
+from alphatune.results.document import Artifact
 from alphatune.results.evaluation import EvaluateDocument
 from alphatune.results.model import EvaluatedModel
 from alphatune.results.plan import ImagesPlan

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from msgspec import structs
@@ -50,7 +49,7 @@ from alphatune.results.model import Model
 from alphatune.results.plan import ImagesPlan, ScorePlan
 from alphatune.results.tune import Tuned
 from alphatune.tuning.alphas import resolve_alphas
-from alphatune.tuning.journal import Journal, open_journal
+from alphatune.tuning.journal import Journal, State, open_journal
 from alphatune.tuning.tune import TuneResult, check_choices, tune
 
 #: images, and seconds, of the look at what α costs in deployment
@@ -187,7 +186,7 @@ def _journal(
     """
     folder = _journal_folder(settings)
     checkpoint = prepared.opened.checkpoint
-    job: dict[str, Any] = {k: v for k, v in asdict(resolved(settings, prepared)).items() if k not in FREE}
+    job: State = {k: v for k, v in asdict(resolved(settings, prepared)).items() if k not in FREE}
     job |= {
         "alphatune": alphatune.__version__,
         "checkpoint_sha256": checkpoint.sha256 if checkpoint else "",

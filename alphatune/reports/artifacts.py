@@ -8,7 +8,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from alphatune.hashing import sha256
-from alphatune.results.artifact import Artifact
+from alphatune.results.document import Artifact
 from alphatune.results.serialisation import to_json
 from alphatune.results.stored import RESULT
 from alphatune.results.training import TrainDocument

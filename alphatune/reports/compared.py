@@ -20,8 +20,8 @@ from alphatune.metrics import Measure
 from alphatune.reports import evaluation_scores, scores
 from alphatune.reports.scores import StoredScores
 from alphatune.results.alpha import ModelAlpha
-from alphatune.results.artifact import Artifact
 from alphatune.results.comparison import Run
+from alphatune.results.document import Artifact
 from alphatune.results.evaluation import EvaluateDocument
 from alphatune.results.metrics import AnyMetrics, Metrics, ScoreMetrics
 from alphatune.results.stored import RESULT, Measured, decode_measured

@@ -72,7 +72,7 @@ def remarks(first: Compared, other: Compared) -> list[str]:
     return notes
 
 
-def _preprocessing(one: Compared) -> dict[str, Any]:
+def _preprocessing(one: Compared) -> dict[str, object]:
     data = one.document.data
     return {} if isinstance(data, ScoredData) else dict(data.preprocessing.items())
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from msgspec import UNSET, Meta, Struct
 from msgspec.structs import asdict
 
+from alphatune.results.values import Sha256, Text
+
 #: version of the layout: it changes when a field changes its meaning or goes
 SCHEMA: Literal[1] = 1
 
@@ -37,6 +39,13 @@ class Part(Struct, frozen=True, kw_only=True):
     def extended(self, kind: type[_P], **more: Any) -> _P:
         """The same with more fields, as an object of a kind that has them."""
         return kind(**asdict(self), **more)
+
+
+class Artifact(Part, frozen=True, kw_only=True):
+    """A file that belongs to a result, and its hash."""
+
+    path: Text
+    sha256: Sha256
 
 
 class Document(Part, frozen=True, kw_only=True):

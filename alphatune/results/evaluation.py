@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from alphatune.results.artifact import Artifact
 from alphatune.results.data import Data
-from alphatune.results.document import VersionedDocument
+from alphatune.results.document import Artifact, VersionedDocument
 from alphatune.results.environment import RunEnvironment
 from alphatune.results.metrics import Metrics
 from alphatune.results.model import EvaluatedModel

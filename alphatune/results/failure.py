@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta
 
 from alphatune.results.document import Part
 from alphatune.results.values import Text
 
+CODES = (2, 3, 4, 5, 6, 70, 129, 130, 143)
+
 
 class Failure(Part, frozen=True, kw_only=True):
     """What went wrong, and what to do about it."""
 
-    code: Annotated[Literal[2, 3, 4, 5, 6, 70, 129, 130, 143], Meta(description="The exit code.")]
+    code: Annotated[int, Meta(description="The exit code.", extra_json_schema={"enum": list(CODES)})]
     message: Text
     hint: str
 

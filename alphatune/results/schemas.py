@@ -7,8 +7,6 @@ wrote less, or a later one more.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from alphatune.errors import ConfigurationError
@@ -25,8 +23,7 @@ from alphatune.results.page import ReportDocument
 from alphatune.results.plan import ImagesPlan, ScorePlan, TrainPlan
 from alphatune.results.training import TrainDocument
 from alphatune.results.tune import ScoreTuneDocument, TuneDocument
-
-Schema = dict[str, Any]
+from alphatune.results.values import Open
 
 #: the types of each object by its ``command``, and of a failure
 DOCUMENTS: dict[str, tuple[type[msgspec.Struct], ...]] = {
@@ -50,7 +47,7 @@ def schema_names() -> tuple[str, ...]:
     return tuple(DOCUMENTS)
 
 
-def read_schema(name: str) -> Schema:
+def read_schema(name: str) -> Open:
     """The schema of the object that a command prints, complete in itself.
 
     Raises:
@@ -73,7 +70,7 @@ def read_schema(name: str) -> Schema:
     return {**head, "anyOf": list(roots), "$defs": definitions}
 
 
-def _untitled(definition: Schema) -> Schema:
+def _untitled(definition: Open) -> Open:
     return {key: value for key, value in definition.items() if key != "title"}
 
 

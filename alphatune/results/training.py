@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from alphatune.results.artifact import Artifact
 from alphatune.results.data import Preprocessing
-from alphatune.results.document import Part, VersionedDocument
+from alphatune.results.document import Artifact, Part, VersionedDocument
 from alphatune.results.environment import TrainEnvironment
 from alphatune.results.metrics import Metrics, Validation
 from alphatune.results.values import (

@@ -8,11 +8,10 @@ from msgspec import Meta, field
 
 from alphatune.metrics import Measure, Metric
 from alphatune.results.alpha import ModelAlpha
-from alphatune.results.artifact import Artifact
 from alphatune.results.averages import Calibration, Recalibration
 from alphatune.results.bench import Deployment
 from alphatune.results.data import Data, ScoredData
-from alphatune.results.document import Part, VersionedDocument
+from alphatune.results.document import Artifact, Part, VersionedDocument
 from alphatune.results.environment import ScoreEnvironment, TuneEnvironment
 from alphatune.results.gain import Decision, Gain
 from alphatune.results.metrics import Best, BestScore, Metrics, ScoreMetrics
