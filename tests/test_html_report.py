@@ -12,7 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up_results import HOSTILE, kept_runs, made_result, made_scores, refined, scored, single_run, typed
+from made_up_results import (
+    HOSTILE,
+    kept_runs,
+    made_result,
+    made_scores,
+    refined,
+    scored,
+    single_run,
+    typed,
+    written,
+)
 
 from alphatune.reports.html import render_html
 from alphatune.reports.markdown import render_markdown
@@ -388,6 +398,13 @@ def test_what_these_tests_draw_is_what_a_tune_writes() -> None:
             f"{list(e.absolute_path)}: {e.message[:200]}" for e in validator.iter_errors(variant(name)[0])
         ]
         assert errors == [], name
+
+
+@pytest.mark.parametrize("name", ["tune-before-the-search", "tune-before-gates"])
+def test_what_an_earlier_version_wrote_is_drawn(name: str) -> None:
+    document = typed(written(f"earlier/{name}"))
+    assert "alphatune report" in render_html(document, None)[0]
+    assert "## Curve" in render_markdown(document)
 
 
 def test_a_gain_beyond_a_temperature_is_called_that() -> None:

@@ -27,7 +27,9 @@ def repeatable_command(command_line: str) -> str:
         if word.startswith("--"):
             lines.append([])
         lines[-1].append(word)
-    lines = [line for line in lines if line[0].removeprefix("--").replace("-", "_") not in OF_THE_RUN]
+    lines = [
+        line for line in lines if line and line[0].removeprefix("--").replace("-", "_") not in OF_THE_RUN
+    ]
     return " \\\n    ".join(shlex.join(line) for line in lines)
 
 
