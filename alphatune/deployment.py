@@ -31,6 +31,7 @@ from alphatune.models.folding import fold
 from alphatune.norms.kernels import Kernel, resolve_kernel, use_kernel
 from alphatune.norms.patching import Alpha, all_but, example_weighted_layers, get_alpha, patch_
 from alphatune.reading import output_of
+from alphatune.results.alpha import LayerAlpha, ModelAlpha, common_alpha
 from alphatune.timing import FEWEST_ROUNDS, Timing, interleave, ratio, synchronise
 
 Variant = Literal["plain", "folded", "example-weighted"]
@@ -57,7 +58,7 @@ class Measured:
 class DeploymentCost:
     """What was measured for one batch."""
 
-    alpha: float | dict[str, float | list[float]]  # one for all layers, or by layer
+    alpha: ModelAlpha
     batch_size: int
     measured: tuple[Measured, ...]
     norms: int  # norm layers with moving averages
@@ -189,7 +190,7 @@ def deployment_cost(
             for c in candidates
         )
     return DeploymentCost(
-        alpha=_common(get_alpha(weighted)),
+        alpha=common_alpha({name: _as_given(alpha) for name, alpha in get_alpha(weighted).items()}),
         batch_size=len(inputs),
         measured=measured,
         norms=folding.norms,
@@ -295,14 +296,9 @@ def _peak_bytes(model: nn.Module, run: Callable[[], object], inputs: Tensor) -> 
     return peak + sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _common(alphas: dict[str, float | list[float]]) -> float | dict[str, float | list[float]]:
-    """One number where all layers have the same; as it was given, not as float32 holds it."""
-    shown: dict[str, float | list[float]] = {
-        name: [_decimal(a) for a in alpha] if isinstance(alpha, list) else _decimal(alpha)
-        for name, alpha in alphas.items()
-    }
-    first = next(iter(shown.values()))
-    return first if isinstance(first, float) and all(a == first for a in shown.values()) else shown
+def _as_given(alpha: LayerAlpha) -> LayerAlpha:
+    """Not as float32 holds it."""
+    return [_decimal(a) for a in alpha] if isinstance(alpha, list) else _decimal(alpha)
 
 
 def _decimal(alpha: float) -> float:

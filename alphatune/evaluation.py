@@ -30,6 +30,7 @@ from alphatune.metrics import HIGHER_IS_BETTER as HIGHER_IS_BETTER
 from alphatune.metrics import METRICS as METRICS
 from alphatune.metrics import Metric as Metric
 from alphatune.reading import NOT_A_CLASSIFIER, logits_of
+from alphatune.results.metrics import Metrics
 
 #: called after every batch with (examples done, examples in all or None); a sweep counts each once an α
 Progress = Callable[[int, int | None], None]
@@ -56,17 +57,6 @@ class Scores:
     def take(self, rows: NDArray[np.int64] | slice) -> Scores:
         """The scores of some of the examples."""
         return Scores(*(getattr(self, f.name)[rows] for f in fields(self)))
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Averages over examples: accuracies as fractions, loss in nats."""
-
-    n: int
-    top1: float
-    top5: float
-    loss: float
-    ece: float
 
 
 def summarise(scores: Scores) -> Metrics:

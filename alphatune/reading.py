@@ -99,7 +99,7 @@ class Reading:
         return _put(output, self.path, cooled)
 
 
-def reading_to_dict(reading: Reading | None) -> dict[str, Any] | None:
+def reading_to_dict(reading: Reading | None) -> dict[str, object] | None:
     """As it stands in a file; None where nothing was decided."""
     return None if reading is None else {"path": list(reading.path), "probabilities": reading.probabilities}
 

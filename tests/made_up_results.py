@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+from msgspec.structs import asdict
 
 from alphatune.evaluation import Scores, summarise
 from alphatune.reports.scores import StoredScores, Thumbnail
+from alphatune.results.tune import ScoreTuneDocument, Tuned, TuneDocument
 from alphatune.tuning.gain import paired_difference
 
 COMMAND = (
@@ -18,6 +23,19 @@ HOSTILE = (
     "<script>alert(1)</script>", "$x^2$ & \"quoted\" 'names'", "]]><b>bold", "\u202eright to left", "naïve 猫 \x07",
     "{{ 7 * 7 }}", "-->", "a_very_long_class_name_that_no_figure_has_room_for_at_all",
 )  # fmt: skip
+
+
+def typed(document: dict[str, Any]) -> Tuned:
+    """The document as a reader gets it."""
+    kind: Any = ScoreTuneDocument if document["metric"] == "score" else TuneDocument
+    found: Tuned = msgspec.convert(document, kind)
+    return found
+
+
+def written(name: str) -> dict[str, Any]:
+    """What a tune wrote into result.json."""
+    document: dict[str, Any] = json.loads((Path(__file__).parent / "written" / f"{name}.json").read_text())
+    return document
 
 
 def made_scores(

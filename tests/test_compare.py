@@ -8,12 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY, Run
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_results import written as tune_written
+from msgspec.structs import asdict
 from scipy import stats
 
 from alphatune.errors import InputError
@@ -23,6 +26,9 @@ from alphatune.jobs.tune import run_tune
 from alphatune.reports.compared import Compared, read_compared
 from alphatune.reports.evaluation_scores import read_evaluation, write_evaluation
 from alphatune.reports.side_by_side import compare_document
+from alphatune.results.evaluation import EvaluateDocument
+from alphatune.results.metrics import AnyMetrics
+from alphatune.results.serialisation import to_json
 from alphatune.tuning.exchange import exchange_p
 from alphatune.tuning.gain import paired_gain
 from alphatune.tuning.holm import holm
@@ -65,21 +71,21 @@ def made_up(n: int = 200, seed: int = 0, shift: float = 0.0) -> Scores:
 
 def evaluation(path: Path, scores: Scores, classes: tuple[str, ...] = (), **changes: Any) -> Path:
     """A file as ``evaluate --scores`` writes it; changes are of ``data`` and ``model``, by ``data__decoder``."""
-    document: dict[str, Any] = {
-        "schema": 1, "command": "evaluate", "alphatune": "0.1.0",
-        "model": {"source": "net", "checkpoint": "a.pth", "checkpoint_sha256": "a" * 64, "alpha": 0.0, "temperature": 1.0},
-        "data": {"source": "val", "root": "/data/val", "split": "", "preprocessing": {"crop_pct": 1.0}, "decoder": "PIL 12"},
-        "env": {"dtype": "float32", "device": "cpu"}, "metrics": vars(summarise(scores)), "scores": None, "warnings": [],
-    }  # fmt: skip
+    document = json.loads((Path(__file__).parent / "written" / "evaluate.json").read_text())
+    document["model"] |= {"source": "net", "checkpoint": "a.pth", "checkpoint_sha256": "a" * 64, "alpha": 0.0}
+    document["data"] |= {"source": "val", "root": "/data/val", "split": "", "decoder": "PIL 12"}
+    document |= {"metrics": asdict(summarise(scores)), "scores": None, "warnings": []}
     for name, value in changes.items():
         part, _, key = name.partition("__")
-        document[part][key] = value
-    write_evaluation(path, scores, document, classes)
+        document[part][key] = document[part][key] | value if isinstance(value, dict) else value
+    write_evaluation(path, scores, msgspec.convert(document, EvaluateDocument), classes)
     return path
 
 
 def compared(*paths: object, **options: Any) -> dict[str, Any]:
-    return compare_document([read_compared(str(p)) for p in paths], **options)
+    document = compare_document([read_compared(str(p)) for p in paths], **options)
+    plain: dict[str, Any] = json.loads(to_json(document))
+    return plain
 
 
 def by_metric(document: dict[str, Any], index: int = 0) -> dict[str, dict[str, Any]]:
@@ -293,7 +299,7 @@ def test_other_data_are_shown_side_by_side_and_it_says_why(tmp_path: Path) -> No
         assert (comparison["differences"], comparison["predictions"]) == ([], None)
         assert [e["rank"] for e in document["entries"]] == [1, None]
         assert document["ranking"] == ["A"]
-        assert document["entries"][1]["metrics"] == vars(summarise(other))
+        assert document["entries"][1]["metrics"] == asdict(summarise(other))
 
 
 def test_differences_of_the_conditions_are_remarked(tmp_path: Path) -> None:
@@ -321,7 +327,9 @@ def test_averages_measured_anew_are_remarked(tmp_path: Path, tuned: Path) -> Non
     given, again = tuned, tmp_path / "again"
     shutil.copytree(tuned, again)
     document = json.loads((again / "result.json").read_text())
-    document["recalibration"] = {"data": {"source": "train", "n": 60}, "gain": None, "before": None}
+    measured = tune_written("tune-searched-recalibrated")["recalibration"]
+    measured["data"] |= {"source": "train", "n": 60}
+    document["recalibration"] = measured
     (again / "result.json").write_text(json.dumps(document))
     (remark,) = compared(f"{given}:baseline", f"{again}:baseline")["comparisons"][0]["remarks"]
     assert remark == "other moving averages: those of the weights and measured anew on 60 examples of train"
@@ -335,9 +343,10 @@ def test_several_are_listed(tuned: Path) -> None:
 def test_a_score_of_ones_own_is_compared_by_its_mean(tmp_path: Path, tuned: Path) -> None:
     document = json.loads((tuned / "result.json").read_text())
     for name, value in (("a", 0.5), ("b", 0.75)):
-        own = document | {
-            "metric": "score", "score": {"source": "iou.py:iou", "name": "iou"}, "best": {"score": 0.1},
-            "baseline": {"n": 48, "score": 0.25}, "chosen": {"alpha": 0.1, "metrics": {"n": 48, "score": value}},
+        own = tune_written("tune-by-a-score") | {
+            "score": {"source": "iou.py:iou", "name": "iou"}, "best": {"score": 0.1}, "data": document["data"],
+            "baseline": {"n": 48, "score": 0.25},
+            "chosen": {"alpha": 0.1, "temperature": 1.0, "metrics": {"n": 48, "score": value}},
         }  # fmt: skip
         (tmp_path / f"{name}.json").write_text(json.dumps(own))
     result = compared(tmp_path / "a.json", tmp_path / "b.json")
@@ -369,8 +378,8 @@ def kept(
 def test_an_evaluation_keeps_its_scores(kept: Any, run: Run, tuned: Path, tmp_path: Path) -> None:
     path, document, command = kept
     inside, stored = read_evaluation(path)
-    assert vars(summarise(stored.runs["evaluated"])) == document["metrics"]
-    assert inside == document | {"scores": None}
+    assert asdict(summarise(stored.runs["evaluated"])) == document["metrics"]
+    assert json.loads(to_json(inside)) == document | {"scores": None}
     assert stored.classes == ("ant", "bee", "cat", "dog")
     first = path.read_bytes()
     code, _, err = run(*command)
@@ -542,15 +551,14 @@ def equals(n: int, rng: np.random.Generator, sharpness: float) -> tuple[Scores, 
 @pytest.mark.parametrize("n", [200, 1000])
 def test_equal_networks_are_rarely_told_apart(n: int, sharpness: float) -> None:
     runs, told = 300, dict.fromkeys(("top1", "loss", "ece"), 0)
-    document = {
-        "command": "evaluate", "model": {"source": "net", "alpha": 0.0}, "data": {"source": "val"}, "env": {},
-    }  # fmt: skip
+    written = (Path(__file__).parent / "written" / "evaluate.json").read_bytes()
+    document = msgspec.json.decode(written, type=EvaluateDocument)
     for seed in range(runs):
         pair = [
-            Compared(name, "evaluated", document, vars(summarise(scores)), scores, (), "")
+            Compared(name, "evaluated", document, summarise(scores).extended(AnyMetrics), scores, (), "")
             for name, scores in zip("ab", equals(n, np.random.default_rng(seed), sharpness), strict=True)
         ]
-        rows = by_metric(compare_document(pair, seed=seed))
+        rows = by_metric(json.loads(to_json(compare_document(pair, seed=seed))))
         for metric in told:
             told[metric] += rows[metric]["verdict"] != "undecided"
     print(f"n = {n}, sharpness {sharpness:g}: {told} of {runs}")

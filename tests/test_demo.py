@@ -20,7 +20,7 @@ from PIL import Image
 import alphatune
 from alphatune.cli.main import main
 from alphatune.data.digits import Scanner, read_digits, rescan, write_class_folders
-from alphatune.reports.schemas import read_schema
+from alphatune.results.schemas import read_schema
 
 pytest.importorskip("sklearn")
 Run = Callable[..., tuple[int, str, str]]

@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 
 from alphatune.jobs import machine
 from alphatune.jobs.doctor import to_document
-from alphatune.jobs.findings import Finding, guarded
+from alphatune.jobs.findings import guarded
 from alphatune.jobs.installed_packages import (
     OLDEST_PYTHON,
     Requirement,
@@ -28,8 +28,9 @@ from alphatune.jobs.installed_packages import (
 )
 from alphatune.jobs.machine import shared_memory
 from alphatune.jobs.toolchain import find_cxx
-from alphatune.reports.result import SCHEMA
-from alphatune.reports.schemas import read_schema
+from alphatune.results.diagnosis import Finding
+from alphatune.results.document import SCHEMA
+from alphatune.results.schemas import read_schema
 from alphatune.toml import tomllib
 
 
@@ -195,6 +196,6 @@ def test_a_check_that_fails_is_a_finding_and_keeps_those_before_it() -> None:
     first, second = guarded("g", "second", look)
     assert first.status == "ok"
     assert (second.status, second.detail) == ("broken", "ValueError: two lines")
-    assert not to_document([first, second])["ok"]
-    assert to_document([first, second])["schema"] == SCHEMA
+    assert not to_document([first, second]).ok
+    assert to_document([first, second]).schema == SCHEMA
     assert guarded("g", "second", look, consequence=True)[1].status == "note"

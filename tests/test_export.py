@@ -33,6 +33,7 @@ from alphatune.models import onnx as onnx_export
 from alphatune.models.agreement import Expected, compare, expect
 from alphatune.models.onnx import open_onnx
 from alphatune.models.sources import build
+from alphatune.results.serialisation import to_json
 from alphatune.versions import EXPORTED_PROGRAM, ONNX, TORCH_FOR, torch_allows
 
 #: a small network of timm's with norm, drop and activation in one layer
@@ -118,7 +119,9 @@ def exported(folder: Path, kind: str, output: Path | None = None, **settings: An
     needs(kind)
     output = output or folder.with_name(folder.name + {"hf": "-hf"}.get(kind, f".{kind}"))
     settings = {"trust_code": True, "check_images": 4, **settings}
-    return run_export(ExportSettings(model=str(folder), format=kind, output=str(output), **settings))  # type: ignore[arg-type]
+    document = run_export(ExportSettings(model=str(folder), format=kind, output=str(output), **settings))  # type: ignore[arg-type]
+    plain: dict[str, Any] = json.loads(to_json(document))
+    return plain
 
 
 def kinds_of_nodes(path: Path) -> Counter[str]:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from made_up_results import HOSTILE, made_result, made_scores, refined
+from made_up_results import HOSTILE, made_result, made_scores, refined, typed
 from PIL import Image
 from scipy import stats
 
@@ -40,7 +40,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 @pytest.fixture(scope="module")
 def drawn() -> dict:
     stored = made_scores()
-    document = refined(made_result(stored))
+    document = typed(refined(made_result(stored)))
     return {d.name: d for d in draw_all(document, stored, compare_runs(document, stored)).all()}
 
 
@@ -67,14 +67,14 @@ def test_the_same_result_gives_the_same_bytes() -> None:
     one, two = draw_depth(alphas), draw_depth(alphas)
     assert (one.svg, one.png, one.inline) == (two.svg, two.png, two.inline)
     assert one.svg.count("<path") > 10
-    document = made_result(made_scores())
+    document = typed(made_result(made_scores()))
     assert draw_curve(document, "loss") == draw_curve(document, "loss")
 
 
 def test_the_users_own_style_changes_nothing() -> None:
     import matplotlib
 
-    document = made_result(made_scores())
+    document = typed(made_result(made_scores()))
     plain = draw_curve(document, "top1")
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black", "svg.fonttype": "path"}):
         assert draw_curve(document, "top1") == plain
@@ -100,15 +100,15 @@ def test_a_long_name_is_cut_and_a_wide_script_needs_more_room() -> None:
 
 
 def test_a_curve_says_what_there_is_to_see(drawn: dict) -> None:
-    document = made_result(made_scores())
+    document = typed(made_result(made_scores()))
     text = draw_curve(document, "loss").text
-    assert f"{document['baseline']['loss']:.4f} at α = 0 (plain)" in text
-    assert f"chosen α = 0.12 with {document['chosen']['metrics']['loss']:.4f}" in text
+    assert f"{document.baseline['loss']:.4f} at α = 0 (plain)" in text
+    assert f"chosen α = 0.12 with {document.chosen.metrics['loss']:.4f}" in text
     assert "from 0.02 in layer1.bn to 0.3 in layer2.bn" in drawn["alpha-over-depth"].text
 
 
 def test_measured_points_have_another_mark_than_interpolated_ones() -> None:
-    drawing = draw_curve(made_result(made_scores()), "loss")
+    drawing = draw_curve(typed(made_result(made_scores())), "loss")
     labels = [e.text for e in ElementTree.fromstring(drawing.svg).iter(f"{SVG}text")]
     expected = {
         "measured",
@@ -119,7 +119,7 @@ def test_measured_points_have_another_mark_than_interpolated_ones() -> None:
         "chosen: α = 0.12",
     }
     assert expected <= set(labels)
-    ece = draw_curve(made_result(made_scores()), "ece")
+    ece = draw_curve(typed(made_result(made_scores())), "ece")
     assert "95 % band" not in ece.svg
 
 

@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 from conftest import TINY, Run
+from made_up_results import typed, written
+from msgspec.structs import replace
 
 from alphatune.errors import ConfigurationError
 from alphatune.jobs.gates import failures, judge, open_gates
 from alphatune.jobs.settings import TuneSettings
+
+TUNE = written("tune")
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -27,11 +31,11 @@ def document(**changes: Any) -> dict[str, Any]:
             "temperature": 1.0,
             "metrics": metrics | {"top1": 0.79, "loss": 0.5, "ece": 0.12},
         },
-        "gain": {"metric": "loss", "scheme": "cross-fitted", "delta": 0.15},
+        "gain": TUNE["gain"] | {"metric": "loss", "scheme": "cross-fitted", "delta": 0.15},
         "decision": {"keep_baseline": False, "significant": True, "reason": "because"},
-        "deployment": {"ratio_to_plain": 1.3},
+        "deployment": TUNE["deployment"] | {"ratio_to_plain": 1.3},
     }
-    return values | changes
+    return TUNE | values | changes
 
 
 def kept(temperature: float = 1.0) -> dict[str, Any]:
@@ -44,9 +48,10 @@ def kept(temperature: float = 1.0) -> dict[str, Any]:
 
 
 def passes(found: dict[str, Any], **settings: Any) -> bool:
-    (judged,) = judge(open_gates(TuneSettings(model="m", data="d", **settings)), found)
-    assert judged["passed"] == (failures({"gates": [judged]}) == [])
-    return bool(judged["passed"])
+    document = typed(found)
+    judged = judge(open_gates(TuneSettings(model="m", data="d", **settings)), document)
+    assert judged[0].passed == (failures(replace(document, gates=judged)) == [])
+    return judged[0].passed
 
 
 @pytest.mark.parametrize(
@@ -80,17 +85,18 @@ def test_the_plain_model() -> None:
 
 def with_temperature(metric: str, significant: bool = True) -> dict[str, Any]:
     """A tune that took a temperature and no α: ``gain`` is that of the best α beyond a temperature."""
-    level = {
+    finer = written("tune-finer")["refinement"]
+    level = finer["levels"][0] | {
         "level": "plain",
         "metrics": {"n": 100, "top1": 0.8, "top5": 0.9, "loss": 0.7, "ece": 0.1},
         "calibrated": {"n": 100, "top1": 0.8, "top5": 0.9, "loss": 0.55, "ece": 0.04},
     }
-    refinement = {
+    refinement = finer | {
         "chosen": "plain",
         "levels": [level, level | {"level": "global"}],
-        "temperature_gain": {"metric": "loss", "delta": 0.15, "significant": significant},
+        "temperature_gain": TUNE["gain"] | {"metric": "loss", "delta": 0.15, "significant": significant},
     }
-    beyond = {"metric": metric, "scheme": "cross-fitted", "delta": -0.01}
+    beyond = TUNE["gain"] | {"metric": metric, "scheme": "cross-fitted", "delta": -0.01}
     return kept(temperature=1.4) | {"metric": metric, "refinement": refinement, "gain": beyond}
 
 
@@ -116,8 +122,10 @@ def recalibrated(delta: float | None, significant: bool = False, **changes: Any)
     """A tune that kept α = 0, by averages measured anew: ``baseline`` is the model that has them."""
     found = kept()
     before = found["baseline"] | {"top1": 0.8 - (delta or 0.0), "loss": 0.7 + (delta or 0.0)}
-    gain = None if delta is None else {"metric": "loss", "delta": delta, "significant": significant}
-    return found | {"recalibration": {"before": before, "after": found["baseline"], "gain": gain}} | changes
+    usual = written("tune-searched-recalibrated")["recalibration"]
+    gain = None if delta is None else TUNE["gain"] | {"delta": delta, "significant": significant}
+    measured = usual | {"before": before, "after": found["baseline"], "gain": gain}
+    return found | {"recalibration": measured} | changes
 
 
 def test_averages_measured_anew_may_be_worse() -> None:
@@ -144,7 +152,7 @@ def test_averages_that_could_not_be_evaluated() -> None:
 
 def test_better_is_not_called_worse() -> None:
     gates = open_gates(TuneSettings(model="m", data="d", max_regression=("top1=0.01", "loss=0", "top5=0")))
-    assert [g["reason"] for g in judge(gates, document())] == [
+    assert [g.reason for g in judge(gates, typed(document()))] == [
         "top1 went from 0.8 to 0.79, 0.01 worse: at most 0.01 worse is allowed",
         "loss went from 0.7 to 0.5, 0.2 better: at most 0 worse is allowed",
         "top5 stays 0.9: at most 0 worse is allowed",
@@ -160,13 +168,13 @@ def test_all_of_them_in_order() -> None:
     gates = open_gates(
         TuneSettings(model="m", data="d", min_gain=0.2, max_regression=("top1=0.02", "ece=0.001"))
     )
-    judged = judge(gates, document())
-    assert [(g["name"], g["passed"]) for g in judged] == [
+    judged = judge(gates, typed(document()))
+    assert [(g.name, g.passed) for g in judged] == [
         ("min-gain", False), ("max-regression top1", True), ("max-regression ece", False),
     ]  # fmt: skip
-    assert len(failures({"gates": judged})) == 2
-    assert "0.15" in judged[0]["reason"]
-    assert "at least 0.2" in judged[0]["reason"]
+    assert len(failures(replace(typed(document()), gates=judged))) == 2
+    assert "0.15" in judged[0].reason
+    assert "at least 0.2" in judged[0].reason
 
 
 @pytest.mark.parametrize("text", ["top1", "top1=", "top1=a", "top1=nan", "recall=0.1", "=1", "top1=inf"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import tiny
@@ -55,9 +57,10 @@ def test_the_baseline_is_plain_groupnorm(model: torch.nn.Module) -> None:
 def test_without_a_gain_plain_groupnorm_is_kept(model: torch.nn.Module) -> None:
     result = tune(model, loader())  # labels are noise
     assert result.alpha == 1
-    document = tune_document(result, model={}, data={}, env={})
-    assert document["decision"]["keep_baseline"]
-    assert document["baseline_alpha"] == 1
+    nothing: dict[str, Any] = dict.fromkeys(("model", "data", "env", "calibration", "recalibration"))
+    document = tune_document(result, command_line="", warnings=(), **nothing)
+    assert document.decision.keep_baseline
+    assert document.baseline_alpha == 1
     assert "plain GroupNorm" in headline(document)
 
 

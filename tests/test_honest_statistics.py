@@ -18,6 +18,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from numpy.typing import NDArray
 from scipy import optimize, stats
 from scipy.special import xlogy
@@ -35,8 +36,9 @@ from alphatune.evaluation import (
     expected_calibration_error,
 )
 from alphatune.norms.patching import Alpha
+from alphatune.results.gain import Gain
 from alphatune.tuning.fold_luck import Limits, limits_of_choosing
-from alphatune.tuning.gain import CONFIDENCE, Gain, paired_gain
+from alphatune.tuning.gain import CONFIDENCE, paired_gain
 from alphatune.tuning.paired_intervals import mean_interval, proportion_interval
 from alphatune.tuning.passes import Passes
 from alphatune.tuning.search import LOOKS, stratified_order
@@ -299,7 +301,7 @@ def test_a_score_of_ones_own_is_judged_as_the_loss_is() -> None:
     own = select_by_score(values, sweep.alphas, sweep.baseline.targets.astype(np.int64)).gain
     loss = cross_fitted_gain(sweep, "loss")
     assert own is not None
-    assert replace(own, metric="loss") == loss
+    assert structs.replace(own, metric="loss") == loss
 
 
 # --- a thousand runs -------------------------------------------------------------------------

@@ -12,7 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up_results import HOSTILE, kept_runs, made_result, made_scores, refined, scored, single_run
+from made_up_results import (
+    HOSTILE,
+    kept_runs,
+    made_result,
+    made_scores,
+    refined,
+    scored,
+    single_run,
+    typed,
+    written,
+)
 
 from alphatune.reports.html import render_html
 from alphatune.reports.markdown import render_markdown
@@ -129,7 +139,8 @@ VARIANTS = (
 
 @cache
 def page(name: str) -> Page:
-    return Page(render_html(*variant(name))[0])
+    document, stored = variant(name)
+    return Page(render_html(typed(document), stored)[0])
 
 
 each = pytest.mark.parametrize("name", VARIANTS)
@@ -189,7 +200,7 @@ def test_it_can_be_read_by_anyone(name: str) -> None:
 @pytest.mark.parametrize("name", ["hostile", "kept", "by channel"])
 def test_the_same_result_gives_the_same_page(name: str) -> None:
     document, stored = variant(name)
-    assert render_html(document, stored)[0] == page(name).source
+    assert render_html(typed(document), stored)[0] == page(name).source
 
 
 @pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
@@ -274,7 +285,7 @@ def test_the_headline_is_whole() -> None:
 
     for name in VARIANTS:
         document, _ = variant(name)
-        what, _, why = headline(document).partition(": ")
+        what, _, why = headline(typed(document)).partition(": ")
         found = page(name)
         assert found.headings()[0] == what
         assert why[:1].upper() + why[1:] in found.words
@@ -291,11 +302,11 @@ def test_it_says_nothing_of_the_run_that_wrote_it() -> None:
     document, stored = variant("tuned")
     other = document | {
         "command_line": document["command_line"].replace("/tmp/secret", "/elsewhere") + " --min-gain 0.1 --no-cache",
-        "gates": [{"name": "min-gain", "passed": False, "reason": "too small"}],
+        "gates": [{"name": "min-gain", "limit": 0.1, "value": 0.0, "passed": False, "reason": "too small"}],
         "cache": {"key": "00" * 32, "measured": "2026-01-01T00:00:00+00:00"},
         "artifacts": [*document["artifacts"], {"path": "report.html", "sha256": "11" * 32}],
     }  # fmt: skip
-    assert render_html(other, stored)[0] == words
+    assert render_html(typed(other), stored)[0] == words
 
 
 def test_sections_are_those_that_there_is_something_for() -> None:
@@ -372,7 +383,7 @@ def test_pictures_show_what_was_predicted() -> None:
     (own,) = (image for image in images if str(image["alt"]).startswith(f"{thumbnail.name}:"))
     assert str(own["alt"]).endswith(f"predicted {before} before and {after} after")
     large = made_scores(side=96)
-    photos = Page(render_html(made_result(large), large)[0]).all("img")
+    photos = Page(render_html(typed(made_result(large)), large)[0]).all("img")
     assert all("class" not in photo for photo in photos)
     assert all(str(photo["src"]).startswith("data:image/jpeg;base64,") for photo in photos)
 
@@ -381,7 +392,7 @@ def test_what_these_tests_draw_is_what_a_tune_writes() -> None:
     """Made-up results fit the schema of real ones."""
     from jsonschema import Draft202012Validator
 
-    from alphatune.reports.schemas import read_schema
+    from alphatune.results.schemas import read_schema
 
     validator = Draft202012Validator(read_schema("tune"))
     for name in ("tuned", "kept", "finer", "by channel", "group norm", "by a score"):
@@ -391,12 +402,19 @@ def test_what_these_tests_draw_is_what_a_tune_writes() -> None:
         assert errors == [], name
 
 
+@pytest.mark.parametrize("name", ["tune-before-the-search", "tune-before-gates"])
+def test_what_an_earlier_version_wrote_is_drawn(name: str) -> None:
+    document = typed(written(f"earlier/{name}"))
+    assert "alphatune report" in render_html(document, None)[0]
+    assert "## Curve" in render_markdown(document)
+
+
 def test_a_gain_beyond_a_temperature_is_called_that() -> None:
     """Beside a loss that fell by a temperature, "not significant" would seem to be about the temperature."""
     stored = made_scores()
     document = refined(made_result(stored))
-    for text in (render_html(document, stored)[0], render_markdown(document)):
+    for text in (render_html(typed(document), stored)[0], render_markdown(typed(document))):
         assert " beyond a temperature" in text
     document["refinement"]["with_temperature"] = False
-    for text in (render_html(document, stored)[0], render_markdown(document)):
+    for text in (render_html(typed(document), stored)[0], render_markdown(typed(document))):
         assert " beyond a temperature" not in text

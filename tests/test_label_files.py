@@ -359,6 +359,13 @@ def test_a_label_that_changes_is_another_job(tmp_path: Path, flat: Path) -> None
     assert len(prints) == 2
 
 
+def test_a_label_that_is_also_a_name_is_no_path(tmp_path: Path) -> None:
+    """Found by hypothesis: the label 0 is 0.png without its ending."""
+    put_images(tmp_path / "d", ["0.png"])
+    labels = written(tmp_path, "l.csv", "0,/data/x/0.png\n")
+    assert labels_of(open_data(tmp_path / "d", labels=labels)) == {"0.png": "0"}
+
+
 # --- against a plain reading -----------------------------------------------------------------
 
 WORD = st.text(

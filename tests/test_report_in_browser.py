@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from made_up_results import HOSTILE, made_result, made_scores, refined
+from made_up_results import HOSTILE, made_result, made_scores, refined, typed
 
 from alphatune.reports.html import render_html
 from alphatune.reports.palette import DARK, LIGHT
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 @pytest.mark.parametrize(("scheme", "palette"), [(1, LIGHT), (0, DARK)], ids=["light", "dark"])
 def test_the_page(tmp_path: Path, scheme: int, palette: dict[str, str]) -> None:
     stored = made_scores(classes=len(HOSTILE), names=HOSTILE)
-    page, _ = render_html(refined(made_result(stored)), stored)
+    page, _ = render_html(typed(refined(made_result(stored))), stored)
     frames = "".join(FRAME.format(width=width, page=html.escape(page)) for width in WIDTHS)
     (tmp_path / "outer.html").write_text(f"<!doctype html><meta charset=utf-8>{frames}{SCRIPT}")
     done = subprocess.run(

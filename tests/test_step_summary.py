@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, Run
+from made_up_results import typed
 
 from alphatune.reports.step_summary import MOST_BYTES, append_step_summary, cut
 
@@ -25,7 +26,7 @@ def test_it_is_appended(document: dict, tmp_path: Path, monkeypatch: pytest.Monk
     file = tmp_path / "summary.md"
     file.write_text("before\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(file))
-    assert append_step_summary(document) == file
+    assert append_step_summary(typed(document)) == file
     text = file.read_text(encoding="utf-8")
     assert text.startswith("before\n# alphatune report: ")
     assert "| max-regression top5 | ✅ passed |" in text
@@ -34,25 +35,25 @@ def test_it_is_appended(document: dict, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_no_variable_no_summary(document: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-    assert append_step_summary(document) is None
+    assert append_step_summary(typed(document)) is None
 
 
 def test_a_summary_that_cannot_be_written_fails_nothing(
     document: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "no" / "such" / "folder.md"))
-    assert append_step_summary(document) is None
+    assert append_step_summary(typed(document)) is None
 
 
 def test_it_stays_short(document: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(file))
     document["warnings"] = ["α" * 1000] * 600
-    append_step_summary(document)
+    append_step_summary(typed(document))
     size = file.stat().st_size
     assert 0.99 * MOST_BYTES < size <= MOST_BYTES
     assert file.read_text(encoding="utf-8").endswith("in report.md.*\n")
-    append_step_summary(document)  # another step of the same job may write to the same file
+    append_step_summary(typed(document))  # another step of the same job may write to the same file
     assert file.stat().st_size <= MOST_BYTES
 
 
@@ -60,7 +61,7 @@ def test_hostile_names_stay_text(document: dict, tmp_path: Path, monkeypatch: py
     file = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(file))
     document["model"]["source"] = "<img src=x onerror=alert(1)>|`a`"
-    append_step_summary(document)
+    append_step_summary(typed(document))
     assert "<img" not in file.read_text(encoding="utf-8")
 
 

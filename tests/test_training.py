@@ -18,6 +18,7 @@ from alphatune.data.sampling import Sampling
 from alphatune.data.training_batches import TrainingBatches
 from alphatune.errors import ConfigurationError, NumericError
 from alphatune.reports.tensorboard import open_tensorboard
+from alphatune.results.training import Epoch
 from alphatune.training.loop import AUXILIARY_WEIGHT, _move, train, training_loss
 from alphatune.training.optimizers import decay_to_one_, make_optimizer, parameter_groups
 from alphatune.training.recipe import Recipe
@@ -264,14 +265,18 @@ def test_a_step_that_overflowed_decays_nothing() -> None:
         assert (gamma[0].item() != 3.0) == moves
 
 
+def epoch_at(step: int) -> Epoch:
+    return Epoch(epoch=step // 10, step=step, learning_rate=0.1, train_loss=1.0, train_top1=0.5, seconds=1.0)
+
+
 def test_tensorboard_keeps_every_epoch_of_a_resumed_run(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with open_tensorboard(tmp_path, 0) as log:
         for step in (10, 20, 30):
-            log({"epoch": step // 10, "step": step, "train_loss": 1.0})
+            log(epoch_at(step))
     with open_tensorboard(tmp_path, 20) as log:  # the checkpoint was that of step 20
-        log({"epoch": 3, "step": 30, "train_loss": 1.0})
+        log(epoch_at(30))
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [10, 20, 30]
 
@@ -280,9 +285,9 @@ def test_tensorboard_keeps_every_epoch_of_a_resumed_run(tmp_path: Path) -> None:
 
 
 def _metrics():
-    from alphatune.evaluation import Metrics
+    from alphatune.results.metrics import Metrics
 
-    return Metrics(1, 0.5, 1.0, 1.0, 0.0)
+    return Metrics(n=1, top1=0.5, top5=1.0, loss=1.0, ece=0.0)
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 4, 5, 9])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from alphatune.cli import options as o
+from alphatune.results.comparison import CompareDocument, Comparison
+from alphatune.results.serialisation import to_json
 
 Results = Annotated[
     list[str],
@@ -60,51 +62,50 @@ def compare(
     """
     from alphatune.cli import console
     from alphatune.jobs.compare import run_compare
-    from alphatune.reports.serialisation import to_json
 
     document = run_compare(results, metric=metric, seed=seed, output=output, overwrite=overwrite)
     if not quiet:
-        console.warn(document["warnings"])
+        console.warn(document.warnings)
     if format == "json":
         print(to_json(document, for_pipe=True))
     elif format == "quiet":
-        for comparison in document["comparisons"]:
+        for comparison in document.comparisons:
             print(_line(comparison))
     else:
         _show(document)
 
 
-def _line(comparison: dict[str, Any]) -> str:
+def _line(comparison: Comparison) -> str:
     """``other=B top1=+0.0035 p_top1=0.44 ...``: each difference, and its p if the examples are paired."""
-    words = [f"other={comparison['other']}"]
-    for row in comparison["differences"]:
-        words.append(f"{row['metric']}={row['difference']:+.4f}")
-        if row["p_adjusted"] is not None:
-            words.append(f"p_{row['metric']}={row['p_adjusted']:.3g}")
+    words = [f"other={comparison.other}"]
+    for row in comparison.differences:
+        words.append(f"{row.metric}={row.difference:+.4f}")
+        if row.p_adjusted is not None:
+            words.append(f"p_{row.metric}={row.p_adjusted:.3g}")
     return " ".join(words)
 
 
-def _show(document: dict[str, Any]) -> None:
+def _show(document: CompareDocument) -> None:
     from rich.text import Text
 
     from alphatune.cli import console
     from alphatune.reports import comparison_text as text
 
     out, left, right = console.stdout(), "left", "right"
-    columns = [("", left), *((f"{e['label']}\n{e['name']}", left) for e in document["entries"])]
+    columns = [("", left), *((f"{e.label}\n{e.name}", left) for e in document.entries)]
     out.print(console.table("", columns, text.entry_rows(document)))
-    adjusted = document["correction"] != "none"
-    for comparison in document["comparisons"]:
+    adjusted = document.correction != "none"
+    for comparison in document.comparisons:
         out.print()
         out.print(Text(text.comparison_title(comparison), style="bold"))
-        if comparison["differences"]:
+        if comparison.differences:
             head = text.difference_columns(document)
             sides = [left, *(right for _ in head[1:-1]), left]
             rows = text.difference_rows(comparison, adjusted=adjusted)
             out.print(console.table("", list(zip(head, sides, strict=True)), rows))
         if sentence := text.prediction_sentence(comparison):
             out.print(Text(sentence))
-        for remark in comparison["remarks"]:
+        for remark in comparison.remarks:
             out.print(Text(f"note: {remark}", style="dim"))
     out.print()
     for sentence in text.summary_sentences(document):

@@ -12,6 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from alphatune.cli.stderr import tell
+from alphatune.results.gain import Gain
+from alphatune.results.metrics import Metrics
+from alphatune.results.model import Source
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -54,25 +57,25 @@ def fail(messages: Sequence[str]) -> None:
         tell(f"error: {message}")
 
 
-def remark_on(document: dict[str, Any]) -> None:
+def remark_on(model: Source, warnings: Sequence[str]) -> None:
     """What a person should know beside the result: where the weights were, and the warnings."""
-    if key := document["model"]["weights_key"]:
-        note(f"weights taken from {key!r} in {document['model']['checkpoint']}")
-    warn(document["warnings"])
+    if model.weights_key:
+        note(f"weights taken from {model.weights_key!r} in {model.checkpoint}")
+    warn(warnings)
 
 
-def metrics_text(metrics: dict[str, Any]) -> str:
+def metrics_text(metrics: Metrics) -> str:
     """``top1=0.8103 top5=0.9872 loss=0.8788 ece=0.1245``."""
     return " ".join(f"{name}={metrics[name]:.4f}" for name in ("top1", "top5", "loss", "ece"))
 
 
-def gain_text(gain: dict[str, Any], beyond: str = "") -> str:
+def gain_text(gain: Gain, beyond: str = "") -> str:
     """``Cross-fitted gain in top1: +0.0028 (95 % interval ..., p = ...; method)``."""
-    low, high = gain["ci"]
+    low, high = gain.ci
     return (
-        f"{gain['scheme'].capitalize()} gain in {gain['metric']}{beyond}: {gain['delta']:+.4f} "
-        f"({100 * gain['confidence']:.0f} % interval {low:+.4f} to {high:+.4f}, p = {gain['p']:.2g}; "
-        f"{gain['method']})"
+        f"{gain.scheme.capitalize()} gain in {gain.metric}{beyond}: {gain.delta:+.4f} "
+        f"({100 * gain.confidence:.0f} % interval {low:+.4f} to {high:+.4f}, p = {gain.p:.2g}; "
+        f"{gain.method})"
     )
 
 

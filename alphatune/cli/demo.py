@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from alphatune.cli import options as o
+from alphatune.results.demo import DemoDocument
+from alphatune.results.serialisation import to_json
 
 DemoFolder = Annotated[
     str,
@@ -42,15 +44,14 @@ def demo(
     """
     from alphatune.cli import console
     from alphatune.jobs.demo import run_demo
-    from alphatune.reports.serialisation import to_json
 
     document = run_demo(
         output, seed=seed, device=device, overwrite=overwrite, say=None if quiet else console.note
     )
     if verbose:
-        console.note(f"trained in {document['train']['seconds']:.0f} s")
+        console.note(f"trained in {document.train.seconds:.0f} s")
     if not quiet:
-        console.warn(document["tune"]["warnings"])
+        console.warn(document.tune.warnings)
     if format == "json":
         print(to_json(document, for_pipe=True))
     elif format == "quiet":
@@ -59,7 +60,7 @@ def demo(
         _show(document, output)
 
 
-def _show(document: dict[str, Any], output: str) -> None:
+def _show(document: DemoDocument, output: str) -> None:
     from pathlib import Path
 
     from rich.text import Text
@@ -67,24 +68,23 @@ def _show(document: dict[str, Any], output: str) -> None:
     from alphatune.cli import console
     from alphatune.cli.tune import show_result
 
-    out, shift, alpha = console.stdout(), document["shift"], document["tune"]["chosen"]["alpha"]
-    n = document["images"]["validation"]
+    out, shift, alpha = console.stdout(), document.shift, document.tune.chosen.alpha
+    n = document.images.validation
     out.print(
         Text(
-            f"Top-1 of the {n} validation images as they are: {document['unshifted']['baseline']['top1']:.4f}.\n"
+            f"Top-1 of the {n} validation images as they are: {document.unshifted.baseline.top1:.4f}.\n"
             "Now the same images as another scanner might see them. The shift is simulated (contrast "
-            f"{shift['contrast']:g}, background {shift['background']:+.0%}, blur {shift['blur']:g} pixels, noise "
-            f"{shift['noise']:.0%}) and was chosen to show an effect.\n"
+            f"{shift.contrast:g}, background {shift.background:+.0%}, blur {shift.blur:g} pixels, noise "
+            f"{shift.noise:.0%}) and was chosen to show an effect.\n"
         )
     )
-    show_result(document["tune"], str(Path(output) / "tuned"))
+    show_result(document.tune, str(Path(output) / "tuned"))
     columns = [("validation images", "left"), ("alpha 0", "right")]
     if alpha:
         columns.append((f"alpha {alpha:g}", "right"))
     names = ("baseline", "chosen")[: len(columns) - 1]
     rows = [
-        (part, *(f"{document[part][name]['top1']:.4f}" for name in names))
-        for part in ("unshifted", "shifted")
+        (part, *(f"{document[part][name].top1:.4f}" for name in names)) for part in ("unshifted", "shifted")
     ]
     out.print("")
     out.print(console.table("Top-1", columns, rows))
@@ -101,6 +101,6 @@ def _show(document: dict[str, Any], output: str) -> None:
             "demo.json. Next:"
         )
     )
-    for command in document["next"]:
+    for command in document.next:
         out.print(Text(f"  {command}"), soft_wrap=True)
     out.print(Text("  alphatune tune MODEL --data DIR        # a model and validation images of your own"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
 
 import typer
 
 from alphatune.cli import options as o
+from alphatune.results.diagnosis import Finding
+from alphatune.results.serialisation import to_json
 
 #: the exit code where something that is needed does not work
 BROKEN = 5
@@ -37,18 +38,18 @@ def doctor(
 
     document = run_doctor()
     if format == "json":
-        print(json.dumps(document))
+        print(to_json(document, for_pipe=True))
     elif format == "quiet":
-        print(" ".join(f"{status}={count}" for status, count in document["summary"].items()))
+        print(" ".join(f"{status}={count}" for status, count in document.summary.items()))
     else:
-        _show(document["findings"], verbose)
-    if not document["ok"]:
-        broken = [f for f in document["findings"] if f["status"] == "broken"]
-        console.fail([f"{f['name']}: {f['detail']}" for f in broken])
+        _show(document.findings, verbose)
+    if not document.ok:
+        broken = [f for f in document.findings if f.status == "broken"]
+        console.fail([f"{f.name}: {f.detail}" for f in broken])
         raise typer.Exit(BROKEN)
 
 
-def _show(findings: list[dict[str, Any]], verbose: bool) -> None:
+def _show(findings: Sequence[Finding], verbose: bool) -> None:
     """A block for each group; hints under what they help."""
     from rich.table import Table
     from rich.text import Text
@@ -56,25 +57,25 @@ def _show(findings: list[dict[str, Any]], verbose: bool) -> None:
     from alphatune.cli import console
 
     out = console.stdout()
-    widest = max(len(finding["name"]) for finding in findings)
-    for group, members in groupby(findings, key=lambda finding: finding["group"]):
+    widest = max(len(finding.name) for finding in findings)
+    for group, members in groupby(findings, key=lambda finding: finding.group):
         table = Table(title=group, title_justify="left", title_style="bold", box=None, pad_edge=False)
         table.show_header = False
         table.add_column(min_width=max(map(len, _STYLES)))
         table.add_column(min_width=widest)
         table.add_column()
         for finding in members:
-            status = Text(finding["status"], style=_STYLES[finding["status"]])
-            detail = Text(finding["detail"])
-            if finding["hint"]:
-                detail.append(f"\n{finding['hint']}", style="cyan")
-            if verbose and finding["facts"]:
-                facts = ", ".join(f"{name} {value}" for name, value in finding["facts"].items())
+            status = Text(finding.status, style=_STYLES[finding.status])
+            detail = Text(finding.detail)
+            if finding.hint:
+                detail.append(f"\n{finding.hint}", style="cyan")
+            if verbose and finding.facts:
+                facts = ", ".join(f"{name} {value}" for name, value in finding.facts.items())
                 detail.append(f"\n{facts}", style="dim")
-            table.add_row(status, Text(finding["name"]), detail)
+            table.add_row(status, Text(finding.name), detail)
         out.print(table)
         out.print()
-    counts = {s: sum(f["status"] == s for f in findings) for s in ("broken", "missing", "note")}
+    counts = {s: sum(f.status == s for f in findings) for s in ("broken", "missing", "note")}
     if counts["broken"]:
         sentence = f"{counts['broken']} of the things that alphatune needs do not work."
     else:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from alphatune.cli import options as o
 from alphatune.jobs.settings import MOST_PIXELS, EvaluateSettings
+from alphatune.results.evaluation import EvaluateDocument
+from alphatune.results.plan import ImagesPlan
+from alphatune.results.serialisation import to_json
 
 ScoresFile = Annotated[
     str | None,
@@ -87,7 +90,6 @@ def evaluate(
     """
     from alphatune.cli import console
     from alphatune.jobs.evaluate import run_evaluate
-    from alphatune.reports.serialisation import to_json
 
     settings = o.settings_from(ctx, EvaluateSettings)
     if verbose:
@@ -95,27 +97,27 @@ def evaluate(
     with console.progress_bar("evaluating", quiet or dry_run) as progress:
         document = run_evaluate(settings, progress, scores=scores, overwrite=overwrite, dry_run=dry_run)
     if not quiet:
-        console.remark_on(document)
+        console.remark_on(document.model, document.warnings)
     if format == "json":
         print(to_json(document, for_pipe=True))
-    elif dry_run:
-        console.stdout().print(f"{document['data']['n']} examples; nothing was run", markup=False)
+    elif isinstance(document, ImagesPlan):
+        console.stdout().print(f"{document.data.n} examples; nothing was run", markup=False)
     elif format == "quiet":
-        print(console.metrics_text(document["metrics"]))
+        print(console.metrics_text(document.metrics))
     else:
         _show(document)
 
 
-def _show(document: dict[str, Any]) -> None:
+def _show(document: EvaluateDocument) -> None:
     from alphatune.cli import console
 
-    metrics, alpha = document["metrics"], document["model"]["alpha"]
+    metrics, alpha = document.metrics, document.model.alpha
     rows = [
-        ("examples", metrics["n"]),
+        ("examples", metrics.n),
         ("alpha", "per layer" if isinstance(alpha, dict) else f"{alpha:g}"),
-        ("top-1", f"{metrics['top1']:.4f}"),
-        ("top-5", f"{metrics['top5']:.4f}"),
-        ("loss (nats)", f"{metrics['loss']:.4f}"),
-        ("ECE", f"{metrics['ece']:.4f}"),
+        ("top-1", f"{metrics.top1:.4f}"),
+        ("top-5", f"{metrics.top5:.4f}"),
+        ("loss (nats)", f"{metrics.loss:.4f}"),
+        ("ECE", f"{metrics.ece:.4f}"),
     ]
-    console.stdout().print(console.table(document["model"]["source"], [("", "left"), ("", "right")], rows))
+    console.stdout().print(console.table(document.model.source, [("", "left"), ("", "right")], rows))

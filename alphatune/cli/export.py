@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import typer
 
 from alphatune.cli import export_options as e
 from alphatune.cli import options as o
 from alphatune.jobs.settings import MOST_PIXELS, ExportSettings
+from alphatune.results.export import ExportDocument, OnnxExport, ProgramExport
+from alphatune.results.serialisation import to_json
 
 
 def export(
@@ -58,28 +58,27 @@ def export(
     """
     from alphatune.cli import console
     from alphatune.jobs.export import run_export
-    from alphatune.reports.serialisation import to_json
 
     settings = o.settings_from(ctx, ExportSettings)
     if verbose:
         console.note(f"settings: {settings}")
     document = run_export(settings)
     if not quiet:
-        console.warn(document["warnings"])
+        console.warn(document.warnings)
     if stdout == "json":
         print(to_json(document, for_pipe=True))
     elif stdout == "quiet":
-        print(document["export"]["path"])
+        print(document.export.path)
     else:
         _show(document)
 
 
-def _show(document: dict[str, Any]) -> None:
+def _show(document: ExportDocument) -> None:
     from rich.text import Text
 
     from alphatune.cli import console
 
-    written, check, right = document["export"], document["check"], "right"
+    written, check, right = document.export, document.check, "right"
     out = console.stdout()
     if check:
         columns = [
@@ -88,33 +87,36 @@ def _show(document: dict[str, Any]) -> None:
         ]  # fmt: skip
         rows = [
             (
-                row["read_by"],
-                row["batch_size"],
-                "x".join(map(str, row["size"])),
-                row["images"],
-                f"{row['largest_difference']:.2g}",
-                f"{row['allowed']:.2g}",
-                f"{row['different']} of {row['predictions']}",
+                row.read_by,
+                row.batch_size,
+                "x".join(map(str, row.size)),
+                row.images,
+                f"{row.largest_difference:.2g}",
+                f"{row.allowed:.2g}",
+                f"{row.different} of {row.predictions}",
             )
-            for row in check["results"]
+            for row in check.results
         ]
-        images = "random images" if check["images"]["source"] == "random" else check["images"]["source"]
+        source = check.images.source if check.images else "random"
+        images = "random images" if source == "random" else source
         out.print(console.table(f"logits compared with PyTorch's, {images}", columns, rows))
-    for file in written["files"]:
-        out.print(Text(f"{file['path']}  {file['bytes'] / 1e6:.1f} MB"))
+    for file in written.files:
+        out.print(Text(f"{file.path}  {file.bytes / 1e6:.1f} MB"))
     for line in _remarks(document):
         out.print(Text(line))
 
 
-def _remarks(document: dict[str, Any]) -> list[str]:
-    written, model = document["export"], document["model"]
+def _remarks(document: ExportDocument) -> list[str]:
+
+    written, model = document.export, document.model
     lines = []
-    if "input" in written:
-        names = f", {written['input_name']} -> {written['output_name']}" if "opset" in written else ""
-        opset = f"opset {written['opset']}, " if "opset" in written else ""
-        lines.append(f"{opset}input ({', '.join(map(str, written['input']))}){names}")
-    if model["temperature"] != 1:
+    if isinstance(written, ProgramExport):
+        onnx = written if isinstance(written, OnnxExport) else None
+        names = f", {onnx.input_name} -> {onnx.output_name}" if onnx else ""
+        opset = f"opset {onnx.opset}, " if onnx else ""
+        lines.append(f"{opset}input ({', '.join(map(str, written.input))}){names}")
+    if model.temperature != 1:
         where = {"graph": "in the graph", None: "not in the weights: divide the logits by it"}
-        place = where.get(model["temperature_in"], f"in the weights of {model['temperature_in']}")
-        lines.append(f"temperature {model['temperature']:g} {place}")
+        place = where.get(model.temperature_in, f"in the weights of {model.temperature_in}")
+        lines.append(f"temperature {model.temperature:g} {place}")
     return lines

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import typer
 
 from alphatune.cli import options as o
 from alphatune.jobs.settings import MOST_PIXELS, InspectSettings
+from alphatune.results.inspection import InspectDocument, InspectedLayer
+from alphatune.results.serialisation import to_json
 
 #: answers to whether a norm layer has a norm-free path to the output
-PATH = {True: "yes", False: "no", None: "?"}
+PATH: dict[object, str] = {True: "yes", False: "no", None: "?"}
 
 
 def inspect(
@@ -65,7 +65,6 @@ def inspect(
     """
     from alphatune.cli import console
     from alphatune.jobs.inspect import run_inspect
-    from alphatune.reports.serialisation import to_json
 
     settings = o.settings_from(ctx, InspectSettings)
     if verbose:
@@ -73,65 +72,62 @@ def inspect(
     with console.progress_bar("measuring", quiet or settings.data is None) as progress:
         document = run_inspect(settings, progress, paths=paths)
     if not quiet:
-        console.remark_on(document)
+        console.remark_on(document.model, document.warnings)
     if format == "json":
         print(to_json(document, for_pipe=True))
     elif format == "quiet":
-        line = " ".join(f"{status}={count}" for status, count in document["summary"].items()) or "none"
-        if document["data"]:
-            line += f" stale={sum(bool(layer['stale']) for layer in document['layers'])}"
-        print(line + (f" paths={document['paths']['with']}/{document['paths']['of']}" if paths else ""))
+        line = " ".join(f"{status}={count}" for status, count in document.summary.items()) or "none"
+        if document.data:
+            line += f" stale={sum(bool(layer.stale) for layer in document.layers)}"
+        print(line + (f" paths={document.paths.found}/{document.paths.of}" if document.paths else ""))
     else:
         _show(document)
 
 
-def _show(document: dict[str, Any]) -> None:
+def _show(document: InspectDocument) -> None:
     from alphatune.cli import console
 
     columns = [
         ("layer", "left"), ("kind", "left"), ("channels", "right"), ("eps", "right"), ("momentum", "right"),
-        ("spatial", "right"), ("status", "left"), *([("distance", "right")] if document["data"] else []),
-        *([("free path", "left")] if "paths" in document else []),
+        ("spatial", "right"), ("status", "left"), *([("distance", "right")] if document.data else []),
+        *([("free path", "left")] if document.paths else []),
         ("notes", "left"),
     ]  # fmt: skip
     rows = []
-    for layer in document["layers"]:
-        spatial = layer["spatial"]
-        notes = [layer["reason"], layer["remark"], layer["health"]]
-        if layer["aliases"]:
-            notes.append("shared with " + ", ".join(layer["aliases"]))
+    for layer in document.layers:
+        spatial = layer.spatial
+        notes = [layer.reason, layer.remark, layer.health]
+        if layer.aliases:
+            notes.append("shared with " + ", ".join(layer.aliases))
         rows.append(
             (
-                layer["name"] or "(root)",
-                layer["kind"],
-                layer["num_features"],
-                "" if layer["eps"] is None else f"{layer['eps']:g}",
-                "" if layer["momentum"] is None else f"{layer['momentum']:g}",
+                layer.name or "(root)",
+                layer.kind,
+                layer.num_features,
+                "" if layer.eps is None else f"{layer.eps:g}",
+                "" if layer.momentum is None else f"{layer.momentum:g}",
                 "" if spatial is None else "x".join(map(str, spatial)) or "1",
-                layer["status"],
-                *([_distance(layer)] if document["data"] else []),
-                *([PATH[layer["free_path"]]] if "paths" in document else []),
+                layer.status,
+                *([_distance(layer)] if document.data else []),
+                *([PATH[layer.free_path]] if document.paths else []),
                 "; ".join(n for n in notes if n),
             )
         )
     out = console.stdout()
-    summary = ", ".join(f"{count} {status}" for status, count in document["summary"].items())
-    title = f"{document['model']['source']}: {summary or 'no norm layers'}"
-    classes = document["model"]["num_classes"]
+    summary = ", ".join(f"{count} {status}" for status, count in document.summary.items())
+    title = f"{document.model.source}: {summary or 'no norm layers'}"
+    classes = document.model.num_classes
     title += ", no classifier" if classes is None else f", {classes} outputs"
-    if "paths" in document:
-        paths = document["paths"]
-        title += f"\n{paths['with']} of {paths['of']} norm layers have a norm-free path to the output"
-        title += f" ({paths['unknown']} unknown)" if paths["unknown"] else ""
-    if data := document["data"]:
-        title += (
-            f"\ndistance between stored averages and {data['n']} examples; stale from {data['threshold']:g}"
-        )
+    if paths := document.paths:
+        title += f"\n{paths.found} of {paths.of} norm layers have a norm-free path to the output"
+        title += f" ({paths.unknown} unknown)" if paths.unknown else ""
+    if data := document.data:
+        title += f"\ndistance between stored averages and {data.n} examples; stale from {data.threshold:g}"
     out.print(console.table(title, columns, rows))
 
 
-def _distance(layer: dict[str, Any]) -> str:
-    if layer["stale"] is None:
+def _distance(layer: InspectedLayer) -> str:
+    if layer.stale is None:
         return ""
-    shown = "inf" if layer["distance"] is None else f"{layer['distance']:.3g}"
-    return f"{shown} stale" if layer["stale"] else shown
+    shown = "inf" if layer.distance is None else f"{layer.distance:.3g}"
+    return f"{shown} stale" if layer.stale else shown

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import signal
 import sys
@@ -33,6 +32,8 @@ from alphatune.cli.train import train
 from alphatune.cli.tune import tune
 from alphatune.cli.usage import as_options, explain, name_owners, require_utf8
 from alphatune.errors import AlphatuneError, machine_failure, one_line
+from alphatune.results.failure import Failure, FailureDocument
+from alphatune.results.serialisation import to_json
 
 app = typer.Typer(
     name="alphatune",
@@ -151,7 +152,8 @@ def _fail(argv: list[str], code: int, message: str, hint: str = "") -> None:
     message, hint = one_line(message, 1000), one_line(hint, 1000)
     if _wants_json(argv) and os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks
         with contextlib.suppress(OSError):  # a full disk may be what there is to tell
-            print(json.dumps({"error": {"code": code, "message": message, "hint": hint}}), flush=True)
+            failure = FailureDocument(error=Failure(code=code, message=message, hint=hint))
+            print(to_json(failure, for_pipe=True), flush=True)
     _leave_stdout()
     tell(f"error: {message}" + (f" ({hint})" if hint else ""))
     _end_workers()

@@ -45,7 +45,7 @@ def report(
     """
     from alphatune.cli import console
     from alphatune.jobs.report import run_report
-    from alphatune.reports.serialisation import to_json
+    from alphatune.results.serialisation import to_json
 
     document = run_report(folder, output=output, overwrite=overwrite)
     if not quiet:

@@ -25,7 +25,7 @@ def schema(name: SchemaName = None) -> None:
     """
     import json
 
-    from alphatune.reports.schemas import read_schema, schema_names
+    from alphatune.results.schemas import read_schema, schema_names
 
     if name is None:
         print("\n".join(schema_names()))

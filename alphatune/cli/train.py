@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
-from typing import Any
 
 import typer
 
 from alphatune.cli import options as o
 from alphatune.cli import train_options as t
 from alphatune.jobs.settings import MOST_PIXELS, TrainSettings
+from alphatune.results.plan import TrainPlan
+from alphatune.results.serialisation import to_json
+from alphatune.results.training import Epoch, TrainDocument
 
 
 def train(
@@ -100,7 +102,6 @@ def train(
     """
     from alphatune.cli import console
     from alphatune.jobs.train import run_train
-    from alphatune.reports.serialisation import to_json
 
     speaks = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
     quiet = quiet or not speaks
@@ -112,50 +113,50 @@ def train(
     if not speaks:
         return
     if not quiet:
-        console.warn(document["warnings"])
+        console.warn(document.warnings)
     if format == "json":
         print(to_json(document, for_pipe=True))
     elif format == "quiet":
         print(settings.output)
-    elif dry_run:
+    elif isinstance(document, TrainPlan):
         _show_plan(document)
     else:
         _show_result(document, settings)
 
 
-def _show_epoch(row: dict[str, Any]) -> None:
+def _show_epoch(row: Epoch) -> None:
     from alphatune.cli import console
 
-    text = f"epoch {row['epoch']:>3}  training loss {row['train_loss']:.4f}, top-1 {row['train_top1']:.4f}"
-    if "val_top1" in row:
-        text += f"  validation loss {row['val_loss']:.4f}, top-1 {row['val_top1']:.4f}"
-    console.note(f"{text}  {row['seconds']:.0f} s")
+    text = f"epoch {row.epoch:>3}  training loss {row.train_loss:.4f}, top-1 {row.train_top1:.4f}"
+    if row.was_validated:
+        text += f"  validation loss {row.val_loss:.4f}, top-1 {row.val_top1:.4f}"
+    console.note(f"{text}  {row.seconds:.0f} s")
 
 
-def _show_plan(plan: dict[str, Any]) -> None:
+def _show_plan(plan: TrainPlan) -> None:
     from alphatune.cli import console
 
-    model, data, env = plan["model"], plan["data"], plan["env"]
+    model, data, env = plan.model, plan.data, plan.env
     rows = [
-        ("model", f"{model['source']} {model['checkpoint']}, {model['parameters'] / 1e6:.2f} M parameters"),
-        ("norm layers", f"{model['norm_layers']}, trained as {model['norm']['kind']}"),
-        ("newly made", ", ".join(model["new_weights"]) or "nothing" if model["checkpoint"] else "everything"),
-        ("data", f"{data['source']}: {data['train']} to train on, {data['validation']} to validate"),
-        ("classes", data["classes"]),
-        ("preprocessing", ", ".join(f"{k} {v}" for k, v in data["preprocessing"].items())),
-        ("augmentation", data["augmentation"]),
-        ("steps", f"{env['steps_per_epoch']} an epoch, batches of {env['batch_size']}"),
-        ("decay", ", ".join(f"{k} {v:g}" for k, v in env["decay"].items())),
+        ("model", f"{model.source} {model.checkpoint}, {model.parameters / 1e6:.2f} M parameters"),
+        ("norm layers", f"{model.norm_layers}, trained as {model.norm.kind}"),
+        ("newly made", ", ".join(model.new_weights) or "nothing" if model.checkpoint else "everything"),
+        ("data", f"{data.source}: {data.train} to train on, {data.validation} to validate"),
+        ("classes", data.classes),
+        ("preprocessing", ", ".join(f"{k} {v}" for k, v in data.preprocessing.items())),
+        ("augmentation", data.augmentation),
+        ("steps", f"{env.steps_per_epoch} an epoch, batches of {env.batch_size}"),
+        ("decay", ", ".join(f"{k} {v:g}" for k, v in env.decay.items())),
         (
             "device",
-            f"{env['device']}, {env['dtype']}, {env['processes']} process(es), {env['workers']} workers",
+            f"{env.device}, {env.dtype}, {env.processes} process(es), {env.workers} workers",
         ),
-        ("output", plan["settings"]["output"]),
+        ("output", plan.settings["output"]),
     ]
     console.stdout().print(console.table("Plan (nothing was run)", [("", "left"), ("", "left")], rows))
 
 
-def _show_result(document: dict[str, Any], settings: TrainSettings) -> None:
+def _show_result(document: TrainDocument, settings: TrainSettings) -> None:
     from rich.text import Text
 
     from alphatune.cli import console
@@ -164,10 +165,10 @@ def _show_result(document: dict[str, Any], settings: TrainSettings) -> None:
     for part in ("validation", "test"):
         if metrics := document[part]:
             values = [f"{metrics[name]:.4f}" for name in ("top1", "top5", "loss", "ece")]
-            rows.append((part, document["data"][part], *values))
+            rows.append((part, document.data[part], *values))
     columns = [("", "left"), *((name, "right") for name in ("examples", "top-1", "top-5", "loss", "ECE"))]
-    model = document["model"]
-    title = f"{model['source']}, norm {model['norm']['kind']}, {len(document['epochs'])} epochs"
+    model = document.model
+    title = f"{model.source}, norm {model.norm.kind}, {len(document.epochs)} epochs"
     out = console.stdout()
     out.print(console.table(title, columns, rows))
     out.print(
@@ -178,9 +179,9 @@ def _show_result(document: dict[str, Any], settings: TrainSettings) -> None:
     out.print(Text(f"Next: {_tune_command(settings, document)}"), soft_wrap=True)  # a command is copied whole
 
 
-def _tune_command(settings: TrainSettings, document: dict[str, Any]) -> str:
+def _tune_command(settings: TrainSettings, document: TrainDocument) -> str:
     """The command that tunes the trained model on the examples it was validated on."""
-    data, fraction = document["data"], document["data"]["val_fraction"]
+    data, fraction = document.data, document.data.val_fraction
     command = ["alphatune", "tune", settings.output, "--data", settings.val_data or settings.data]
     for option, value in (
         ("--data-root", settings.data_root),
@@ -190,7 +191,7 @@ def _tune_command(settings: TrainSettings, document: dict[str, Any]) -> str:
         ("--label-column", None if settings.val_data else settings.label_column),
         ("--split", settings.train_split if fraction else settings.split),
         ("--val-fraction", fraction),
-        ("--split-seed", data["split_seed"] or None),
+        ("--split-seed", data.split_seed or None),
         ("--input-key", settings.input_key),
         ("--target-key", settings.target_key),
     ):

@@ -8,6 +8,10 @@ import typer
 
 from alphatune.cli import options as o
 from alphatune.jobs.settings import MOST_PIXELS, TuneSettings
+from alphatune.metrics import Measure
+from alphatune.results.plan import ImagesPlan, ScorePlan
+from alphatune.results.serialisation import to_json
+from alphatune.results.tune import BatchStatistics, Point, Refinement, ScoreTuneDocument, Tuned, TuneDocument
 
 
 def tune(
@@ -107,68 +111,69 @@ def tune(
     from alphatune.cli.own_score import show_score_plan, show_score_result
     from alphatune.jobs.gates import failures
     from alphatune.jobs.recall import recall_tune
-    from alphatune.reports.serialisation import to_json
     from alphatune.reports.step_summary import append_step_summary
 
     settings = o.settings_from(ctx, TuneSettings)
     if verbose:
         console.note(f"settings: {settings}")
-    document = None if dry_run else recall_tune(settings)
+    document: Tuned | ImagesPlan | ScorePlan | None = None if dry_run else recall_tune(settings)
     if document is None:
         from alphatune.jobs.tune import run_tune  # torch takes three seconds to import
 
         with console.progress_bar("sweeping alpha", quiet or dry_run) as progress:
             document = run_tune(settings, progress, dry_run=dry_run)
-    if not document:
+    if document is None:
         return  # another of torchrun's processes speaks
-    if not dry_run:
-        append_step_summary(document)
+    tuned = None if isinstance(document, ImagesPlan | ScorePlan) else document
+    if tuned:
+        append_step_summary(tuned)
     if not quiet:
-        console.remark_on(document)
-        if cached := document.get("cache"):
-            console.note(f"from the cache: measured {cached['measured']}; --no-cache measures anew")
+        console.remark_on(document.model, document.warnings)
+        if tuned and tuned.cache:
+            console.note(f"from the cache: measured {tuned.cache.measured}; --no-cache measures anew")
     if format == "json":
         print(to_json(document, for_pipe=True))
     elif format == "quiet":
         print(settings.output)
-    elif score is not None:
-        show = show_score_plan if dry_run else show_score_result
-        show(document, settings.output)
-    elif dry_run:
+    elif isinstance(document, ImagesPlan):
         _show_plan(document)
+    elif isinstance(document, ScorePlan):
+        show_score_plan(document, settings.output)
+    elif isinstance(document, ScoreTuneDocument):
+        show_score_result(document, settings.output)
     else:
         show_result(document, settings.output)
-    if failed := failures(document):
+    if tuned and (failed := failures(tuned)):
         console.fail(failed)
         raise typer.Exit(1)
 
 
-def _show_plan(plan: dict[str, Any]) -> None:
+def _show_plan(plan: ImagesPlan) -> None:
     from alphatune.cli import console
 
-    model, data, env = plan["model"], plan["data"], plan["env"]
+    model, data, env = plan.model, plan.data, plan.env
     rows = [
-        ("model", f"{model['source']} {model['checkpoint']}"),
-        ("norm layers", f"{len(model['patched'])} of {model['norm_layers']} would be example-weighted"),
-        ("data", f"{data['source']}: {data['n']} examples, {data['classes']} classes"),
-        ("preprocessing", ", ".join(f"{k} {v}" for k, v in data["preprocessing"].items())),
+        ("model", f"{model.source} {model.checkpoint}"),
+        ("norm layers", f"{len(model.patched)} of {model.norm_layers} would be example-weighted"),
+        ("data", f"{data.source}: {data.n} examples, {data.classes} classes"),
+        ("preprocessing", ", ".join(f"{k} {v}" for k, v in data.preprocessing.items())),
         *(
-            (name, f"{plan[name]['data']['n']} examples of {plan[name]['data']['source']}")
-            for name in ("calibration", "recalibration")
-            if plan[name]
+            (name, f"{averages.data.n} examples of {averages.data.source}")
+            for name, averages in (("calibration", plan.calibration), ("recalibration", plan.recalibration))
+            if averages
         ),
-        ("alphas", ", ".join(f"{a:g}" for a in plan["alphas"])),
+        ("alphas", ", ".join(f"{a:g}" for a in plan.alphas)),
         (
             "device",
-            f"{env['device']}, {env['dtype']}, batches of {env['batch_size']}, {env['workers']} workers, "
-            f"cache {env['cache']}",
+            f"{env.device}, {env.dtype}, batches of {env.batch_size}, {env.workers} workers, "
+            f"cache {env.cache}",
         ),
-        ("output", plan["settings"]["output"]),
+        ("output", plan.settings["output"]),
     ]
     console.stdout().print(console.table("Plan (nothing was run)", [("", "left"), ("", "left")], rows))
 
 
-def show_result(document: dict[str, Any], output: str) -> None:
+def show_result(document: TuneDocument, output: str) -> None:
     """The curve, the decision and where the files are; ``alphatune demo`` shows them, too."""
     from rich.text import Text
 
@@ -177,23 +182,24 @@ def show_result(document: dict[str, Any], output: str) -> None:
     from alphatune.reports.batch_statistics import companions_sentence
     from alphatune.reports.markdown import beyond, headline
 
-    out, curve, chosen = console.stdout(), document["curve"], document["chosen"]["alpha"]
-    baseline = document["baseline_alpha"]
-    rows = []
+    out, curve, chosen = console.stdout(), document.curve, document.chosen.alpha
+    baseline = document.baseline_alpha
+    rows: list[tuple[str, ...]] = []
     for point in _shown(document):
-        marks = [name for name, alpha in document["best"].items() if alpha == point["alpha"]]
+        plain = point.alpha == baseline
+        marks = [name for name, alpha in document.best.items() if alpha == point.alpha]
         rows.append(
             (
-                f"{point['alpha']:g}",
-                f"{point['top1']:.4f}",
-                _interval(point, "top1", baseline),
-                f"{point['top5']:.4f}",
-                f"{point['loss']:.4f}",
-                _interval(point, "loss", baseline),
-                f"{point['ece']:.4f}",
-                ("chosen " if point["alpha"] == chosen else "")
+                f"{point.alpha:g}",
+                f"{point.top1:.4f}",
+                "" if plain else _interval(point, "top1"),
+                f"{point.top5:.4f}",
+                f"{point.loss:.4f}",
+                "" if plain else _interval(point, "loss"),
+                f"{point.ece:.4f}",
+                ("chosen " if point.alpha == chosen else "")
                 + (f"best {', '.join(marks)} " if marks else "")
-                + ("" if point["measured"] else "~"),
+                + ("" if point.measured else "~"),
             )
         )
     right = "right"
@@ -201,66 +207,66 @@ def show_result(document: dict[str, Any], output: str) -> None:
         ("alpha", right), ("top-1", right), ("change (95 %)", right), ("top-5", right),
         ("loss", right), ("change (95 %)", right), ("ECE", right), ("", "left"),
     ]  # fmt: skip
-    model = document["model"]
-    title = f"{document['data']['n']} examples, {len(model['patched'])} of {model['norm_layers']} norm layers"
-    if compared := document["batch_statistics"]:
+    model = document.model
+    title = f"{document.data.n} examples, {len(model.patched)} of {model.norm_layers} norm layers"
+    if compared := document.batch_statistics:
         rows.append(_comparison(compared))
     for sentence in averages_sentences(document):
         out.print(Text(sentence))
     out.print(console.table(title, columns, rows))
     if compared:
         out.print(Text(companions_sentence(compared), style="dim"))
-    if any(not point["measured"] for point in curve):
+    if any(not point.measured for point in curve):
         out.print(Text("~ interpolated", style="dim"))
     if len(curve) > 2:
-        span = f"alpha {curve[0]['alpha']:g} to {curve[-1]['alpha']:g}"
+        span = f"alpha {curve[0].alpha:g} to {curve[-1].alpha:g}"
         for name in ("top1", "loss"):
             values = [p[name] for p in curve]
             ends = f"{min(values):.4f} to {max(values):.4f}"
             out.print(Text(f"\n{name:>5} {console.sparkline(values)} {ends}, {span}"), end="")
         out.print("\n")
-    if document["refinement"]:
-        out.print(_levels(document))
+    if document.refinement:
+        out.print(_levels(document.refinement, baseline))
     out.print(Text(headline(document), style="bold"))
-    if gain := document["gain"]:
+    if gain := document.gain:
         out.print(Text(console.gain_text(gain, beyond(document))))
     out.print(
         Text(
-            f"Written to {output}: model.safetensors, {'moments.safetensors, ' if document['calibration'] else ''}"
+            f"Written to {output}: model.safetensors, {'moments.safetensors, ' if document.calibration else ''}"
             "report.html, figures, alphatune.json, result.json, scores.npz, report.md, curve.csv, run.toml"
         )
     )
 
 
-def _comparison(compared: dict[str, Any]) -> Any:
+def _comparison(compared: BatchStatistics) -> tuple[str, ...]:
     """The row of inference by the test batch's statistics."""
-    top1, loss = (_interval(compared | {"alpha": None}, metric, 0.0) for metric in ("top1", "loss"))
+    top1, loss = (_interval(compared, metric) for metric in ("top1", "loss"))
     figures = {name: f"{compared[name]:.4f}" for name in ("top1", "top5", "loss", "ece")}
     return (
         "test batch", figures["top1"], top1, figures["top5"], figures["loss"], loss, figures["ece"], "no choice",
     )  # fmt: skip
 
 
-def _levels(document: dict[str, Any]) -> Any:
+def _levels(refinement: Refinement, baseline_alpha: float) -> Any:
     """Each granularity out of fold, without and with a temperature."""
     from alphatune.cli import console
     from alphatune.reports.markdown import level_name
 
-    refinement, right = document["refinement"], "right"
+    right = "right"
     rows = []
-    for level in refinement["levels"]:
-        metrics, calibrated = level["metrics"], level["calibrated"]
-        marks = "chosen" if level["level"] == refinement["chosen"] else ""
+    for level in refinement.levels:
+        metrics, calibrated = level.metrics, level.calibrated
+        marks = "chosen" if level.name == refinement.chosen else ""
         rows.append(
             (
-                level_name(level, document["baseline_alpha"]),
-                f"{level['units']}" if level["units"] else "",
-                f"{metrics['top1']:.4f}",
-                f"{metrics['loss']:.4f}",
-                f"{metrics['ece']:.4f}",
-                f"{sum(level['temperatures']) / len(level['temperatures']):.3f}",
-                f"{calibrated['loss']:.4f}",
-                f"{calibrated['ece']:.4f}",
+                level_name(level, baseline_alpha),
+                f"{level.units}" if level.units else "",
+                f"{metrics.top1:.4f}",
+                f"{metrics.loss:.4f}",
+                f"{metrics.ece:.4f}",
+                f"{level.mean_temperature:.3f}",
+                f"{calibrated.loss:.4f}",
+                f"{calibrated.ece:.4f}",
                 marks,
             )
         )
@@ -271,19 +277,19 @@ def _levels(document: dict[str, Any]) -> Any:
     return console.table("Out of fold, without and with temperature", columns, rows)
 
 
-def _shown(document: dict[str, Any]) -> list[dict[str, Any]]:
+def _shown(document: TuneDocument) -> list[Point]:
     """A table's worth of the curve: some points in even steps, and all that are measured or best."""
-    curve = document["curve"]
-    marked = {*document["best"].values()}
-    if not isinstance(chosen := document["chosen"]["alpha"], dict):
+    curve = document.curve
+    marked = {alpha for _, alpha in document.best.items()}
+    if not isinstance(chosen := document.chosen.alpha, dict):
         marked.add(chosen)
     step = max(1, len(curve) // 12)
-    return [p for i, p in enumerate(curve) if i % step == 0 or p["measured"] or p["alpha"] in marked]
+    return [p for i, p in enumerate(curve) if i % step == 0 or p.measured or p.alpha in marked]
 
 
-def _interval(point: dict[str, Any], metric: str, baseline: float) -> str:
+def _interval(row: Point | BatchStatistics, metric: Measure) -> str:
     """The paired interval of the difference to the unpatched model."""
-    if point["alpha"] == baseline or metric not in point["ci"]:
+    if metric not in row.ci:
         return ""
-    low, high = point["ci"][metric]
+    low, high = row.ci[metric]
     return f"{low:+.4f} .. {high:+.4f}"

@@ -105,12 +105,18 @@ def _find_column(named: Sequence[str], wanted: str, name: str) -> int:
 
 
 def _path_column(table: Table, find: Find, told: int | None) -> tuple[int, int]:
-    """How many different images the best column names, and which it is; of equal ones one that is called so."""
+    """How many different images the best column names, and which it is.
+
+    Of columns that name equally many, the one whose heading says so, or whose cells are written as paths: the
+    label 0 is also the name of ``0.png`` without its ending.
+    """
     ranks = []
     for number in range(len(table.rows[0])) if told is None else [told]:
-        found = {tuple(f) for cell in table.column(number) if (f := find(cell))}
-        ranks.append((len(found), plain_heading(_headings(table)[number]) in _PATHS, -number))
-    count, _, number = max(ranks)
+        cells = table.column(number)
+        found = {tuple(f) for cell in cells if (f := find(cell))}
+        called = plain_heading(_headings(table)[number]) in _PATHS
+        ranks.append((len(found), called, sum("/" in cell or "." in cell for cell in cells), -number))
+    count, *_, number = max(ranks)
     return count, -number
 
 

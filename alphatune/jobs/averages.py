@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from alphatune.data.split_names import synonyms
 from alphatune.distributed import World
 from alphatune.errors import ConfigurationError, NumericError
 from alphatune.evaluation import Predictor, Progress, Scores, concatenate, evaluate, summarise
+from alphatune.jobs.describe import describe_measured
 from alphatune.jobs.opening import OpenedModel, Prepared, choose_workers, whole_number
 from alphatune.jobs.settings import InspectSettings, TuneSettings
 from alphatune.models.calibration import (
@@ -33,10 +35,13 @@ from alphatune.models.calibration import (
 )
 from alphatune.models.health import examine
 from alphatune.models.measurement import device_of
-from alphatune.norms.calibrated import Calibrated
+from alphatune.norms.calibrated import Calibrated as CalibratedNorm
 from alphatune.norms.surgery import become_calibrated_, become_uncalibrated_
 from alphatune.norms.survey import survey
-from alphatune.reports.averages import calibration_summary, recalibration_summary
+from alphatune.results.averages import Calibration as Calibrated
+from alphatune.results.averages import Recalibration as Recalibrated
+from alphatune.results.gain import PairedGain
+from alphatune.results.plan import PlannedAverages
 from alphatune.tuning.gain import paired_gain
 from alphatune.tuning.selection import FEWEST_EXAMPLES
 from alphatune.tuning.tune import TuneResult
@@ -55,11 +60,11 @@ class Averages:
         """All images that averages are measured on."""
         return tuple(batches for batches in (self.calibrate, self.recalibrate) if batches is not None)
 
-    def plan(self) -> dict[str, Any]:
+    def plan(self) -> dict[str, PlannedAverages | None]:
         """What a dry run says of it."""
         named = {"calibration": self.calibrate, "recalibration": self.recalibrate}
         return {
-            name: None if batches is None else {"data": _described(batches)}
+            name: None if batches is None else PlannedAverages(data=describe_measured(batches))
             for name, batches in named.items()
         }
 
@@ -178,16 +183,25 @@ def replace_averages_(
         )
         modules = dict(module.named_modules())
         for name in calibration.unreached:  # what stood in for their moments means nothing
-            if isinstance(layer := modules[name], Calibrated):
+            if isinstance(layer := modules[name], CalibratedNorm):
                 become_uncalibrated_(layer)
     return Replaced(calibration, recalibration, before)
 
 
+@dataclass(frozen=True)
+class DescribedAverages:
+    """The averages of a job as they appear in its result, and what is worth saying of them."""
+
+    calibration: Calibrated | None
+    recalibration: Recalibrated | None
+    warnings: tuple[str, ...]
+
+
 def describe_averages(
     averages: Averages, replaced: Replaced, prepared: Prepared, result: TuneResult
-) -> dict[str, Any]:
-    """``calibration``, ``recalibration`` and ``warnings`` of a result."""
-    document: dict[str, Any] = {"calibration": None, "recalibration": None}
+) -> DescribedAverages:
+    """What was measured, and what it alone is worth."""
+    calibrated = recalibrated = None
     notes = list(averages.warnings)
     for measured in (replaced.calibration, replaced.recalibration):
         if measured and measured.unreached:
@@ -195,14 +209,15 @@ def describe_averages(
                 f"{len(measured.unreached)} norm layer(s) were not reached by the forward pass and are as they "
                 f"were, e.g. {measured.unreached[0]}"
             )
-    if replaced.calibration and averages.calibrate:
+    if (measured := replaced.calibration) and averages.calibrate:
         kinds = {layer.name: layer.kind for layer in survey(prepared.opened.module)}
-        document["calibration"] = calibration_summary(
-            replaced.calibration,
-            [kinds[name] for name in replaced.calibration.layers],
-            _described(averages.calibrate),
+        calibrated = Calibrated(
+            data=describe_measured(averages.calibrate),
+            layers=len(measured.layers),
+            kinds=dict(Counter(kinds[name] for name in measured.layers)),
+            unreached=tuple(measured.unreached),
         )
-    if replaced.recalibration and averages.recalibrate:
+    if (measured := replaced.recalibration) and averages.recalibrate:
         before, after, gain = replaced.before, result.sweep.baseline, None
         if before is not None and len(after) >= FEWEST_EXAMPLES:
             gain = paired_gain(after, before, result.metric, seed=result.seed)
@@ -211,15 +226,17 @@ def describe_averages(
                     f"the averages that were measured anew make {result.metric} worse than the stored ones: "
                     "other images, or other augmentation, than those the model was trained on?"
                 )
-        document["recalibration"] = recalibration_summary(
-            replaced.recalibration,
-            _described(averages.recalibrate),
-            averages.augmentation,
-            None if before is None else summarise(before),
-            summarise(after),
-            gain,
+        recalibrated = Recalibrated(
+            data=describe_measured(averages.recalibrate),
+            order=measured.order,
+            augmentation=averages.augmentation,
+            layers=len(measured.layers),
+            unreached=tuple(measured.unreached),
+            before=None if before is None else summarise(before),
+            after=summarise(after),
+            gain=PairedGain(**{name: gain[name] for name in PairedGain.__struct_fields__}) if gain else None,
         )
-    return document | {"warnings": notes}
+    return DescribedAverages(calibrated, recalibrated, tuple(notes))
 
 
 def _check(settings: TuneSettings) -> None:
@@ -316,15 +333,3 @@ def _scores(
         return concatenate([scores for part in world.share(share) for scores in part])
     except NumericError:
         return None
-
-
-def _described(batches: Batches) -> dict[str, Any]:
-    examples = batches.examples
-    return {
-        "source": examples.source,
-        "root": examples.root,
-        "split": examples.split,
-        "n": len(examples),
-        "batch_size": batches.batch_size,
-        "decoder": examples.decoder,
-    }

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +25,8 @@ from alphatune.norms.survey import survey
 from alphatune.reports.deployment import bench_document
 from alphatune.reports.file import check_file, write_file
 from alphatune.reports.result import environment
+from alphatune.results.bench import BenchDocument
+from alphatune.results.environment import BenchEnvironment
 from alphatune.tuning.remarks import remark_on_inactive
 
 #: α of a model that has none of its own
@@ -35,7 +36,7 @@ MOST_IMAGES = 2**20
 UNSTEADY = 0.5
 
 
-def run_bench(settings: BenchSettings, note: Callable[[str], None] | None = None) -> dict[str, Any]:
+def run_bench(settings: BenchSettings, note: Callable[[str], None] | None = None) -> BenchDocument:
     """Time a model or tuned folder on random images, and write ``output`` if one is named.
 
     Args:
@@ -68,13 +69,13 @@ def run_bench(settings: BenchSettings, note: Callable[[str], None] | None = None
         document = bench_document(
             costs,
             model=describe_source(opened),
-            env=environment(opened.device, DTYPES[settings.dtype])
-            | {
-                "input_size": list(opened.preprocessing.input_size),
-                "channels_last": settings.channels_last,
-                "seconds": settings.seconds,
-                "seed": settings.seed,
-            },
+            env=environment(opened.device, DTYPES[settings.dtype]).extended(
+                BenchEnvironment,
+                input_size=opened.preprocessing.input_size,
+                channels_last=settings.channels_last,
+                seconds=settings.seconds,
+                seed=settings.seed,
+            ),
             warnings=[
                 *_warnings(settings, opened, seen),
                 *seen.warnings,
@@ -99,7 +100,7 @@ def parse_batch_sizes(text: str) -> tuple[int, ...]:
 
 
 def _cost(settings: BenchSettings, opened: OpenedModel, size: int) -> DeploymentCost:
-    alpha: Alpha | dict[str, Any] = USUAL_ALPHA if settings.alpha is None else settings.alpha
+    alpha: Alpha | dict[str, Alpha] = USUAL_ALPHA if settings.alpha is None else settings.alpha
     if settings.alpha is None and (own := get_alpha(opened.module)):
         alpha = {name: torch.tensor(value) for name, value in own.items()}
     return deployment_cost(

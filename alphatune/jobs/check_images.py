@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,10 @@ from torch import Tensor
 from alphatune.data.datasets import open_data, opens_by_name
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import AlphatuneError
+from alphatune.errors import AlphatuneError, InputError
 from alphatune.jobs.settings import ExportSettings
+from alphatune.results.data import ScoredData
+from alphatune.results.stored import read_tuned
 from alphatune.toml import tomllib
 
 #: where a run.toml says which images they are, and how they are read
@@ -91,10 +92,10 @@ def _tuned_on(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         pass
     try:
-        data = json.loads((folder / "result.json").read_text(encoding="utf-8"))["data"]
-        return {"data": data["source"], "split": data.get("split") or None}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        data = read_tuned(folder).data
+    except InputError:
         return {}
+    return {} if isinstance(data, ScoredData) else {"data": data.source, "split": data.split or None}
 
 
 def _is_there(data: str, root: Any) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from alphatune.errors import ConfigurationError
 from alphatune.reports.compared import read_compared
 from alphatune.reports.comparison_text import comparison_frame, comparison_markdown
 from alphatune.reports.file import check_file, write_file, write_whole
 from alphatune.reports.side_by_side import compare_document
+from alphatune.results.comparison import CompareDocument
 
 #: by ending, how a file of this job begins where it is no JSON
 _MARKS = {".md": "# alphatune compare\n", ".csv": "label,name,run,temperature,n,metric,"}
@@ -23,7 +23,7 @@ def run_compare(
     seed: int = 0,
     output: str | None = None,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> CompareDocument:
     """Compare tuned folders, results and evaluations with the first of them.
 
     Args:
@@ -63,7 +63,7 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _write(path: Path, document: dict[str, Any]) -> None:
+def _write(path: Path, document: CompareDocument) -> None:
     if path.suffix == ".json":
         write_file(path, document)
     elif path.suffix == ".md":

@@ -32,8 +32,11 @@ from alphatune.jobs.settings import EvaluateSettings, TrainSettings, TuneSetting
 from alphatune.jobs.train import run_train
 from alphatune.jobs.tune import run_tune
 from alphatune.models.output import check_output
-from alphatune.reports.result import SCHEMA
-from alphatune.reports.serialisation import to_json
+from alphatune.results.demo import BeforeAfter, DemoDocument, DemoImages, Shift
+from alphatune.results.document import SCHEMA
+from alphatune.results.evaluation import EvaluateDocument
+from alphatune.results.serialisation import to_json
+from alphatune.results.stored import command_of
 
 RESULT = "demo.json"
 #: chosen to show an effect: over ten seeds the network loses 3 to 15 points of top-1, and α wins 2 to 9 back
@@ -49,7 +52,7 @@ def run_demo(
     device: str = "auto",
     overwrite: bool = False,
     say: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+) -> DemoDocument:
     """Run the demo in a new folder; it is removed again if anything goes wrong.
 
     Args:
@@ -60,7 +63,7 @@ def run_demo(
         say: called with a line at each step.
 
     Returns:
-        The document that demo.json holds.
+        What demo.json holds.
 
     Raises:
         ConfigurationError: scikit-learn is missing, the folder exists, or there is no such device.
@@ -88,7 +91,7 @@ def run_demo(
 
 def _run(
     folder: Path, images: Pixels, targets: Any, seed: int, device: str, say: Callable[[str], None]
-) -> dict[str, Any]:
+) -> DemoDocument:
     mark = {"schema": SCHEMA, "command": "demo", "alphatune": alphatune.__version__, "seed": seed}
     (folder / RESULT).write_text(json.dumps(mark), encoding="utf-8")  # ours, should the power fail
     kept, held_out = partition(targets, hold_out(VALIDATION), seed)
@@ -100,7 +103,7 @@ def _run(
 
     say("training a network of three convolutions with Ghost BatchNorm, 20 epochs")
     scale = images[kept] / 255
-    training = run_train(
+    training: Any = run_train(
         TrainSettings(
             model="alphatune.models.digits:convnet",
             data=str(folder / "images"),
@@ -122,7 +125,7 @@ def _run(
         )
     )
     say("sweeping alpha on the shifted validation images")
-    tuning = run_tune(
+    tuning: Any = run_tune(
         TuneSettings(
             model=str(folder / "model"),
             data=str(folder / "shifted"),
@@ -143,18 +146,26 @@ def _run(
                 workers="0",
                 device=device,
             )
-        )["metrics"]
+        )
         for name, model in (("baseline", "model"), ("chosen", "tuned"))
     }
-    document = mark | {
-        "images": {"train": len(kept), "validation": len(held_out)},
-        "shift": asdict(SHIFT),
-        "unshifted": unshifted,
-        "shifted": {"baseline": tuning["baseline"], "chosen": tuning["chosen"]["metrics"]},
-        "train": training,
-        "tune": tuning,
-        "next": _next(folder),
-    }
+    document = DemoDocument(
+        alphatune=alphatune.__version__,
+        seed=seed,
+        images=DemoImages(train=len(kept), validation=len(held_out)),
+        shift=Shift(**asdict(SHIFT)),
+        unshifted=BeforeAfter(
+            **{
+                name: found.metrics
+                for name, found in unshifted.items()
+                if isinstance(found, EvaluateDocument)
+            }
+        ),
+        shifted=BeforeAfter(baseline=tuning.baseline, chosen=tuning.chosen.metrics),
+        train=training,
+        tune=tuning,
+        next=tuple(_next(folder)),
+    )
     (folder / RESULT).write_text(to_json(document) + "\n", encoding="utf-8")
     return document
 
@@ -182,11 +193,7 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
 
 
 def _is_demo(folder: Path) -> bool:
-    try:
-        document = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        return document["command"] == "demo" and "alphatune" in document
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return command_of(folder / RESULT) == "demo"
 
 
 @contextmanager

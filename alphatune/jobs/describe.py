@@ -4,37 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from alphatune.data.examples import Unreadable
 from alphatune.data.loading import Batches
+from alphatune.data.preprocessing import Preprocessing as Transform
 from alphatune.jobs.opening import DTYPES, OpenedModel, Prepared
 from alphatune.jobs.settings import EvaluateSettings
 from alphatune.jobs.training_job import TrainingJob
 from alphatune.models.probe import Probe
 from alphatune.norms.patching import get_alpha
 from alphatune.norms.survey import NormLayer, survey
-from alphatune.reading import kept_reading, reading_to_dict
+from alphatune.reading import kept_reading
 from alphatune.reports.result import environment
+from alphatune.results.alpha import ModelAlpha, common_alpha
+from alphatune.results.data import Data, MeasuredData, Preprocessing, SkippedImage
+from alphatune.results.environment import RunEnvironment, TrainEnvironment
+from alphatune.results.model import LayerRemark, Model, Output, PlannedModel, SkippedLayer, Source
+from alphatune.results.plan import ImagesPlan, TrainPlan
+from alphatune.results.training import Recipe, TrainData, TrainedModel, TrainedNorm
+from alphatune.results.values import ModelKind
 from alphatune.training.optimizers import parameter_groups
 from alphatune.tuning.remarks import remark_on_inactive
 
 
-def describe_source(opened: OpenedModel) -> dict[str, Any]:
+def describe_source(opened: OpenedModel) -> Source:
     """Where architecture and weights came from."""
-    source, checkpoint = opened.source, opened.checkpoint
-    return {
-        "source": source.spec,
-        "kind": source.kind,
-        "model_kwargs": source.model_kwargs,
-        "checkpoint": checkpoint.path if checkpoint else source.weights,
-        "checkpoint_sha256": checkpoint.sha256 if checkpoint else "",
-        "weights_key": checkpoint.weights_key if checkpoint else "",
-        "unsafe_pickle": bool(checkpoint and checkpoint.unsafe_pickle),
-        "output": reading_to_dict(kept_reading(opened.module)),
-    }
+    source, checkpoint, reading = opened.source, opened.checkpoint, kept_reading(opened.module)
+    return Source(
+        source=source.spec,
+        kind=cast("ModelKind", source.kind),
+        model_kwargs=source.model_kwargs,
+        checkpoint=checkpoint.path if checkpoint else source.weights,
+        checkpoint_sha256=checkpoint.sha256 if checkpoint else "",
+        weights_key=checkpoint.weights_key if checkpoint else "",
+        unsafe_pickle=bool(checkpoint and checkpoint.unsafe_pickle),
+        output=Output(path=reading.path, probabilities=reading.probabilities) if reading else None,
+    )
 
 
 def describe_model(
@@ -43,7 +51,7 @@ def describe_model(
     seen: Probe,
     patched: tuple[str, ...],
     too_small: Collection[str] = (),
-) -> dict[str, Any]:
+) -> Model:
     """The source, and what became of each norm layer."""
     skipped = []
     for layer in layers:
@@ -54,53 +62,68 @@ def describe_model(
             reason = "fewer positions an example than --min-positions"
         elif layer.status == "patchable":
             reason = f"left as plain {'BatchNorm' if 'Batch' in layer.kind else layer.kind}"
-        skipped.append({"name": layer.name, "kind": layer.kind, "reason": reason, "status": layer.status})
-    return {
-        **describe_source(opened),
-        "norm_layers": len(layers),
-        "patched": list(patched),
-        "skipped": skipped,
-        "remarks": [
-            {"name": name, "remark": seen.layers[name].remark}
+        skipped.append(SkippedLayer(name=layer.name, kind=layer.kind, reason=reason, status=layer.status))
+    return describe_source(opened).extended(
+        Model,
+        norm_layers=len(layers),
+        patched=patched,
+        skipped=tuple(skipped),
+        remarks=tuple(
+            LayerRemark(name=name, remark=seen.layers[name].remark)
             for name in patched
             if name in seen.layers and seen.layers[name].remark
-        ],
-    }
+        ),
+    )
 
 
-def describe_data(batches: Batches, skipped: Sequence[Unreadable] = ()) -> dict[str, Any]:
+def describe_data(batches: Batches, skipped: Sequence[Unreadable] = ()) -> Data:
     """Which examples, how they were prepared, and which could not be read."""
     examples = batches.examples
-    return {
-        "source": examples.source,
-        "root": examples.root,
-        "split": examples.split,
-        "n": len(examples),
-        "classes": len(examples.classes),
-        "class_map": examples.class_map,
-        "labels": examples.labels,
-        "classes_only_present": examples.outputs is not None,
-        "preprocessing": batches.preprocessing.to_dict(),
-        "decoder": examples.decoder,
-        "skipped": [{"name": image.name, "reason": image.reason} for image in skipped],
-    }
+    return Data(
+        source=examples.source,
+        root=examples.root,
+        split=examples.split,
+        n=len(examples),
+        classes=len(examples.classes),
+        class_map=examples.class_map,
+        labels=examples.labels,
+        classes_only_present=examples.outputs is not None,
+        preprocessing=describe_preprocessing(batches.preprocessing),
+        decoder=examples.decoder,
+        skipped=tuple(SkippedImage(name=image.name, reason=image.reason) for image in skipped),
+    )
 
 
-def describe_env(settings: EvaluateSettings, prepared: Prepared) -> dict[str, Any]:
-    return environment(prepared.opened.device, DTYPES[settings.dtype]) | {
-        "batch_size": prepared.batches.batch_size,
-        "workers": prepared.batches.workers,
-        "cache": prepared.batches.cache,
-        "seed": settings.seed,
-    }
+def describe_measured(batches: Batches) -> MeasuredData:
+    """Images that moving averages are measured on."""
+    examples = batches.examples
+    return MeasuredData(
+        source=examples.source,
+        root=examples.root,
+        split=examples.split,
+        n=len(examples),
+        batch_size=batches.batch_size,
+        decoder=examples.decoder,
+    )
 
 
-def common_alpha(module: nn.Module) -> Any:
-    values = get_alpha(module)
-    distinct = {repr(v) for v in values.values()}
-    if not distinct:
-        return 0.0
-    return next(iter(values.values())) if len(distinct) == 1 else values
+def describe_preprocessing(transform: Transform) -> Preprocessing:
+    return Preprocessing(**asdict(transform))
+
+
+def describe_env(settings: EvaluateSettings, prepared: Prepared) -> RunEnvironment:
+    return environment(prepared.opened.device, DTYPES[settings.dtype]).extended(
+        RunEnvironment,
+        batch_size=prepared.batches.batch_size,
+        workers=prepared.batches.workers,
+        cache=prepared.batches.cache,
+        seed=settings.seed,
+    )
+
+
+def model_alpha(module: nn.Module) -> ModelAlpha:
+    """The α of a model as a result says it."""
+    return common_alpha(get_alpha(module))
 
 
 def describe_plan(
@@ -108,71 +131,78 @@ def describe_plan(
     prepared: Prepared,
     patched: tuple[str, ...],
     alphas: tuple[float, ...],
-) -> dict[str, Any]:
-    """What would be done, as far as it is known before a pass over the data."""
+    **averages: Any,
+) -> ImagesPlan:
+    """What would be done, as far as it is known before a pass over the data.
+
+    Args:
+        averages: what would be measured, of a tune.
+    """
     layers = prepared.probe.watched.account(survey(prepared.opened.module))
     inactive = {layer.name for layer in layers if layer.status == "inactive"}
-    acting = [name for name in patched if name not in inactive]
+    acting = tuple(name for name in patched if name not in inactive)
     notes = remark_on_inactive(layers, len(acting)) if patched else []
-    return {
-        "schema": 1,
-        "command": "dry-run",
-        "model": describe_source(prepared.opened) | {"norm_layers": len(layers), "patched": acting},
-        "data": describe_data(prepared.batches, prepared.skipped),
-        "env": describe_env(settings, prepared),
-        "alphas": list(alphas),
-        "settings": asdict(settings),
-        "warnings": [*prepared.warnings, *notes],
-    }
+    return ImagesPlan(
+        model=describe_source(prepared.opened).extended(
+            PlannedModel, norm_layers=len(layers), patched=acting
+        ),
+        data=describe_data(prepared.batches, prepared.skipped),
+        env=describe_env(settings, prepared),
+        alphas=alphas,
+        settings=asdict(settings),
+        warnings=(*prepared.warnings, *notes),
+        **averages,
+    )
 
 
-def describe_training(job: TrainingJob) -> dict[str, Any]:
-    """Model, data, environment and warnings as they appear in a result."""
+def describe_training(job: TrainingJob) -> TrainPlan:
+    """Model, data, environment and settings of a training run."""
     source, settings, batches = job.started.source, job.settings, job.batches
     groups = parameter_groups(job.model, job.recipe)
-    return {
-        "model": {
-            "source": source.spec,
-            "kind": source.kind,
-            "model_kwargs": source.model_kwargs,
-            "checkpoint": settings.checkpoint or source.weights,
-            "new_weights": list(job.started.loaded.new) if job.started.loaded else [],
-            "parameters": sum(p.numel() for p in job.model.parameters()),
-            "norm_layers": len(survey(job.model)),
-            "norm": job.norm.to_dict(),
-        },
-        "data": {
-            "source": settings.data,
-            "classes": len(batches.examples.classes),
-            "train": len(batches.examples),
-            "validation": len(job.splits.validation),
-            "test": len(job.splits.test) if job.splits.test is not None else 0,
-            "validation_split": job.splits.validation.split,
-            "val_fraction": job.splits.val_fraction,
-            "split_seed": settings.split_seed,
-            "class_map": settings.class_map or "",
-            "labels": job.splits.train.labels,
-            "preprocessing": job.preprocessing.to_dict(),
-            "augmentation": batches.augmentation,
-            "decoder": batches.examples.decoder,
-        },
-        "env": environment(batches.device, job.recipe.dtype)
-        | {
-            "batch_size": settings.batch_size,
-            "steps_per_epoch": batches.steps_per_epoch,
-            "processes": job.world.size,
-            "workers": batches.workers,
-            "seed": settings.seed,
-            "decay": {g["name"]: g["decay_to_one"] or g["weight_decay"] for g in groups},
-        },
-        "warnings": list(job.warnings),
-    }
+    return TrainPlan(
+        model=TrainedModel(
+            source=source.spec,
+            kind=cast("ModelKind", source.kind),
+            model_kwargs=source.model_kwargs,
+            checkpoint=settings.checkpoint or source.weights,
+            new_weights=tuple(job.started.loaded.new) if job.started.loaded else (),
+            parameters=sum(p.numel() for p in job.model.parameters()),
+            norm_layers=len(survey(job.model)),
+            norm=TrainedNorm(**asdict(job.norm)),
+        ),
+        data=TrainData(
+            source=settings.data,
+            classes=len(batches.examples.classes),
+            train=len(batches.examples),
+            validation=len(job.splits.validation),
+            test=len(job.splits.test) if job.splits.test is not None else 0,
+            validation_split=job.splits.validation.split,
+            val_fraction=job.splits.val_fraction,
+            split_seed=settings.split_seed,
+            class_map=settings.class_map or "",
+            labels=job.splits.train.labels,
+            preprocessing=describe_preprocessing(job.preprocessing),
+            augmentation=batches.augmentation,
+            decoder=batches.examples.decoder,
+        ),
+        env=environment(batches.device, job.recipe.dtype).extended(
+            TrainEnvironment,
+            batch_size=settings.batch_size,
+            steps_per_epoch=batches.steps_per_epoch,
+            processes=job.world.size,
+            workers=batches.workers,
+            seed=settings.seed,
+            decay={g["name"]: g["decay_to_one"] or g["weight_decay"] for g in groups},
+        ),
+        settings=asdict(settings),
+        warnings=tuple(job.warnings),
+    )
 
 
-def describe_recipe(job: TrainingJob) -> dict[str, Any]:
+def describe_recipe(job: TrainingJob) -> Recipe:
     """The hyperparameters as they appear in a result."""
-    recipe, settings = job.recipe, job.settings
-    values = asdict(recipe) | {"dtype": settings.dtype, "milestones": list(recipe.milestones)}
-    return values | {
-        name: getattr(settings, name) for name in ("batch_size", "classes_per_batch", "batch_order")
+    settings = job.settings
+    own = {
+        name: getattr(settings, name) for name in ("dtype", "batch_size", "classes_per_batch", "batch_order")
     }
+    return Recipe(**asdict(job.recipe) | own)

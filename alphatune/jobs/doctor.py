@@ -7,19 +7,16 @@ keep the doctor from saying so.
 
 from __future__ import annotations
 
-from typing import Any
-
 import alphatune
-from alphatune.jobs.findings import STATUSES, Finding, guarded
+from alphatune.jobs.findings import guarded
 from alphatune.jobs.installed_packages import EXTRAS, PACKAGES, find_extras, find_packages
 from alphatune.jobs.machine import DEVICES, MEMORY, find_devices, find_memory
 from alphatune.jobs.toolchain import DECODERS, TOOLS, find_compilers, find_decoders, find_operators
+from alphatune.results.diagnosis import DoctorDocument, Finding, Summary
+from alphatune.results.values import FINDING_STATUSES
 
-#: as of all results; ``reports.result`` has it too, but needs torch
-SCHEMA = 1
 
-
-def run_doctor() -> dict[str, Any]:
+def run_doctor() -> DoctorDocument:
     """Look at everything.
 
     Returns:
@@ -40,14 +37,12 @@ def run_doctor() -> dict[str, Any]:
     return to_document(findings)
 
 
-def to_document(findings: list[Finding]) -> dict[str, Any]:
+def to_document(findings: list[Finding]) -> DoctorDocument:
     """The findings as ``--format json`` shows them."""
-    summary = {status: sum(f.status == status for f in findings) for status in STATUSES}
-    return {
-        "schema": SCHEMA,
-        "command": "doctor",
-        "alphatune": alphatune.__version__,
-        "ok": summary["broken"] == 0,
-        "summary": summary,
-        "findings": [finding.to_dict() for finding in findings],
-    }
+    summary = Summary(**{status: sum(f.status == status for f in findings) for status in FINDING_STATUSES})
+    return DoctorDocument(
+        alphatune=alphatune.__version__,
+        ok=summary.broken == 0,
+        summary=summary,
+        findings=tuple(findings),
+    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from msgspec.structs import replace
+
+import alphatune
 from alphatune.data.label_order import check_label_order, near_chance
 from alphatune.evaluation import Progress, evaluate, summarise
 from alphatune.hashing import sha256
-from alphatune.jobs.describe import common_alpha, describe_data, describe_env, describe_model, describe_plan
+from alphatune.jobs.describe import describe_data, describe_env, describe_model, describe_plan, model_alpha
 from alphatune.jobs.opening import predictor_of, prepare
 from alphatune.jobs.settings import EvaluateSettings
 from alphatune.models.health import require_health
@@ -18,7 +20,10 @@ from alphatune.norms.patching import get_alpha, patch_, set_alpha_
 from alphatune.norms.survey import survey
 from alphatune.norms.watching import leave_inactive
 from alphatune.reports.evaluation_scores import check_scores_file, write_evaluation
-from alphatune.reports.result import evaluate_document
+from alphatune.results.document import Artifact
+from alphatune.results.evaluation import EvaluateDocument
+from alphatune.results.model import EvaluatedModel
+from alphatune.results.plan import ImagesPlan
 from alphatune.tuning.remarks import remark_on_inactive
 
 
@@ -29,7 +34,7 @@ def run_evaluate(
     scores: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
-) -> dict[str, Any]:
+) -> EvaluateDocument | ImagesPlan:
     """Evaluate a model or tuned folder: same reader, scores and metrics as ``run_tune``.
 
     Args:
@@ -67,22 +72,22 @@ def run_evaluate(
     summary = summarise(measured)
     remarks = check_label_order(examples, measured.targets, measured.predicted)
     remarks += near_chance(measured.targets, summary.top1)
-    model = describe_model(prepared.opened, layers, prepared.probe, patched)
-    model["alpha"] = common_alpha(module)
-    model["temperature"] = get_temperature(module)
-    document = evaluate_document(
-        summary,
-        model=model,
+    document = EvaluateDocument(
+        alphatune=alphatune.__version__,
+        model=describe_model(prepared.opened, layers, prepared.probe, patched).extended(
+            EvaluatedModel, alpha=model_alpha(module), temperature=get_temperature(module)
+        ),
         data=describe_data(prepared.batches, prepared.skipped),
         env=describe_env(settings, prepared),
-        warnings=[
+        metrics=summary,
+        warnings=(
             *prepared.warnings,
             *remarks,
-            *(remark_on_inactive(layers, len(patched)) if weighted else []),
-        ],
+            *(remark_on_inactive(layers, len(patched)) if weighted else ()),
+        ),
     )
     if kept is not None:
         check_scores_file(kept, overwrite=overwrite)  # it may have appeared meanwhile
         write_evaluation(kept, measured, document, examples.classes)
-        document["scores"] = {"path": str(kept), "sha256": sha256(kept)}
+        document = replace(document, scores=Artifact(path=str(kept), sha256=sha256(kept)))
     return document

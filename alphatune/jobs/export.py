@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
-from alphatune.jobs.describe import common_alpha, describe_source
+import alphatune
+from alphatune.jobs.describe import describe_preprocessing, describe_source, model_alpha
 from alphatune.jobs.export_job import INPUT, OUTPUT, ExportJob, open_export
 from alphatune.jobs.exported_graph import Checked, write_graph
 from alphatune.jobs.hub_folder import write_hub_folder
@@ -17,18 +16,29 @@ from alphatune.models.output import staged
 from alphatune.models.output_file import staged_file
 from alphatune.models.temperature import get_temperature
 from alphatune.models.weights_file import write_weights
-from alphatune.reports.export import describe_files, export_document
+from alphatune.reports.export import describe_check, describe_files
 from alphatune.reports.result import environment
+from alphatune.results.environment import SeededEnvironment
+from alphatune.results.export import (
+    CheckImages,
+    Export,
+    ExportDocument,
+    ExportedModel,
+    HubExport,
+    OnnxExport,
+    ProgramExport,
+    WeightsExport,
+)
 
 
-def run_export(settings: ExportSettings, *, model: nn.Module | None = None) -> dict[str, Any]:
+def run_export(settings: ExportSettings, *, model: nn.Module | None = None) -> ExportDocument:
     """Write what the settings ask for, and compare it with the tuned model before it gets its name.
 
     Args:
         model: an instance of the architecture, where the folder does not know how to build it.
 
     Returns:
-        The document that ``--stdout json`` prints.
+        What ``--stdout json`` prints.
 
     Raises:
         AlphatuneError: in one of its kinds, and no file is left; NumericError where it computes something else.
@@ -46,41 +56,45 @@ def run_export(settings: ExportSettings, *, model: nn.Module | None = None) -> d
                 checked = Checked(())
             else:
                 checked = write_graph(job, path)
-    return export_document(
-        model=describe_source(job.opened)
-        | {
-            "alpha": common_alpha(job.opened.module),
-            "temperature": job.bundle.temperature,
-            "temperature_in": job.head or _unfolded(job),
-            "num_classes": job.num_classes,
-        },
-        file=_describe(job, checked),
-        images={"source": job.images.source, "n": len(job.images.images)},
-        agreements=checked.agreements,
-        tolerance=settings.tolerance,
-        env=environment(job.opened.device, torch.float32) | {"seed": settings.seed},
-        warnings=[*job.warnings, *checked.warnings],
+    images = CheckImages(source=job.images.source, n=len(job.images.images))
+    return ExportDocument(
+        alphatune=alphatune.__version__,
+        model=describe_source(job.opened).extended(
+            ExportedModel,
+            alpha=model_alpha(job.opened.module),
+            temperature=job.bundle.temperature,
+            temperature_in=job.head or _unfolded(job),
+            num_classes=job.num_classes,
+        ),
+        export=_describe(job, checked),
+        check=describe_check(images, checked.agreements, settings.tolerance),
+        env=environment(job.opened.device, torch.float32).extended(SeededEnvironment, seed=settings.seed),
+        warnings=(*job.warnings, *checked.warnings),
     )
 
 
-def _describe(job: ExportJob, checked: Checked) -> dict[str, Any]:
-    settings = job.settings
-    values: dict[str, Any] = {
-        "format": settings.format,
-        "path": str(job.output),
-        "files": describe_files(job.output),
-        "preprocessing": job.opened.preprocessing.to_dict(),
-    }
-    if settings.format in ("onnx", "pt2"):
-        channels, *size = job.opened.preprocessing.input_size
-        values["input"] = ["batch", channels, *(("height", "width") if checked.dynamic_size else size)]
-    if settings.format == "onnx":
-        values |= {
-            "opset": settings.opset or DEFAULT_OPSET,
-            "input_name": settings.input_name or INPUT,
-            "output_name": settings.output_name or OUTPUT,
-        }
-    return values
+def _describe(job: ExportJob, checked: Checked) -> ProgramExport | OnnxExport | WeightsExport | HubExport:
+    settings, preprocessing = job.settings, job.opened.preprocessing
+    written = Export(
+        path=str(job.output),
+        files=describe_files(job.output),
+        preprocessing=describe_preprocessing(preprocessing),
+    )
+    if settings.format == "hf":
+        return written.extended(HubExport)
+    if settings.format == "safetensors":
+        return written.extended(WeightsExport)
+    channels, *size = preprocessing.input_size
+    axes = ("batch", channels, *(("height", "width") if checked.dynamic_size else size))
+    if settings.format == "pt2":
+        return written.extended(ProgramExport, input=axes)
+    return written.extended(
+        OnnxExport,
+        input=axes,
+        opset=settings.opset or DEFAULT_OPSET,
+        input_name=settings.input_name or INPUT,
+        output_name=settings.output_name or OUTPUT,
+    )
 
 
 def _unfolded(job: ExportJob) -> str | None:

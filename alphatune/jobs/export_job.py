@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.errors import (
     ConfigurationError,
+    InputError,
     NumericError,
     UnsupportedModelError,
     one_line,
@@ -38,6 +38,8 @@ from alphatune.models.outputs import EXAMPLES, check_outputs_, choose_output_
 from alphatune.models.sources import Source
 from alphatune.models.temperature import fold_temperature_, get_temperature
 from alphatune.reading import kept_reading
+from alphatune.results.stored import read_tuned
+from alphatune.results.tune import Tuned
 from alphatune.versions import EXPORTED_PROGRAM, require_torch
 
 #: of ONNX, where no option names them
@@ -69,7 +71,7 @@ class ExportJob:
     output: Path
     bundle: Bundle
     opened: OpenedModel
-    result: dict[str, Any]  # result.json, {} if there is none
+    result: Tuned | None  # None where there is none that can be read
     images: CheckImages
     expected: tuple[Expected, ...]  # of the tuned model, for each batch size
     elsewhere: Expected | None  # at another image size; None where the model does not take one
@@ -94,7 +96,7 @@ class ExportJob:
             architecture=self.architecture,
             preprocessing=self.opened.preprocessing,
             num_classes=self.num_classes,
-            checkpoint_sha256=str(self.result.get("model", {}).get("checkpoint_sha256", "")),
+            checkpoint_sha256=self.result.model.checkpoint_sha256 if self.result else "",
             temperature_place="" if self.bundle.temperature == 1 else place,
         )
 
@@ -138,19 +140,12 @@ def open_export(settings: ExportSettings, model: nn.Module | None = None) -> Exp
     notes = [*opened.warnings, *checked, *([images.remark] if images.remark else [])]
     if bundle.preprocessing is None:
         notes += assumed_preprocessing(settings, opened.preprocessing)
-    result = read_result(folder)
+    result = None
+    with contextlib.suppress(InputError):
+        result = read_tuned(folder)
     return ExportJob(
         settings, output, bundle, opened, result, images, expected, elsewhere, head, tuple(notes)
     )
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """The folder's result.json; empty where there is none that can be read."""
-    try:
-        document = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) and isinstance(document.get("model"), dict) else {}
 
 
 def _check_settings(settings: ExportSettings) -> None:

@@ -1,34 +1,11 @@
-"""What ``alphatune doctor`` finds: one line each, with what to do about it."""
+"""How ``alphatune doctor`` looks: whatever is raised is a finding, too."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
 
 from alphatune.errors import one_line
-
-Status = Literal["ok", "note", "missing", "broken"]
-STATUSES: tuple[Status, ...] = get_args(Status)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at.
-
-    ``note`` is worth knowing and stops nothing, ``missing`` is optional and
-    not there, ``broken`` is needed and does not work.
-    """
-
-    group: str
-    name: str
-    status: Status
-    detail: str
-    hint: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)  # the same for a program
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+from alphatune.results.diagnosis import Finding
 
 
 def guarded(

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from alphatune.errors import ConfigurationError
 from alphatune.jobs.settings import TuneSettings
-from alphatune.metrics import HIGHER_IS_BETTER, METRICS
+from alphatune.metrics import HIGHER_IS_BETTER, METRICS, SCORE, Measure
+from alphatune.results.document import Part
+from alphatune.results.tune import Gate as JudgedGate
+from alphatune.results.tune import Tuned
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Gate:
     name: str
     limit: float
     #: of a result: the value, None where it is not known, and what it is in words
-    look: Callable[[dict[str, Any]], tuple[float | None, str]]
+    look: Callable[[Tuned], tuple[float | None, str]]
     least: bool = True  # whether the limit is the least or the most that passes
     bound: str = ""  # what the limit asks for, in words
 
@@ -45,9 +47,10 @@ def open_gates(settings: TuneSettings) -> tuple[Gate, ...]:
             )
         )
     for text in settings.max_regression:
-        metric, _, value = text.partition("=")
-        known = METRICS if settings.score is None else ("score",)
-        if metric not in known:
+        name, _, value = text.partition("=")
+        known: tuple[Measure, ...] = METRICS if settings.score is None else (SCORE,)
+        metric = next((metric for metric in known if metric == name), None)
+        if metric is None:
             raise ConfigurationError(
                 f"--max-regression takes METRIC=VALUE, got {text!r}", f"METRIC is one of: {', '.join(known)}"
             )
@@ -69,7 +72,7 @@ def open_gates(settings: TuneSettings) -> tuple[Gate, ...]:
     return tuple(gates)
 
 
-def judge(gates: tuple[Gate, ...], document: dict[str, Any]) -> list[dict[str, Any]]:
+def judge(gates: tuple[Gate, ...], document: Tuned) -> tuple[JudgedGate, ...]:
     """Hold the result of a tune against each gate; what is not known does not pass."""
     judged = []
     for gate in gates:
@@ -82,20 +85,14 @@ def judge(gates: tuple[Gate, ...], document: dict[str, Any]) -> list[dict[str, A
             passed = close or (value > gate.limit if gate.least else value < gate.limit)
         bound = f": {gate.bound.format(gate.limit)}" if gate.bound else ""
         judged.append(
-            {
-                "name": gate.name,
-                "limit": gate.limit,
-                "value": value,
-                "passed": passed,
-                "reason": f"{words}{bound}",
-            }
+            JudgedGate(name=gate.name, limit=gate.limit, value=value, passed=passed, reason=f"{words}{bound}")
         )
-    return judged
+    return tuple(judged)
 
 
-def failures(document: dict[str, Any]) -> list[str]:
+def failures(document: Tuned) -> list[str]:
     """A sentence on each gate that failed."""
-    return [f"gate {g['name']} failed: {g['reason']}" for g in document.get("gates", []) if not g["passed"]]
+    return [f"gate {g.name} failed: {g.reason}" for g in document.gates if not g.passed]
 
 
 def _number(value: float | str, option: str) -> float:
@@ -108,30 +105,30 @@ def _number(value: float | str, option: str) -> float:
     return number
 
 
-def _kept(document: dict[str, Any]) -> list[tuple[str, float | None, bool]]:
+def _kept(document: Tuned) -> list[tuple[str, float | None, bool]]:
     """What became of a model whose α stayed: in words, the gain in the metric, and whether it is significant.
 
     Nothing, unless a temperature was taken or its averages were measured anew.
     """
-    metric = document["metric"]
+    metric = document.metric
     found: list[tuple[str, float | None, bool]] = []
-    if document["chosen"]["temperature"] != 1:
-        refinement = document["refinement"]
-        (level,) = (row for row in refinement["levels"] if row["level"] == refinement["chosen"])
+    if (refinement := document.refinement) and document.chosen.temperature != 1:
+        (level,) = (row for row in refinement.levels if row.name == refinement.chosen)
         # The loss is what is tested: it is what a temperature is fitted by.
-        significant = metric == "loss" and refinement["temperature_gain"]["significant"]
-        gain = -_worse(metric, level["metrics"], level["calibrated"])
+        paired = refinement.temperature_gain
+        significant = metric == "loss" and paired is not None and paired.significant
+        gain = -_worse(metric, level.metrics, level.calibrated)
         found.append(("the temperature's", gain, bool(significant)))
-    if recalibration := document.get("recalibration"):
-        gain = recalibration["gain"]
-        significant = gain is not None and gain["significant"] and gain["delta"] > 0
-        found.append(("the new averages'", None if gain is None else gain["delta"], bool(significant)))
+    if recalibration := document.recalibration:
+        worth = recalibration.gain
+        significant = worth is not None and worth.significant and worth.delta > 0
+        found.append(("the new averages'", None if worth is None else worth.delta, significant))
     return found
 
 
-def _gain(document: dict[str, Any]) -> tuple[float | None, str]:
-    metric, gain = document["metric"], document["gain"]
-    if document["decision"]["keep_baseline"]:
+def _gain(document: Tuned) -> tuple[float | None, str]:
+    metric, gain = document.metric, document.gain
+    if document.decision.keep_baseline:
         parts = _kept(document)
         if not parts:
             return 0.0, f"the plain model is kept, a gain of 0 in {metric}"
@@ -142,19 +139,19 @@ def _gain(document: dict[str, Any]) -> tuple[float | None, str]:
         return sum(values), f"{whose} gain in {metric} is {sum(values):.6g}"
     if gain is None:
         return None, f"the gain in {metric} was not estimated"
-    return gain["delta"], f"the {gain['scheme']} gain in {gain['metric']} is {gain['delta']:.6g}"
+    return gain.delta, f"the {gain.scheme} gain in {gain.metric} is {gain.delta:.6g}"
 
 
-def _worse(metric: str, before: dict[str, Any], after: dict[str, Any]) -> float:
+def _worse(metric: Measure, before: Part, after: Part) -> float:
     change = before[metric] - after[metric]
-    return float(change if HIGHER_IS_BETTER.get(metric, True) else -change)  # type: ignore[call-overload]
+    return float(change if HIGHER_IS_BETTER[metric] else -change)
 
 
-def _regression(metric: str) -> Callable[[dict[str, Any]], tuple[float | None, str]]:
-    def look(document: dict[str, Any]) -> tuple[float | None, str]:
+def _regression(metric: Measure) -> Callable[[Tuned], tuple[float | None, str]]:
+    def look(document: Tuned) -> tuple[float | None, str]:
         # Averages that were measured anew are part of what tuning did, though not of the baseline.
-        stored = (document.get("recalibration") or {}).get("before")
-        before, after = stored or document["baseline"], document["chosen"]["metrics"]
+        stored = document.recalibration and document.recalibration.before
+        before, after = stored or document.baseline, document.chosen.metrics
         worse = _worse(metric, before, after)
         if worse == 0:
             return worse, f"{metric} stays {after[metric]:.6g}"
@@ -164,21 +161,21 @@ def _regression(metric: str) -> Callable[[dict[str, Any]], tuple[float | None, s
     return look
 
 
-def _significant(document: dict[str, Any]) -> tuple[float | None, str]:
-    found = bool(document["decision"]["significant"])
-    if document["decision"]["keep_baseline"]:
+def _significant(document: Tuned) -> tuple[float | None, str]:
+    found = bool(document.decision.significant)
+    if document.decision.keep_baseline:
         parts = _kept(document)
         if not parts:
-            return 0.0, "the plain model is kept: " + document["decision"]["reason"]
+            return 0.0, "the plain model is kept: " + document.decision.reason
         found = any(significant for _, _, significant in parts)
     return float(found), f"the gain is {'' if found else 'not '}significant"
 
 
-def _latency(document: dict[str, Any]) -> tuple[float | None, str]:
-    if document["decision"]["keep_baseline"]:  # a temperature costs next to nothing
+def _latency(document: Tuned) -> tuple[float | None, str]:
+    if document.decision.keep_baseline:  # a temperature costs next to nothing
         return 1.0, "the norm layers are those of the plain model"
-    cost = document["deployment"]
+    cost = document.deployment
     if cost is None:
         return None, "the time of a forward pass was not measured"
-    ratio = cost["ratio_to_plain"]
+    ratio = cost.ratio_to_plain
     return ratio, f"a forward pass takes {ratio:.3g} times that of the plain model"

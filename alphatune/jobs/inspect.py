@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import asdict
-from typing import Any
 
 import torch
+from msgspec import UNSET
 
 from alphatune.errors import ConfigurationError, UnsupportedModelError
 from alphatune.evaluation import Progress
 from alphatune.jobs.averages import open_images
-from alphatune.jobs.describe import describe_data, describe_source
+from alphatune.jobs.describe import describe_data, describe_preprocessing, describe_source
 from alphatune.jobs.opening import OpenedModel, open_model
 from alphatune.jobs.settings import InspectSettings
 from alphatune.models.health import examine
@@ -23,11 +23,18 @@ from alphatune.models.probe import EXAMPLES, watch_layers
 from alphatune.models.staleness import STALE, distances, look_stale
 from alphatune.norms.survey import survey
 from alphatune.reading import SeveralOutputsError
+from alphatune.results.inspection import (
+    InspectDocument,
+    InspectedData,
+    InspectedLayer,
+    InspectedModel,
+    Paths,
+)
 
 
 def run_inspect(
     settings: InspectSettings, progress: Progress | None = None, *, paths: bool = False
-) -> dict[str, Any]:
+) -> InspectDocument:
     """List every norm layer of any model: what it is, what it sees, whether it can be patched, its health.
 
     With data also how far its moving averages are from what it sees of them (staleness.py). With
@@ -38,38 +45,39 @@ def run_inspect(
     output, seen, watched = watch_layers(opened.module, opened.preprocessing.input_size, opened.device)
     classes, notes = _outputs(settings, opened, output)
     health = {h.layer: h for h in examine(opened.module)}
+    found, data = _measured(settings, opened, progress)
+    traced = trace_paths(opened.module, opened.preprocessing.input_size, opened.device) if paths else None
     rows = []
     for layer in watched.account(survey(opened.module)):
-        shape, state = seen.get(layer.name), health.get(layer.name)
-        row = asdict(layer)
-        row["aliases"] = list(layer.aliases)
-        row["spatial"] = None if shape is None else list(shape.spatial)
-        row["positions"] = None if shape is None else shape.positions
-        row["remark"] = "" if shape is None else shape.remark
+        shape, state, distance = seen.get(layer.name), health.get(layer.name), found.get(layer.name)
+        remark = "" if shape is None else shape.remark
         if shape is None and layer.status == "skipped" and layer.name in watched.inactive:
-            row["remark"] = watched.inactive[layer.name]
-        row["health"] = "" if state is None else state.problem or state.remark
-        row["healthy"] = state is None or not state.problem
-        row["distance"] = row["stale"] = None
-        rows.append(row)
-    document: dict[str, Any] = {
-        "schema": 1,
-        "command": "inspect",
-        "model": {**describe_source(opened), "num_classes": classes},
-        "preprocessing": opened.preprocessing.to_dict(),
-        "layers": rows,
-        "summary": dict(Counter(row["status"] for row in rows)),
-        "warnings": [*opened.warnings, *notes],
-    }
-    document["data"] = _measure(settings, opened, document, progress)
-    if paths:
-        traced = trace_paths(opened.module, opened.preprocessing.input_size, opened.device)
-        for row in rows:
-            row["free_path"] = traced.free.get(row["name"])
-        document["paths"] = {"with": traced.count(True), "of": len(rows), "unknown": traced.count(None)}
-        if traced.remark:
-            document["warnings"].append(f"paths to the output are unknown: {traced.remark}")
-    return document
+            remark = watched.inactive[layer.name]
+        rows.append(
+            InspectedLayer(
+                **asdict(layer),
+                spatial=None if shape is None else shape.spatial,
+                positions=None if shape is None else shape.positions,
+                remark=remark,
+                health="" if state is None else state.problem or state.remark,
+                healthy=state is None or not state.problem,
+                distance=distance if distance is not None and math.isfinite(distance) else None,
+                stale=None if distance is None else not distance < STALE,
+                free_path=traced.free.get(layer.name) if traced else UNSET,
+            )
+        )
+    warnings = [*opened.warnings, *notes, *_stale(rows, found)]
+    if traced and traced.remark:
+        warnings.append(f"paths to the output are unknown: {traced.remark}")
+    return InspectDocument(
+        model=describe_source(opened).extended(InspectedModel, num_classes=classes),
+        preprocessing=describe_preprocessing(opened.preprocessing),
+        layers=tuple(rows),
+        summary=dict(Counter(row.status for row in rows)),
+        warnings=tuple(warnings),
+        data=data,
+        paths=Paths(found=traced.count(True), of=len(rows), unknown=traced.count(None)) if traced else UNSET,
+    )
 
 
 def _outputs(
@@ -89,15 +97,15 @@ def _outputs(
         return None, ()
 
 
-def _measure(
-    settings: InspectSettings, opened: OpenedModel, document: dict[str, Any], progress: Progress | None
-) -> dict[str, Any] | None:
-    """Fill in each layer's distance between stored and measured moments, and warn of large ones."""
+def _measured(
+    settings: InspectSettings, opened: OpenedModel, progress: Progress | None
+) -> tuple[dict[str, float], InspectedData | None]:
+    """Each layer's distance between stored and measured moments, and the data they were measured on."""
     if settings.data is None:
         for name in ("split", "limit", "data_root", "input_key", "target_key"):
             if getattr(settings, name) is not None:
                 raise ConfigurationError(f"--{name.replace('_', '-')} needs --data DATA")
-        return None
+        return {}, None
     batches = open_images(
         settings,
         settings.data,
@@ -107,17 +115,18 @@ def _measure(
         split_seed=settings.split_seed,
     )
     found = distances(opened.module, measure_moments(opened.module, batches, progress=progress))
-    for row in document["layers"]:
-        if (value := found.get(row["name"])) is not None:
-            row["distance"] = value if math.isfinite(value) else None
-            row["stale"] = not value < STALE
-    stale = [row for row in document["layers"] if row["stale"]]
-    if look_stale(found):
-        first = stale[0]
-        shown = "not finite" if first["distance"] is None else f"{first['distance']:.3g}"
-        document["warnings"].append(
-            f"the stored averages of {len(stale)} of {len(found)} norm layers look stale on these images, first "
-            f"{first['name'] or '(root)'} (distance {shown}, from {STALE:g}): the images differ from those of "
-            "training, or the averages do not belong to the weights; tune --recalibrate measures them anew"
-        )
-    return {**describe_data(batches), "threshold": STALE}
+    return found, describe_data(batches).extended(InspectedData, threshold=STALE)
+
+
+def _stale(rows: list[InspectedLayer], found: dict[str, float]) -> list[str]:
+    """A warning where many distances are large."""
+    stale = [row for row in rows if row.stale]
+    if not look_stale(found):
+        return []
+    first = stale[0]
+    shown = "not finite" if first.distance is None else f"{first.distance:.3g}"
+    return [
+        f"the stored averages of {len(stale)} of {len(found)} norm layers look stale on these images, first "
+        f"{first.name or '(root)'} (distance {shown}, from {STALE:g}): the images differ from those of "
+        "training, or the averages do not belong to the weights; tune --recalibrate measures them anew"
+    ]

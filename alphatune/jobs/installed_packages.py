@@ -12,7 +12,7 @@ from importlib import metadata
 
 import alphatune
 from alphatune.errors import one_line
-from alphatune.jobs.findings import Finding
+from alphatune.results.diagnosis import Finding
 from alphatune.versions import TORCH_FOR, torch_allows
 
 PACKAGES, EXTRAS = "Packages", "Optional packages"

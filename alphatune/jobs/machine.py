@@ -13,7 +13,9 @@ from typing import Any
 
 from alphatune.cache_folder import cache_folder
 from alphatune.errors import one_line
-from alphatune.jobs.findings import Finding, gibibytes
+from alphatune.jobs.findings import gibibytes
+from alphatune.results.diagnosis import Finding
+from alphatune.results.values import Open
 
 DEVICES, MEMORY = "Devices", "Memory and folders"
 
@@ -88,7 +90,7 @@ def _cuda(torch: Any) -> Iterator[Finding]:
         yield _computes(torch, f"cuda:{index}", detail, facts)
 
 
-def _computes(torch: Any, device: str, detail: str, facts: dict[str, Any]) -> Finding:
+def _computes(torch: Any, device: str, detail: str, facts: Open) -> Finding:
     """A convolution and a BatchNorm on a device: a torch that was not built for it fails only there."""
     try:
         layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).to(device).eval()

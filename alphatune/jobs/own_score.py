@@ -6,7 +6,8 @@ import contextlib
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+
+from msgspec import structs
 
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.errors import ConfigurationError
@@ -28,7 +29,12 @@ from alphatune.norms.survey import survey
 from alphatune.peers import place_of_process
 from alphatune.reports.folder import write_reports
 from alphatune.reports.own_score import score_document
-from alphatune.reports.result import SCHEMA, environment
+from alphatune.reports.result import environment
+from alphatune.results.data import ScoredData
+from alphatune.results.environment import ScoreEnvironment, SeededEnvironment
+from alphatune.results.model import Model, PlannedModel
+from alphatune.results.plan import PlannedData, PlannedScore, ScorePlan
+from alphatune.results.tune import ScoreTuneDocument
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.own_score import ScoreResult, tune_score
 
@@ -41,11 +47,11 @@ _APPLY = {f.name for f in fields(ModelSettings)} - {f.name for f in fields(Prepr
 
 def run_score(
     settings: TuneSettings, progress: Progress | None = None, *, dry_run: bool = False
-) -> dict[str, Any]:
+) -> ScoreTuneDocument | ScorePlan:
     """Tune a model by the score that the settings name and write the tuned folder.
 
     Returns:
-        The document that result.json holds; with ``dry_run`` the plan: model, loader
+        What result.json holds; with ``dry_run`` the plan: model, loader
         and score are opened, and nothing is run or written.
 
     Raises:
@@ -104,23 +110,23 @@ def check_settings(settings: TuneSettings) -> None:
         )
 
 
-def _plan(settings: TuneSettings, opened: OpenedModel) -> dict[str, Any]:
+def _plan(settings: TuneSettings, opened: OpenedModel) -> ScorePlan:
     module = opened.module
     with patched(module, exclude=settings.exclude, skip_unknown=settings.skip_unknown) as names:
         require_health(module)
         alphas = resolve_alphas(settings.alphas, unpatched_alpha(module))
-    return {
-        "schema": SCHEMA,
-        "command": "dry-run",
-        "model": describe_source(opened) | {"norm_layers": len(survey(module)), "patched": list(names)},
-        "data": {"source": settings.data},
-        "env": environment(opened.device, DTYPES[settings.dtype]) | {"seed": settings.seed},
-        "metric": "score",
-        "score": {"source": settings.score},
-        "alphas": list(alphas),
-        "settings": asdict(settings),
-        "warnings": list(opened.warnings),
-    }
+    env = environment(opened.device, DTYPES[settings.dtype])
+    return ScorePlan(
+        model=describe_source(opened).extended(
+            PlannedModel, norm_layers=len(survey(module)), patched=tuple(names)
+        ),
+        data=PlannedData(source=settings.data),
+        env=env.extended(SeededEnvironment, seed=settings.seed),
+        score=PlannedScore(source=settings.score or ""),
+        alphas=tuple(alphas),
+        settings=asdict(settings),
+        warnings=tuple(opened.warnings),
+    )
 
 
 def _write(
@@ -129,22 +135,27 @@ def _write(
     opened: OpenedModel,
     result: ScoreResult,
     gates: tuple[Gate, ...],
-    model: dict[str, Any],
-) -> dict[str, Any]:
+    model: Model,
+) -> ScoreTuneDocument:
     """Write the tuned folder, whole or not at all."""
     module, written = opened.module, _resolved(settings, opened)
-    env = environment(opened.device, DTYPES[settings.dtype]) | {
-        "batch_size": result.batch_size,
-        "kernel": result.kernel,
-        "kernel_build_seconds": result.kernel_build_seconds,
-        "processes": 1,
-        "seed": settings.seed,
-    }
-    data = {"source": written.data, "n": len(result)}
-    document = score_document(result, model=model, data=data, env=env, source=written.score or "")
-    document["command_line"] = to_command("tune", settings)
-    document["warnings"] = [*opened.warnings, *document["warnings"]]
-    document["gates"] = judge(gates, document)
+    document = score_document(
+        result,
+        command_line=to_command("tune", settings),
+        model=model,
+        data=ScoredData(source=written.data, n=len(result)),
+        env=environment(opened.device, DTYPES[settings.dtype]).extended(
+            ScoreEnvironment,
+            batch_size=result.batch_size,
+            kernel=result.kernel,
+            kernel_build_seconds=result.kernel_build_seconds,
+            processes=1,
+            seed=settings.seed,
+        ),
+        source=written.score or "",
+        warnings=(*opened.warnings, *result.warnings),
+    )
+    document = structs.replace(document, gates=judge(gates, document))
     if result.alpha != result.baseline_alpha:
         patch_(module, result.alpha, exclude=all_but(module, result.patched))
     output, keep = Path(settings.output), input_paths(settings)

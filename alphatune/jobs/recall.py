@@ -18,7 +18,6 @@ import platform
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import alphatune
 from alphatune.hashing import file_state, settled, write_note
@@ -27,13 +26,14 @@ from alphatune.jobs.result_cache import FREE, NOTES, CachedResult, results_folde
 from alphatune.jobs.settings import TuneSettings, input_paths
 from alphatune.models.output import check_output
 from alphatune.peers import place_of_process
+from alphatune.results.tune import TuneDocument
 
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "torchcodec")
 #: what decides which modules and devices are found
 _VARIABLES = ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "HF_HOME", "TORCH_HOME")
 
 
-def recall_tune(settings: TuneSettings) -> dict[str, Any] | None:
+def recall_tune(settings: TuneSettings) -> TuneDocument | None:
     """Write the tuned folder of an earlier run of the same job; None if there is none, or nobody can tell.
 
     Raises:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
 import alphatune
 from alphatune.errors import ConfigurationError, InputError, one_line
 from alphatune.hashing import sha256
-from alphatune.reports.artifacts import RESULT
+from alphatune.metrics import SCORE
 from alphatune.reports.drawings import FOLDER, Drawn
-from alphatune.reports.file import check_file, write_file, write_whole
+from alphatune.reports.file import check_file, write_whole
 from alphatune.reports.folder import PAGE, file_names
 from alphatune.reports.html import render_html
-from alphatune.reports.result import SCHEMA
-from alphatune.reports.scores import FILE
-from alphatune.reports.stored_result import read_own_scores, read_result
+from alphatune.reports.scores import FILE, read_own_scores
+from alphatune.results.page import ReportDocument
+from alphatune.results.stored import RESULT, read_tuned
+from alphatune.results.tune import Tuned
 
 _DAMAGE = (
     KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, jinja2.TemplateError
@@ -28,14 +29,14 @@ _DAMAGE = (
 _MARK = '<meta name="generator" content="alphatune '
 
 
-def run_report(folder: str, *, output: str | None = None, overwrite: bool = False) -> dict[str, Any]:
+def run_report(folder: str, *, output: str | None = None, overwrite: bool = False) -> ReportDocument:
     """Write report.html and figures/ into a tuned folder anew, or the page alone into a file.
 
     Raises:
         AlphatuneError: in one of its kinds; no file is left half written.
     """
     root = Path(folder)
-    document = read_result(root)
+    document = read_tuned(root)
     page_path = root / PAGE if output is None else Path(output)
     if output is not None:
         check_file(page_path, "report", overwrite=overwrite, ours=_is_ours)
@@ -44,10 +45,10 @@ def run_report(folder: str, *, output: str | None = None, overwrite: bool = Fals
     try:
         stored = read_own_scores(root, document)
         page, drawn = render_html(document, stored)
-    except _DAMAGE as error:  # the result lacks something, or has it in another form
+    except _DAMAGE as error:  # parts that do not fit each other
         raise InputError(
             f"damaged {root / RESULT}: {type(error).__name__}: {one_line(error)}",
-            f"it says that alphatune {document.get('alphatune')} wrote it, this is {alphatune.__version__}",
+            f"it says that alphatune {document.alphatune} wrote it, this is {alphatune.__version__}",
         ) from error
     figures: list[str] = []
     if output is None:
@@ -56,18 +57,16 @@ def run_report(folder: str, *, output: str | None = None, overwrite: bool = Fals
     if output is None:
         _update_hashes(root, document, [PAGE, *figures])
     warnings = []
-    if stored is None and document["metric"] != "score":
+    if stored is None and document.metric != SCORE:
         warnings.append(f"{root} holds no {FILE}: the report is without reliability, classes and images")
-    return {
-        "schema": SCHEMA,
-        "command": "report",
-        "alphatune": alphatune.__version__,
-        "folder": folder,
-        "report": str(page_path),
-        "figures": figures,
-        "scores": stored is not None,
-        "warnings": warnings,
-    }
+    return ReportDocument(
+        alphatune=alphatune.__version__,
+        folder=folder,
+        report=str(page_path),
+        figures=tuple(figures),
+        scores=stored is not None,
+        warnings=tuple(warnings),
+    )
 
 
 def _write_figures(drawn: Drawn, root: Path) -> list[str]:
@@ -82,13 +81,16 @@ def _write_figures(drawn: Drawn, root: Path) -> list[str]:
     return names
 
 
-def _update_hashes(root: Path, document: dict[str, Any], names: list[str]) -> None:
+def _update_hashes(root: Path, document: Tuned, names: list[str]) -> None:
     """Let result.json speak of the files as they are now; another version may draw them otherwise."""
-    listed = {a["path"]: a["sha256"] for a in document["artifacts"]}
+    listed = {a.path: a.sha256 for a in document.artifacts}
     found = dict(sorted((listed | {name: sha256(root / name) for name in names}).items()))
     if found != listed:
-        artifacts = [{"path": path, "sha256": digest} for path, digest in found.items()]
-        write_file(root / RESULT, {**document, "artifacts": artifacts})
+        content = json.loads(
+            (root / RESULT).read_text(encoding="utf-8")
+        )  # with all that another version wrote
+        content["artifacts"] = [{"path": path, "sha256": digest} for path, digest in found.items()]
+        write_whole(root / RESULT, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _is_ours(path: Path) -> bool:

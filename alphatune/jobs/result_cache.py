@@ -11,17 +11,17 @@ A folder that does not hold what its result.json says is no hit.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import shutil
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+
+from msgspec.structs import replace
 
 from alphatune.cache_folder import cache_folder, private_folder
-from alphatune.errors import AlphatuneError
+from alphatune.errors import AlphatuneError, InputError
 from alphatune.hashing import FileState, file_state, sha256
 from alphatune.jobs.gates import Gate, judge
 from alphatune.jobs.settings import TuneSettings, input_paths, to_command, to_toml, values_to_toml
@@ -29,6 +29,8 @@ from alphatune.models.neighbours import files_of_neighbours
 from alphatune.models.output import beside, remove, staged
 from alphatune.reports.artifacts import write_result
 from alphatune.reports.page_tables import OF_THE_RUN
+from alphatune.results.stored import RESULT, read_tuned
+from alphatune.results.tune import Cached, TuneDocument
 from alphatune.toml import tomllib
 
 VARIABLE, OFF = "ALPHATUNE_CACHE", ("off", "no", "false", "0")
@@ -37,7 +39,7 @@ NOTES = "notes"
 MOST_BYTES = 2 * 2**30
 #: settings that change nothing of what is measured and kept
 FREE = OF_THE_RUN
-_RUN, _RESULT = "run.toml", "result.json"
+_RUN = "run.toml"
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,17 @@ class CachedResult:
     #: the files of the user's own that were imported by then
     code: frozenset[str] = frozenset()
 
-    def read(self) -> dict[str, Any] | None:
+    def read(self) -> TuneDocument | None:
         """The document, if the folder is there and whole."""
         try:
-            document = json.loads((self.folder / _RESULT).read_text(encoding="utf-8"))
-            for artifact in document["artifacts"]:
-                if sha256(self.folder / artifact["path"]) != artifact["sha256"]:
+            document = read_tuned(self.folder)
+            for artifact in document.artifacts:
+                if sha256(self.folder / artifact.path) != artifact.sha256:
                     return None
             os.utime(self.folder)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, InputError):
             return None
-        return document if isinstance(document, dict) else None
+        return document if isinstance(document, TuneDocument) else None
 
     def keep(self, output: Path) -> None:
         """Copy a tuned folder here, if the key is of all that was measured: images changed, or own code came, since.
@@ -88,21 +90,22 @@ def results_folder() -> Path | None:
 
 
 def write_again(
-    settings: TuneSettings, known: CachedResult, earlier: dict[str, Any], gates: tuple[Gate, ...]
-) -> dict[str, Any]:
+    settings: TuneSettings, known: CachedResult, earlier: TuneDocument, gates: tuple[Gate, ...]
+) -> TuneDocument:
     """Write the tuned folder of an earlier run whose result this one has, too.
 
     Returns:
-        The document that result.json holds.
+        What result.json holds.
     """
-    when = datetime.fromtimestamp((known.folder / _RESULT).stat().st_mtime, timezone.utc)
-    document = earlier | {
-        "command_line": to_command("tune", settings),
-        "cache": {"key": known.key, "measured": when.isoformat(timespec="seconds")},
-    }
-    document["gates"] = judge(gates, document)
+    when = datetime.fromtimestamp((known.folder / RESULT).stat().st_mtime, timezone.utc)
+    document = replace(
+        earlier,
+        command_line=to_command("tune", settings),
+        cache=Cached(key=known.key, measured=when.isoformat(timespec="seconds")),
+        gates=judge(gates, earlier),
+    )
     with staged(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings)) as stage:
-        of_the_run = shutil.ignore_patterns(_RUN, _RESULT)
+        of_the_run = shutil.ignore_patterns(_RUN, RESULT)
         shutil.copytree(known.folder, stage, ignore=of_the_run, dirs_exist_ok=True)
         (stage / _RUN).write_text(_run_toml(settings, known.folder / _RUN), encoding="utf-8")
         # What an earlier run was to go on from is of no more use.

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from alphatune.errors import ConfigurationError, InputError
 from alphatune.folder_lock import locked
 from alphatune.jobs.opening import resolved_paths
 from alphatune.jobs.settings import TrainSettings, input_paths, to_toml
 from alphatune.models.output import MANIFEST, check_name, check_output, disk_errors, is_bundle, remove
+from alphatune.results.stored import read_trained
+from alphatune.results.training import TrainDocument
 from alphatune.toml import tomllib
 from alphatune.training.state import replace_file
 
@@ -85,13 +85,14 @@ def opened_run_folder(output: Path, settings: TrainSettings) -> Iterator[None]:
             output.rmdir()  # if nothing was written
 
 
-def finished_result(output: Path) -> dict[str, Any]:
+def finished_result(output: Path) -> TrainDocument:
     """What a finished run found."""
     try:
-        document: dict[str, Any] = json.loads((output / "result.json").read_text(encoding="utf-8"))
-        return document
-    except (OSError, ValueError) as error:
-        raise InputError(f"the run in {output} is finished, but its result cannot be read: {error}") from None
+        return read_trained(output)
+    except InputError as error:
+        raise InputError(
+            f"the run in {output} is finished, but its result cannot be read: {error.message}"
+        ) from None
 
 
 def _is_run(output: Path) -> bool:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alphatune.errors import AlphatuneError, one_line
-from alphatune.jobs.findings import Finding, Status
+from alphatune.results.diagnosis import Finding
+from alphatune.results.values import FindingStatus
 
 TOOLS, DECODERS = "Operators and compilers", "Image decoders"
 
@@ -65,7 +66,7 @@ def find_decoders() -> Iterator[Finding]:
             continue
         works = image.size == (16, 16) and abs(int(np.asarray(image).mean()) - 128) <= 2
         detail = version if works else f"{version}: a grey JPEG came out as something else"
-        status: Status = "ok" if works else "broken" if decoder == "pil" else "note"
+        status: FindingStatus = "ok" if works else "broken" if decoder == "pil" else "note"
         hint = "" if works else "install it anew"
         yield Finding(DECODERS, decoder, status, detail, hint, {"version": version})
 

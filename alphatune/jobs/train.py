@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
+import alphatune
 from alphatune.data.label_order import check_label_order, near_chance
 from alphatune.data.loading import Batches
 from alphatune.data.training_batches import DeviceBatches
 from alphatune.distributed import joined, local_device
-from alphatune.evaluation import Metrics, Progress, evaluate, summarise
+from alphatune.evaluation import Progress, evaluate, summarise
 from alphatune.jobs.describe import describe_recipe, describe_training
 from alphatune.jobs.opening import resolve_device
 from alphatune.jobs.run_folder import (
@@ -34,9 +33,11 @@ from alphatune.jobs.training_job import (
 )
 from alphatune.models.bundle import write_model
 from alphatune.models.output import is_bundle, published
-from alphatune.reports.result import SCHEMA
 from alphatune.reports.tensorboard import open_tensorboard
-from alphatune.reports.training import log_frame, train_document, write_training_reports
+from alphatune.reports.training import log_frame, write_training_reports
+from alphatune.results.metrics import Metrics
+from alphatune.results.plan import TrainPlan
+from alphatune.results.training import Epoch, TrainDocument
 from alphatune.training.distributed import gather, shard
 from alphatune.training.interruption import deferred_signals
 from alphatune.training.loop import train
@@ -46,10 +47,10 @@ from alphatune.training.state import TrainingState, load_state_, replace_file, s
 def run_train(
     settings: TrainSettings,
     progress: Progress | None = None,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
     *,
     dry_run: bool = False,
-) -> dict[str, Any]:
+) -> TrainDocument | TrainPlan:
     """Train a model and write it, as a folder that ``alphatune tune`` takes as MODEL.
 
     Checkpoints go to the output folder while it runs; SIGINT and SIGTERM save
@@ -72,8 +73,7 @@ def run_train(
             return finished_result(output)
         job = prepare_training(settings, device, world)
         if dry_run:
-            plan = {"schema": SCHEMA, "command": "dry-run", "settings": asdict(settings)}
-            return describe_training(job) | plan
+            return describe_training(job)
         with opened_run_folder(output, settings) if world.first else nullcontext():
             if settings.cache == "device":
                 job = job.cached()
@@ -81,24 +81,33 @@ def run_train(
             if settings.resume and (output / CHECKPOINT).is_file():
                 load_state_(state, output / CHECKPOINT, job.fingerprint)
             _run(job, state, output, progress, on_epoch)
-            document = train_document(
-                state.rows,
-                **describe_training(job),
+            plan, validation = describe_training(job), state.rows[-1].validation()
+            labels = job.splits.validation.targets
+            document = TrainDocument(
+                alphatune=alphatune.__version__,
+                model=plan.model,
+                data=plan.data,
+                env=plan.env,
                 recipe=describe_recipe(job),
-                seconds=state.seconds,
+                epochs=tuple(state.rows),
+                validation=validation,
                 test=_test(job, state),
+                seconds=state.seconds,
+                artifacts=(),
+                warnings=(
+                    *plan.warnings,
+                    *near_chance(labels, validation.top1, "on the validation examples"),
+                ),
             )
-            labels, top1 = job.splits.validation.targets, document["validation"]["top1"]
-            document["warnings"] += near_chance(labels, top1, "on the validation examples")
             return _publish(job, state, output, document) if world.first else document
 
 
-def _test(job: TrainingJob, state: TrainingState) -> dict[str, Any] | None:
+def _test(job: TrainingJob, state: TrainingState) -> Metrics | None:
     """Metrics of the test set, where the data have one."""
     if job.splits.test is None:
         return None
     batches = evaluation_batches(job.splits.test, job.preprocessing, job.settings, job.batches.device)
-    return asdict(_measure(state.evaluated, batches, job))
+    return _measure(state.evaluated, batches, job)
 
 
 def _run(
@@ -106,7 +115,7 @@ def _run(
     state: TrainingState,
     output: Path,
     progress: Progress | None,
-    on_epoch: Callable[[dict[str, Any]], None] | None,
+    on_epoch: Callable[[Epoch], None] | None,
 ) -> None:
     """Train to the end, saving on the way; a signal that came is delivered on leaving."""
     first = job.world.first
@@ -116,7 +125,7 @@ def _run(
             if first:
                 save_state(state, output / CHECKPOINT, job.fingerprint)
 
-        def finished_epoch(row: dict[str, Any]) -> None:
+        def finished_epoch(row: Epoch) -> None:
             if first:
                 replace_file(output / LOG, lambda path: log_frame(state.rows).to_csv(path, index=False))
                 tensorboard(row)
@@ -158,9 +167,7 @@ def _measure(
     return summarise(gathered)
 
 
-def _publish(
-    job: TrainingJob, state: TrainingState, output: Path, document: dict[str, Any]
-) -> dict[str, Any]:
+def _publish(job: TrainingJob, state: TrainingState, output: Path, document: TrainDocument) -> TrainDocument:
     """Put the finished model and its reports beside the checkpoint, the manifest last."""
     model = state.evaluated
     source = job.started.source

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from msgspec import structs
 
 import alphatune
 from alphatune.data.loading import Batches
@@ -21,7 +21,7 @@ from alphatune.deployment import deployment_cost
 from alphatune.distributed import World, joined
 from alphatune.errors import AlphatuneError, UnsupportedModelError
 from alphatune.evaluation import Progress
-from alphatune.jobs.averages import describe_averages, open_averages, replace_averages_
+from alphatune.jobs.averages import DescribedAverages, describe_averages, open_averages, replace_averages_
 from alphatune.jobs.describe import describe_data, describe_env, describe_model, describe_plan
 from alphatune.jobs.gates import Gate, judge, open_gates
 from alphatune.jobs.job_key import find_result, quick_key
@@ -43,8 +43,13 @@ from alphatune.reports.deployment import cost_summary
 from alphatune.reports.folder import write_reports
 from alphatune.reports.result import tune_document
 from alphatune.reports.scores import StoredScores, Thumbnail
+from alphatune.results.bench import Deployment
+from alphatune.results.environment import TuneEnvironment
+from alphatune.results.model import Model
+from alphatune.results.plan import ImagesPlan, ScorePlan
+from alphatune.results.tune import Tuned
 from alphatune.tuning.alphas import resolve_alphas
-from alphatune.tuning.journal import Journal, open_journal
+from alphatune.tuning.journal import Journal, State, open_journal
 from alphatune.tuning.tune import TuneResult, check_choices, tune
 
 #: images, and seconds, of the look at what α costs in deployment
@@ -53,12 +58,12 @@ DEPLOYMENT_BATCH, DEPLOYMENT_SECONDS = 32, 0.5
 
 def run_tune(
     settings: TuneSettings, progress: Progress | None = None, *, dry_run: bool = False
-) -> dict[str, Any]:
+) -> Tuned | ImagesPlan | ScorePlan | None:
     """Tune a model and write the tuned folder; under torchrun several processes share the work.
 
     Returns:
-        The document that result.json holds; with ``dry_run`` the plan, and nothing
-        is run on the data or written. Empty in all but the first process.
+        What result.json holds; with ``dry_run`` the plan, and nothing is run on the
+        data or written. None in all but the first process.
 
     Raises:
         AlphatuneError: in one of its kinds; nothing is left half written.
@@ -95,7 +100,7 @@ def run_tune(
             require_health(module)
         alphas = resolve_alphas(settings.alphas, unpatched_alpha(module))
     if dry_run:
-        return describe_plan(settings, prepared, names, alphas) | averages.plan()
+        return describe_plan(settings, prepared, names, alphas, **averages.plan())
     known = find_result(settings, prepared, averages.batches())
     earlier = known.read() if known else None
     predictor = predictor_of(settings, prepared)
@@ -136,7 +141,7 @@ def run_tune(
         if given_up := next(filter(None, world.gather(journal.given_up)), ""):
             result = replace(result, warnings=(*result.warnings, given_up))
 
-        def write() -> dict[str, Any]:
+        def write() -> Tuned:
             description = describe_model(
                 prepared.opened, result.layers, prepared.probe, result.patched, too_small
             )
@@ -150,23 +155,21 @@ def run_tune(
     return document
 
 
-def _by_the_first(
-    world: World, settings: TuneSettings, write: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
+def _by_the_first(world: World, settings: TuneSettings, write: Callable[[], Tuned]) -> Tuned | None:
     """Have the first process write the tuned folder; when it is there, nobody needs a state to go on from.
 
     Returns:
-        The document, in the first process; an empty one in all others.
+        The document, in the first process; None in all others.
     """
-    document: dict[str, Any] = {}
+    documents: list[Tuned] = []
 
     def written() -> None:
         if world.first:
-            document.update(write())
+            documents.append(write())
 
     world.share(written)
     shutil.rmtree(_journal_folder(settings), ignore_errors=True)  # in each, as they may share no disk
-    return document
+    return documents[0] if documents else None
 
 
 def _journal_folder(settings: TuneSettings) -> Path:
@@ -183,7 +186,7 @@ def _journal(
     """
     folder = _journal_folder(settings)
     checkpoint = prepared.opened.checkpoint
-    job: dict[str, Any] = {k: v for k, v in asdict(resolved(settings, prepared)).items() if k not in FREE}
+    job: State = {k: v for k, v in asdict(resolved(settings, prepared)).items() if k not in FREE}
     job |= {
         "alphatune": alphatune.__version__,
         "checkpoint_sha256": checkpoint.sha256 if checkpoint else "",
@@ -209,28 +212,33 @@ def _write(
     settings: TuneSettings,
     prepared: Prepared,
     result: TuneResult,
-    model: dict[str, Any],
-    averages: dict[str, Any],
+    model: Model,
+    averages: DescribedAverages,
     gates: tuple[Gate, ...],
     processes: int,
-) -> dict[str, Any]:
+) -> Tuned:
     """Write the tuned folder, whole or not at all."""
     opened, module = prepared.opened, prepared.opened.module
-    kernel = {"kernel": result.kernel, "kernel_build_seconds": result.kernel_build_seconds}
+    remarks = _remarks(result.patched, prepared.probe)
     document = tune_document(
         result,
+        command_line=to_command("tune", settings),
         model=model,
         data=describe_data(prepared.batches, prepared.skipped),
-        env=describe_env(settings, prepared) | kernel | {"processes": processes},
+        env=describe_env(settings, prepared).extended(
+            TuneEnvironment,
+            kernel=result.kernel,
+            kernel_build_seconds=result.kernel_build_seconds,
+            processes=processes,
+        ),
+        calibration=averages.calibration,
+        recalibration=averages.recalibration,
+        warnings=(*prepared.warnings, *averages.warnings, *result.warnings, *remarks),
     )
-    remarks = _remarks(result.patched, prepared.probe)
-    warnings = [*prepared.warnings, *averages["warnings"], *document["warnings"], *remarks]
-    document |= averages | {"command_line": to_command("tune", settings), "warnings": warnings}
-    document["deployment"] = None
     if result.alpha != result.baseline_alpha:
         patch_(module, result.alpha, exclude=all_but(module, result.patched))
-        document["deployment"] = _deployment(settings, prepared, result)
-    document["gates"] = judge(gates, document)
+        document = structs.replace(document, deployment=_deployment(settings, prepared, result))
+    document = structs.replace(document, gates=judge(gates, document))
     set_temperature_(module, result.temperature)
     output, keep = Path(settings.output), input_paths(settings)
     with filling(stage, output, overwrite=settings.overwrite, keep=keep):
@@ -252,7 +260,7 @@ def _stored(settings: TuneSettings, prepared: Prepared, result: TuneResult) -> S
     return StoredScores(runs, prepared.batches.examples.classes, thumbnails)
 
 
-def _deployment(settings: TuneSettings, prepared: Prepared, result: TuneResult) -> dict[str, Any] | None:
+def _deployment(settings: TuneSettings, prepared: Prepared, result: TuneResult) -> Deployment | None:
     """A quick look at what the chosen α costs at inference; ``alphatune bench`` looks closer."""
     opened = prepared.opened
     size = min(prepared.batches.batch_size, DEPLOYMENT_BATCH)

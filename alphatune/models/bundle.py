@@ -57,9 +57,9 @@ from alphatune.norms.conversion import apply_layer_settings_, layer_settings
 from alphatune.norms.patching import Alpha, all_but, get_alpha, patch_, unpatch_
 from alphatune.norms.survey import survey
 from alphatune.reading import Reading, keep_reading_, kept_reading, reading_from_dict, reading_to_dict
+from alphatune.results.document import SCHEMA
 
 WEIGHTS, TIMM_CONFIG = "model.safetensors", "config.json"
-SCHEMA = 1
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from alphatune.evaluation import Scores
-from alphatune.reports.markdown import alpha_text
 from alphatune.reports.scores import StoredScores
+from alphatune.results.alpha import alpha_text
+from alphatune.results.tune import Chosen, ScoreChosen, Tuned
 
 
 @dataclass(frozen=True)
@@ -37,27 +37,27 @@ class Comparison:
         return int((moved & ~self.before.top1 & ~self.after.top1).sum())
 
 
-def compare_runs(document: dict[str, Any], stored: StoredScores | None) -> Comparison | None:
+def compare_runs(document: Tuned, stored: StoredScores | None) -> Comparison | None:
     """What was chosen against the unpatched model; where that is kept, the best other α that was measured.
 
     None where neither is there.
     """
     if stored is None:
         return None
-    chosen, plain = document["chosen"], plain_name(document)
-    if chosen["alpha"] != document["baseline_alpha"] or chosen["temperature"] != 1:
+    chosen, plain = document.chosen, plain_name(document)
+    if chosen.alpha != document.baseline_alpha or chosen.temperature != 1:
         return Comparison(stored.baseline, stored.chosen, plain, chosen_name(chosen), True)
     if "best" not in stored.runs:
         return None
-    name = f"α = {document['best'][document['metric']]:g}"
+    name = f"α = {document.best[document.metric]:g}"
     return Comparison(stored.baseline, stored.runs["best"], plain, f"{name} (not chosen)", False)
 
 
-def plain_name(document: dict[str, Any]) -> str:
-    return f"α = {document['baseline_alpha']:g} (plain)"
+def plain_name(document: Tuned) -> str:
+    return f"α = {document.baseline_alpha:g} (plain)"
 
 
-def chosen_name(chosen: dict[str, Any]) -> str:
+def chosen_name(chosen: Chosen | ScoreChosen) -> str:
     """Short: it is the entry of a legend and the head of a column."""
-    name = f"α = {alpha_text(chosen['alpha'])}"
-    return name if chosen["temperature"] == 1 else f"{name}, T = {chosen['temperature']:g}"
+    name = f"α = {alpha_text(chosen.alpha)}"
+    return name if chosen.temperature == 1 else f"{name}, T = {chosen.temperature:g}"

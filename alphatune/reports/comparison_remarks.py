@@ -9,22 +9,21 @@ import numpy as np
 
 from alphatune.evaluation import Scores
 from alphatune.reports.compared import Compared
-from alphatune.tuning.gain import SCORE
+from alphatune.results.data import ScoredData
+from alphatune.results.evaluation import EvaluateDocument
 from alphatune.tuning.selection import FEWEST_EXAMPLES
 
 
 def why_other_data(first: Compared, other: Compared) -> str:
     """Why figures cannot be held against each other; "" where nothing speaks against it."""
-    metrics = [c.document.get("metric") == SCORE for c in (first, other)]
-    if metrics[0] != metrics[1]:
+    names = [c.score_name for c in (first, other)]
+    if (names[0] is None) != (names[1] is None):
         return "one was tuned by a score of its own, which the other does not have"
-    if all(metrics):
-        names = [str(c.document["score"]["name"]) for c in (first, other)]
-        if names[0] != names[1]:
-            return f"the scores are others: {names[0]} and {names[1]}"
+    if names[0] != names[1]:
+        return f"the scores are others: {names[0]} and {names[1]}"
     if first.scores is not None and other.scores is not None:
         return _other_examples(first.scores, other.scores) or _other_classes(first, other)
-    counts = [int(c.metrics["n"]) for c in (first, other)]
+    counts = [int(c.metrics.n) for c in (first, other)]
     if counts[0] != counts[1]:
         return f"the data are others: {counts[0]} and {counts[1]} examples"
     if _place(first) != _place(other):
@@ -37,8 +36,8 @@ def why_unpaired(first: Compared, other: Compared) -> str:
     for one in (first, other):
         if one.scores is None:
             return one.missing
-    if first.metrics["n"] < FEWEST_EXAMPLES:
-        return f"only {first.metrics['n']} examples: too few to tell a difference from luck"
+    if first.metrics.n < FEWEST_EXAMPLES:
+        return f"only {first.metrics.n} examples: too few to tell a difference from luck"
     return ""
 
 
@@ -52,22 +51,35 @@ def remarks(first: Compared, other: Compared) -> list[str]:
             "ids and labels are the same, but the data lie in {} and {}: the pairs are right only if both hold "
             "the same images in the same order".format(*(_place_text(c) for c in (first, other)))
         )
-    if first.document["model"]["source"] != other.document["model"]["source"]:
-        notes.append(_differs("architecture", *(c.document["model"]["source"] for c in (first, other))))
+    if first.document.model.source != other.document.model.source:
+        notes.append(_differs("architecture", *(c.document.model.source for c in (first, other))))
     elif _weights(first) != _weights(other):
         notes.append("other weights: {} and {}".format(*(_weights(c) or "unknown" for c in (first, other))))
     averages = [_averages(c) for c in (first, other)]
     if averages[0] != averages[1]:
         notes.append(_differs("moving averages", *averages))
-    before, after = (c.document["data"].get("preprocessing") or {} for c in (first, other))
+    before, after = map(_preprocessing, (first, other))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
             notes.append(f"preprocessing differs: {key} {_text(before.get(key))} and {_text(after.get(key))}")
-    for name, part in (("decoder", "data"), ("dtype", "env"), ("device", "env")):
-        used = [c.document[part].get(name) for c in (first, other)]
+    for name, used in (
+        ("decoder", [_decoder(c) for c in (first, other)]),
+        ("dtype", [c.document.env.dtype for c in (first, other)]),
+        ("device", [c.document.env.device for c in (first, other)]),
+    ):
         if used[0] != used[1]:
             notes.append(_differs(name, *used))
     return notes
+
+
+def _preprocessing(one: Compared) -> dict[str, object]:
+    data = one.document.data
+    return {} if isinstance(data, ScoredData) else dict(data.preprocessing.items())
+
+
+def _decoder(one: Compared) -> str | None:
+    data = one.document.data
+    return None if isinstance(data, ScoredData) else data.decoder
 
 
 def _other_examples(first: Scores, other: Scores) -> str:
@@ -88,8 +100,8 @@ def _other_classes(first: Compared, other: Compared) -> str:
 
 
 def _place(one: Compared) -> tuple[str, str]:
-    data = one.document["data"]
-    return str(data.get("root") or data["source"]), str(data.get("split", ""))
+    data = one.document.data
+    return (data.source, "") if isinstance(data, ScoredData) else (data.root or data.source, data.split)
 
 
 def _place_text(one: Compared) -> str:
@@ -98,18 +110,21 @@ def _place_text(one: Compared) -> str:
 
 
 def _weights(one: Compared) -> str:
-    model = one.document["model"]
-    if digest := model.get("checkpoint_sha256"):
-        return f"{Path(str(model.get('checkpoint'))).name} (sha256 {digest[:12]})"
-    return str(model.get("checkpoint") or "")
+    model = one.document.model
+    if digest := model.checkpoint_sha256:
+        return f"{Path(model.checkpoint).name} (sha256 {digest[:12]})"
+    return model.checkpoint
 
 
 def _averages(one: Compared) -> str:
     """Where the moving averages of a result's run come from, of the plain model's run, too."""
+    document = one.document
+    if isinstance(document, EvaluateDocument):
+        return "those of the weights"
     parts = [
-        f"{measured} on {found['data']['n']} examples of {found['data']['source']}"
-        for key, measured in (("calibration", "measured"), ("recalibration", "measured anew"))
-        if (found := one.document.get(key))
+        f"{measured} on {found.data.n} examples of {found.data.source}"
+        for found, measured in ((document.calibration, "measured"), (document.recalibration, "measured anew"))
+        if found
     ]
     return " and ".join(parts) or "those of the weights"
 

@@ -2,71 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import alphatune
 from alphatune.deployment import DeploymentCost
-from alphatune.reports.result import SCHEMA
+from alphatune.results.bench import BenchDocument, Deployment, Folding, UnfoldedLayer, VariantTiming
+from alphatune.results.environment import BenchEnvironment
+from alphatune.results.model import Source
+from alphatune.results.values import Kernel
 
 
 def bench_document(
-    costs: Sequence[DeploymentCost], *, model: dict[str, Any], env: dict[str, Any], warnings: Sequence[str]
-) -> dict[str, Any]:
+    costs: Sequence[DeploymentCost], *, model: Source, env: BenchEnvironment, warnings: Sequence[str]
+) -> BenchDocument:
     """The result of ``alphatune bench``: one cost a batch size."""
-    return {
-        "schema": SCHEMA,
-        "command": "bench",
-        "alphatune": alphatune.__version__,
-        "model": model,
-        "env": env,
-        "results": [row for cost in costs for row in cost_rows(cost)],
-        "folded": folding_summary(costs),
-        "cost": [cost_summary(cost) for cost in costs],
-        "warnings": list(dict.fromkeys([*warnings, *(w for cost in costs for w in cost.warnings)])),
-    }
+    return BenchDocument(
+        alphatune=alphatune.__version__,
+        model=model,
+        env=env,
+        results=tuple(timing for cost in costs for timing in _timings(cost)),
+        folded=_folding(costs),
+        cost=tuple(map(cost_summary, costs)),
+        warnings=tuple(dict.fromkeys([*warnings, *(w for cost in costs for w in cost.warnings)])),
+    )
 
 
-def cost_rows(cost: DeploymentCost) -> list[dict[str, Any]]:
-    """One object a variant: seconds are a batch's, quartiles with the median."""
-    return [
-        {
-            "batch_size": cost.batch_size,
-            "variant": m.variant,
-            "kernel": m.kernel,
-            "torch_compile": m.torch_compile,
-            "median_s": m.timing.median,
-            "low_s": m.timing.low,
-            "high_s": m.timing.high,
-            "rounds": len(m.timing.samples),
-            "images_per_s": cost.batch_size / m.timing.median,
-            "ratio_to_plain": m.ratio_to_plain,
-            "peak_bytes": m.peak_bytes,
-            "first_use_s": m.timing.first_use,
-        }
-        for m in cost.measured
-    ]
-
-
-def cost_summary(cost: DeploymentCost) -> dict[str, Any]:
+def cost_summary(cost: DeploymentCost) -> Deployment:
     """Example-weighted inference with the fastest kernel next to what else one could deploy."""
-    return {
-        "batch_size": cost.batch_size,
-        "alpha": cost.alpha,
-        "kernel": cost.fastest.kernel,
-        "ratio_to_plain": cost.ratio_to_plain,
-        "ratio_to_folded": cost.ratio_to_folded,
-        "ratio_compiled": cost.ratio_compiled,
-    }
+    return Deployment(
+        batch_size=cost.batch_size,
+        alpha=cost.alpha,
+        kernel=cast("Kernel | None", cost.fastest.kernel),
+        ratio_to_plain=cost.ratio_to_plain,
+        ratio_to_folded=cost.ratio_to_folded,
+        ratio_compiled=cost.ratio_compiled,
+    )
 
 
-def folding_summary(costs: Sequence[DeploymentCost]) -> dict[str, Any]:
-    """How many norm layers went into convolutions, and how far outputs moved."""
+def _timings(cost: DeploymentCost) -> Iterator[VariantTiming]:
+    for m in cost.measured:
+        yield VariantTiming(
+            batch_size=cost.batch_size,
+            variant=m.variant,
+            kernel=cast("Kernel | None", m.kernel),
+            torch_compile=m.torch_compile,
+            median_s=m.timing.median,
+            low_s=m.timing.low,
+            high_s=m.timing.high,
+            rounds=len(m.timing.samples),
+            images_per_s=cost.batch_size / m.timing.median,
+            ratio_to_plain=m.ratio_to_plain,
+            peak_bytes=m.peak_bytes,
+            first_use_s=m.timing.first_use,
+        )
+
+
+def _folding(costs: Sequence[DeploymentCost]) -> Folding:
     differences = [c.largest_difference for c in costs if c.largest_difference is not None]
     first = costs[0]
-    return {
-        "norms": first.norms,
-        "folded": first.folded,
-        "largest_difference": max(differences, default=None),
-        "kept": [{"name": name, "reason": reason} for name, reason in first.kept.items()],
-    }
+    return Folding(
+        norms=first.norms,
+        folded=first.folded,
+        largest_difference=max(differences, default=None),
+        kept=tuple(UnfoldedLayer(name=name, reason=reason) for name, reason in first.kept.items()),
+    )

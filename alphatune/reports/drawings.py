@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from alphatune.evaluation import expected_calibration_error
+from alphatune.metrics import SCORE, Measure
 from alphatune.reports.before_after import Comparison, plain_name
 from alphatune.reports.figures.canvas import Drawing
 from alphatune.reports.figures.classes import draw_classes
@@ -16,10 +16,11 @@ from alphatune.reports.figures.reliability import draw_reliability
 from alphatune.reports.per_class import ClassChange, class_names, loss_changes, most_changed, top1_changes
 from alphatune.reports.reliability import Bin, reliability
 from alphatune.reports.scores import StoredScores
+from alphatune.results.tune import Tuned
 
 #: the subfolder of a tuned folder that holds them as files
 FOLDER = "figures"
-METRICS = ("top1", "loss", "top5", "ece")
+METRICS: tuple[Measure, ...] = ("top1", "loss", "top5", "ece")
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,13 @@ class Drawn:
         return (*self.curves, *self.reliability, *self.classes, *depth)
 
 
-def draw_all(document: dict[str, Any], stored: StoredScores | None, compared: Comparison | None) -> Drawn:
+def draw_all(document: Tuned, stored: StoredScores | None, compared: Comparison | None) -> Drawn:
     """Every figure that the result and the scores allow."""
-    metrics = ("score",) if document["metric"] == "score" else METRICS
+    metrics: tuple[Measure, ...] = (SCORE,) if document.metric == SCORE else METRICS
     curves = tuple(draw_curve(document, metric) for metric in metrics)
     shown, bins = _reliability(document, stored, compared)
     classes, top1, loss = _classes(stored, compared)
-    alphas = document["chosen"]["alpha"]
+    alphas = document.chosen.alpha
     depth = draw_depth(alphas) if isinstance(alphas, dict) else None
     return Drawn(curves, shown, bins, classes, top1, loss, depth)
 
@@ -59,7 +60,7 @@ def write_figures(drawn: Drawn, folder: Path) -> None:
 
 
 def _reliability(
-    document: dict[str, Any], stored: StoredScores | None, compared: Comparison | None
+    document: Tuned, stored: StoredScores | None, compared: Comparison | None
 ) -> tuple[tuple[Drawing, ...], tuple[tuple[str, tuple[Bin, ...]], ...]]:
     if stored is None:
         return (), ()

@@ -9,9 +9,7 @@ One file is enough to compare by: it says which model and data it is about.
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +17,9 @@ from alphatune.errors import ConfigurationError, InputError, one_line
 from alphatune.evaluation import Scores
 from alphatune.reports.file import check_file, write_whole
 from alphatune.reports.scores import StoredScores, from_arrays, is_even, to_arrays
-from alphatune.reports.serialisation import to_json
+from alphatune.results.evaluation import EvaluateDocument
+from alphatune.results.serialisation import to_json
+from alphatune.results.stored import decode_measured
 
 RUN, SUFFIX = "evaluated", ".npz"
 
@@ -36,7 +36,7 @@ def check_scores_file(path: Path, *, overwrite: bool) -> None:
 
 
 def write_evaluation(
-    path: Path, scores: Scores, document: dict[str, Any], classes: tuple[str, ...] = ()
+    path: Path, scores: Scores, document: EvaluateDocument, classes: tuple[str, ...] = ()
 ) -> None:
     """Write the scores of an evaluation and its result; the same ones give the same bytes."""
     arrays = to_arrays(StoredScores({RUN: scores}, classes))
@@ -46,7 +46,7 @@ def write_evaluation(
     write_whole(path, content.getvalue())
 
 
-def read_evaluation(path: Path) -> tuple[dict[str, Any], StoredScores]:
+def read_evaluation(path: Path) -> tuple[EvaluateDocument, StoredScores]:
     """The result of an evaluation, and its scores.
 
     Raises:
@@ -54,14 +54,15 @@ def read_evaluation(path: Path) -> tuple[dict[str, Any], StoredScores]:
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            document = json.loads(bytes(arrays["document"]))
+            content = bytes(arrays["document"])
             stored = from_arrays(arrays, (RUN,))
     except Exception as error:  # whatever zipfile, zlib and NumPy have to say about a damaged file
         raise InputError(
             f"cannot read scores from {path}: {type(error).__name__}: {one_line(error)}",
             "expected a file that alphatune evaluate --scores wrote",
         ) from None
-    if RUN not in stored.runs or not is_even(stored) or not isinstance(document, dict):
+    document = decode_measured(content, path)
+    if RUN not in stored.runs or not is_even(stored) or not isinstance(document, EvaluateDocument):
         raise InputError(f"damaged {path}: it does not hold the scores of an evaluation")
     return document, stored
 

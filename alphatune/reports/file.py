@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from alphatune.errors import ConfigurationError
 from alphatune.models.output import check_name, claimed, disk_errors, sync
-from alphatune.reports.serialisation import to_json
+from alphatune.results.document import Part
+from alphatune.results.serialisation import to_json
+from alphatune.results.stored import command_of
 
 
 def check_file(
@@ -40,18 +39,11 @@ def check_file(
         raise ConfigurationError(f"{option} names a file, got the folder {path}")
     if not overwrite:
         raise ConfigurationError(f"the output {path} exists", "--overwrite replaces it")
-    if not (ours(path) if ours else _is_result(path, command)):
+    if not (ours(path) if ours else command_of(path) == command):
         raise ConfigurationError(f"{path} was not written by alphatune {command}, so it is not overwritten")
 
 
-def _is_result(path: Path, command: str) -> bool:
-    found: Any = None
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-    return isinstance(found, dict) and found.get("command") == command
-
-
-def write_file(path: Path, document: dict[str, Any]) -> None:
+def write_file(path: Path, document: Part) -> None:
     """Write a result so that the file appears whole, or not at all."""
     write_whole(path, (to_json(document) + "\n").encode())
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from msgspec.structs import replace
 
 from alphatune.reports.artifacts import list_artifacts, write_result
 from alphatune.reports.curve import curve_frame
@@ -11,13 +13,14 @@ from alphatune.reports.drawings import FOLDER, Drawn, write_figures
 from alphatune.reports.html import render_html
 from alphatune.reports.markdown import render_markdown
 from alphatune.reports.scores import StoredScores, write_scores
+from alphatune.results.tune import ScoreTuneDocument, TuneDocument
 
 PAGE = "report.html"
 
+_D = TypeVar("_D", TuneDocument, ScoreTuneDocument)
 
-def write_reports(
-    folder: Path, document: dict[str, Any], scores: StoredScores | None = None
-) -> dict[str, Any]:
+
+def write_reports(folder: Path, document: _D, scores: StoredScores | None = None) -> _D:
     """Write scores.npz, curve.csv, report.md, report.html with its figures, and, last, result.json.
 
     Args:
@@ -30,7 +33,7 @@ def write_reports(
         write_scores(scores, folder)
     curve_frame(document).to_csv(folder / "curve.csv", index=False)
     (folder / "report.md").write_text(render_markdown(document), encoding="utf-8")
-    page, drawn = render_html({**document, "artifacts": list_artifacts(folder)}, scores)
+    page, drawn = render_html(replace(document, artifacts=list_artifacts(folder)), scores)
     (folder / PAGE).write_text(page, encoding="utf-8")
     write_figures(drawn, folder / FOLDER)
     return write_result(folder, document)

@@ -7,31 +7,58 @@ equal results have equal pages.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from alphatune.metrics import HIGHER_IS_BETTER, SCORE, Measure
 from alphatune.reports.averages import averages_sentences
 from alphatune.reports.batch_statistics import companions_sentence
 from alphatune.reports.before_after import compare_runs
 from alphatune.reports.drawings import Drawn, draw_all
 from alphatune.reports.flips import frequent_moves, pictures
-from alphatune.reports.markdown import LABELS, alpha_text, beyond, headline, level_name
+from alphatune.reports.markdown import LABELS, beyond, headline, level_name
 from alphatune.reports.page_tables import artifact_rows, layer_rows, provenance_rows, repeatable_command
 from alphatune.reports.palette import DARK, LIGHT
 from alphatune.reports.per_class import ENDS, ClassChange, Selection, most_changed
 from alphatune.reports.printable import printable
 from alphatune.reports.scores import StoredScores
 from alphatune.reports.templating import open_templates
+from alphatune.results.alpha import alpha_text
+from alphatune.results.document import Part
+from alphatune.results.tune import Tuned, TuneDocument
 from alphatune.tuning.gain import CONFIDENCE
 
-#: whether more is better of each figure
-RISES = {"top1": True, "top5": True, "loss": False, "ece": False, "score": True}
+
+@dataclass(frozen=True)
+class Tile:
+    """One metric before and after."""
+
+    label: str
+    chosen_by: bool  # whether α was chosen by it
+    by_label: str  # what α was chosen by
+    before: float
+    after: float | None  # None where no other α is better
+    name: str  # of what comes after
+    kept: bool
+    rises: bool  # whether more is better
+
+    @property
+    def change(self) -> float:
+        return 0.0 if self.after is None else self.after - self.before
+
+    @property
+    def word(self) -> str:
+        """What the change is; "" where there is nothing to compare with."""
+        if self.after is None:
+            return ""
+        return "same" if self.change == 0 else "better" if (self.change > 0) == self.rises else "worse"
 
 
-def render_html(document: dict[str, Any], stored: StoredScores | None) -> tuple[str, Drawn]:
+def render_html(document: Tuned, stored: StoredScores | None) -> tuple[str, Drawn]:
     """The page, and the figures in it.
 
     Args:
@@ -47,10 +74,8 @@ def render_html(document: dict[str, Any], stored: StoredScores | None) -> tuple[
             verdict=verdict(document),
             tiles=tiles(document),
             gain=gain_sentence(document),
-            averages=averages_sentences(document) if "calibration" in document else [],
-            companions=companions_sentence(document["batch_statistics"])
-            if document["batch_statistics"]
-            else "",
+            averages=averages_sentences(document),
+            companions=companions_sentence(document.batch_statistics),
             stored=stored,
             compared=compared,
             drawn=drawn,
@@ -58,76 +83,71 @@ def render_html(document: dict[str, Any], stored: StoredScores | None) -> tuple[
             classes=list(zip(drawn.top1, drawn.loss, strict=True)),
             pictures=pictures(stored, compared) if stored and compared else (),
             moves=frequent_moves(stored, compared) if stored and compared else (),
-            command=repeatable_command(document["command_line"]),
+            command=repeatable_command(document.command_line),
             layers=layer_rows(document),
             provenance=provenance_rows(document),
-            left_out_images=document["data"].get("skipped", []),
+            left_out_images=document.data.skipped if isinstance(document, TuneDocument) else (),
             artifacts=artifact_rows(document),
         )
     )
     return page, drawn
 
 
-def verdict(document: dict[str, Any]) -> tuple[str, str]:
+def verdict(document: Tuned) -> tuple[str, str]:
     """The headline in two parts: what to do, and why."""
     what, _, why = headline(document).partition(": ")
     return what, why[:1].upper() + why[1:]
 
 
-def tiles(document: dict[str, Any]) -> list[dict[str, Any]]:
+def tiles(document: Tuned) -> list[Tile]:
     """The metrics before and after; where the unpatched model is kept, beside those of the best other α."""
-    before, chosen = document["baseline"], document["chosen"]
-    kept = chosen["alpha"] == document["baseline_alpha"] and chosen["temperature"] == 1
-    best = document["best"][document["metric"]]
-    other = next((p for p in document["curve"] if p["alpha"] == best), None)
-    after, name = chosen["metrics"], "now"
+    before, chosen = document.baseline, document.chosen
+    kept = chosen.alpha == document.baseline_alpha and chosen.temperature == 1
+    best = document.best[document.metric]
+    other = next((p for p in document.curve if p.alpha == best), None)
+    after: Part | None = chosen.metrics
+    name = "now"
     if kept:
-        after, name = other if best != document["baseline_alpha"] else None, f"with α = {best:g}"
-    found = []
-    for metric in ("score",) if document["metric"] == "score" else ("top1", "loss", "top5", "ece"):
-        tile = {
-            "label": document["score"]["name"] if metric == "score" else LABELS[metric],
-            "chosen_by": metric == document["metric"],
-            "by_label": metric_label(document),
-            "before": before[metric],
-            "after": None if after is None else after[metric],
-            "name": name,
-            "kept": kept,
-            "word": "",
-        }
-        if after is not None:
-            change = after[metric] - before[metric]
-            tile["change"] = change
-            tile["word"] = "same" if change == 0 else "better" if (change > 0) == RISES[metric] else "worse"
-        found.append(tile)
-    return found
+        after, name = other if best != document.baseline_alpha else None, f"with α = {best:g}"
+    measures: tuple[Measure, ...] = ("top1", "loss", "top5", "ece")
+    return [
+        Tile(
+            label=label(document, metric),
+            chosen_by=metric == document.metric,
+            by_label=label(document, document.metric),
+            before=before[metric],
+            after=None if after is None else after[metric],
+            name=name,
+            kept=kept,
+            rises=HIGHER_IS_BETTER[metric],
+        )
+        for metric in ((SCORE,) if document.metric == SCORE else measures)
+    ]
 
 
-def gain_sentence(document: dict[str, Any]) -> str:
+def gain_sentence(document: Tuned) -> str:
     """What choosing α in this way is worth on examples that did not choose it."""
-    gain = document["gain"]
+    gain = document.gain
     if gain is None:
-        return f"Not estimated: {document['decision']['reason']}."
-    if gain["scheme"] == "progressive":
+        return f"Not estimated: {document.decision.reason}."
+    if gain.scheme == "progressive":
         how = (
-            f"Measured on {gain['examples']} examples that each had no part in choosing the α they were scored at "
-            f"(α = {', '.join(f'{a:g}' for a in gain['fold_alphas'])})"
+            f"Measured on {gain.examples} examples that each had no part in choosing the α they were scored at "
+            f"(α = {', '.join(f'{a:g}' for a in gain.fold_alphas)})"
         )
     else:
-        how = f"Chosen on {gain['folds'] - 1} of {gain['folds']} folds and scored on the other, in turn"
-    label = LABELS.get(gain["metric"]) or document["score"]["name"]
+        how = f"Chosen on {gain.folds - 1} of {gain.folds} folds and scored on the other, in turn"
     return (
-        f"{how}: improvement in {label}{beyond(document)} {number(gain['delta'])} "
-        f"({100 * gain['confidence']:.0f} % interval "
-        f"{number(gain['ci'][0])} to {number(gain['ci'][1])}, p = {gain['p']:.2g}; {gain['method']}). "
-        f"{'Significant' if gain['significant'] else 'Not significant'}."
+        f"{how}: improvement in {label(document, gain.metric)}{beyond(document)} {number(gain.delta)} "
+        f"({100 * gain.confidence:.0f} % interval "
+        f"{number(gain.ci[0])} to {number(gain.ci[1])}, p = {gain.p:.2g}; {gain.method}). "
+        f"{'Significant' if gain.significant else 'Not significant'}."
     )
 
 
-def metric_label(document: dict[str, Any]) -> str:
-    """What the metric that chose is called."""
-    metric = document["metric"]
-    return str(document["score"]["name"]) if metric == "score" else LABELS[metric]
+def label(document: Tuned, metric: Measure) -> str:
+    """What a metric is called."""
+    return LABELS.get(metric) or document.score_name
 
 
 def counted(changes: Sequence[ClassChange]) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 import alphatune
-from alphatune.reports.markdown import LABELS, alpha_text, escape, headline
+from alphatune.metrics import SCORE
+from alphatune.reports.markdown import LABELS, escape, headline
 from alphatune.reports.templating import open_templates
+from alphatune.results.alpha import LayerAlpha, alpha_text, common_alpha
+from alphatune.results.tune import ScoreTuneDocument, Tuned
 
 _TAGS = ["image-classification", "timm", "alphatune", "batch-normalization"]
 #: the hub's names of the metrics
@@ -31,7 +33,7 @@ class CardFacts:
     architecture: str
     repo: str
     license: str | None
-    alpha: Mapping[str, float | list[float]]  # by layer, as in alphatune.json
+    alpha: Mapping[str, LayerAlpha]  # by layer, as in alphatune.json
     temperature: float  # to divide the logits by; 1 where it is in the weights, or there is none
     tuned_temperature: float
     head: str  # the layer whose weights hold the temperature, "" for none
@@ -51,24 +53,20 @@ class _Measured:
     headline: str
 
 
-def render_card(facts: CardFacts, result: Mapping[str, Any], lines: str) -> str:
+def render_card(facts: CardFacts, result: Tuned | None, lines: str) -> str:
     """README.md.
 
     Args:
-        result: the tuned folder's result.json; the card has no metrics without one.
+        result: of the tuned folder; the card has no metrics without one.
         lines: the function that patches a stock model.
     """
     environment = open_templates(html=False)
     environment.filters["escape"] = escape
-    measured = _measured(result)
-    distinct = {repr(value) for value in facts.alpha.values()}
-    alpha: Any = dict(facts.alpha) if len(distinct) > 1 else next(iter(facts.alpha.values()), 0.0)
-    if isinstance(alpha, list):
-        alpha = dict(facts.alpha)
+    measured = None if result is None else _measured(result)
     return environment.get_template("model_card.md.j2").render(
         front_matter=_front_matter(facts, measured),
         facts=facts,
-        alpha=alpha_text(alpha),
+        alpha=alpha_text(common_alpha(facts.alpha)),
         weighed=sum(value != 0 for value in facts.alpha.values()),
         measured=measured,
         lines=lines,
@@ -76,25 +74,17 @@ def render_card(facts: CardFacts, result: Mapping[str, Any], lines: str) -> str:
     )
 
 
-def _measured(result: Mapping[str, Any]) -> _Measured | None:
-    """The metrics of a tune; None where there are none in this form."""
-    try:
-        document = dict(result)
-        before, after = document["baseline"], document["chosen"]["metrics"]
-        if document["metric"] == "score":
-            rows = [(str(document["score"]["name"]), float(before["score"]), float(after["score"]))]
-        else:
-            rows = [(label, float(before[name]), float(after[name])) for name, label in LABELS.items()]
-        data = document["data"]
-        return _Measured(
-            data=Path(str(data["source"]).rpartition(":")[0] or str(data["source"])).name,
-            n=int(data["n"]),
-            rows=rows,
-            before_alpha=float(document["baseline_alpha"]),
-            headline=headline(document),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
+def _measured(result: Tuned) -> _Measured:
+    """The metrics of a tune."""
+    before, after, source = result.baseline, result.chosen.metrics, result.data.source
+    labels = {SCORE: result.score_name} if isinstance(result, ScoreTuneDocument) else LABELS
+    return _Measured(
+        data=Path(source.rpartition(":")[0] or source).name,
+        n=result.data.n,
+        rows=[(label, before[name], after[name]) for name, label in labels.items()],
+        before_alpha=result.baseline_alpha,
+        headline=headline(result),
+    )
 
 
 def _front_matter(facts: CardFacts, measured: _Measured | None) -> str:

@@ -2,62 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import alphatune
-from alphatune.reports.result import SCHEMA, gain_summary
-from alphatune.tuning.gain import SCORE
+from alphatune.metrics import SCORE
+from alphatune.reports.result import describe_decision
+from alphatune.results.data import ScoredData
+from alphatune.results.environment import ScoreEnvironment
+from alphatune.results.metrics import BestScore, ScoreMetrics
+from alphatune.results.model import Model
+from alphatune.results.tune import Score, ScoreChosen, ScorePoint, ScoreTuneDocument
 from alphatune.tuning.own_score import ScoreResult
 
 
 def score_document(
-    result: ScoreResult, *, model: dict[str, Any], data: dict[str, Any], env: dict[str, Any], source: str
-) -> dict[str, Any]:
-    """The result, less its artifacts, which are known only once written.
+    result: ScoreResult,
+    *,
+    command_line: str,
+    model: Model,
+    data: ScoredData,
+    env: ScoreEnvironment,
+    source: str,
+    warnings: tuple[str, ...],
+) -> ScoreTuneDocument:
+    """The result, less its gates and artifacts, which are known only later.
 
     Args:
         source: where the score comes from, as the user named it.
     """
     decision, n = result.decision, len(result)
-    return {
-        "schema": SCHEMA,
-        "command": "tune",
-        "alphatune": alphatune.__version__,
-        "command_line": "",
-        "model": model,
-        "data": data,
-        "env": env,
-        "metric": SCORE,
-        "score": {"source": source, "name": result.name},
-        "baseline_alpha": result.baseline_alpha,
-        "accept": result.accept,
-        "curve": [
-            {
-                "alpha": point.alpha,
-                "measured": True,
-                "n": n,
-                "score": point.score,
-                "ci": {} if point.ci is None else {SCORE: list(point.ci)},
-            }
+    return ScoreTuneDocument(
+        alphatune=alphatune.__version__,
+        command_line=command_line,
+        model=model,
+        data=data,
+        env=env,
+        score=Score(source=source, name=result.name),
+        baseline_alpha=result.baseline_alpha,
+        accept=result.accept,
+        curve=tuple(
+            ScorePoint(
+                alpha=point.alpha, n=n, score=point.score, ci={} if point.ci is None else {SCORE: point.ci}
+            )
             for point in result.curve
-        ],
-        "baseline": {"n": n, "score": result.baseline},
-        "best": dict(decision.best),
-        "chosen": {"alpha": result.alpha, "temperature": 1.0, "metrics": {"n": n, "score": result.chosen}},
-        "refinement": None,
-        "search": None,
-        "passes": float(len(result.curve)),
-        "seconds": result.seconds,
-        "gain": None if decision.gain is None else gain_summary(decision.gain),
-        "deployment": None,
-        "batch_statistics": None,
-        "decision": {
-            "keep_baseline": result.alpha == result.baseline_alpha,
-            "significant": decision.gain is not None and decision.gain.significant,
-            "reason": decision.reason,
-        },
-        "gates": [],
-        "cache": None,
-        "artifacts": [],
-        "warnings": list(result.warnings),
-    }
+        ),
+        baseline=ScoreMetrics(n=n, score=result.baseline),
+        best=BestScore(score=decision.best[SCORE]),
+        chosen=ScoreChosen(alpha=result.alpha, metrics=ScoreMetrics(n=n, score=result.chosen)),
+        passes=float(len(result.curve)),
+        seconds=result.seconds,
+        gain=decision.gain,
+        decision=describe_decision(decision, result.alpha == result.baseline_alpha),
+        artifacts=(),
+        warnings=warnings,
+    )

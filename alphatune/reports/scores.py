@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from alphatune.errors import InputError, one_line
 from alphatune.evaluation import Scores
+from alphatune.hashing import sha256
+from alphatune.results.stored import RESULT
+from alphatune.results.tune import Tuned
 
 FILE = "scores.npz"
 #: the unpatched model, what is deployed, and, where it is neither, the best single α that was measured
@@ -105,6 +108,21 @@ def read_scores(folder: Path) -> StoredScores | None:
         raise InputError(f"damaged {path}: {type(error).__name__}: {one_line(error)}") from None
     if not {"baseline", "chosen"} <= stored.runs.keys() or not is_even(stored):
         raise InputError(f"damaged {path}: it does not hold the scores of a tune")
+    return stored
+
+
+def read_own_scores(folder: Path, document: Tuned) -> StoredScores | None:
+    """The scores beside a result; None where there are none.
+
+    Raises:
+        InputError: damaged, or of another run.
+    """
+    stored = read_scores(folder)
+    if stored is None:
+        return None
+    listed = {artifact.path: artifact.sha256 for artifact in document.artifacts}
+    if listed.get(FILE) != sha256(folder / FILE):
+        raise InputError(f"{folder / FILE} is not the one that {RESULT} speaks of")
     return stored
 
 

@@ -9,17 +9,31 @@ metric by itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from msgspec.structs import replace
 
 import alphatune
 from alphatune.errors import ConfigurationError
-from alphatune.evaluation import HIGHER_IS_BETTER, METRICS, Metric, Scores
+from alphatune.evaluation import Scores
+from alphatune.metrics import HIGHER_IS_BETTER, METRICS, Measure, Metric
 from alphatune.reports.compared import Compared
 from alphatune.reports.comparison_remarks import remarks, why_other_data, why_unpaired
-from alphatune.reports.result import SCHEMA
+from alphatune.results.comparison import (
+    ComparedData,
+    ComparedModel,
+    CompareDocument,
+    Comparison,
+    Difference,
+    Entry,
+    Predictions,
+)
+from alphatune.results.data import ScoredData
+from alphatune.results.evaluation import EvaluateDocument
+from alphatune.results.metrics import AnyMetrics
 from alphatune.tuning.exchange import exchange_p
-from alphatune.tuning.gain import CONFIDENCE, SCORE, paired_gain
+from alphatune.tuning.gain import CONFIDENCE, paired_gain
 from alphatune.tuning.holm import holm
 
 LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -27,7 +41,7 @@ LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 def compare_document(
     compared: Sequence[Compared], *, metric: str | None = None, seed: int = 0
-) -> dict[str, Any]:
+) -> CompareDocument:
     """The result of ``alphatune compare``.
 
     Args:
@@ -41,166 +55,170 @@ def compare_document(
     if not 2 <= len(compared) <= len(LABELS):
         raise ConfigurationError(f"expected 2 to {len(LABELS)} results to compare, got {len(compared)}")
     first = compared[0]
-    metric = metric or first.document.get("metric") or "top1"
-    if metric not in first.metrics:
-        raise ConfigurationError(
-            f"{first.name} has no {metric} to rank by",
-            f"one of: {', '.join(m for m in first.metrics if m != 'n')}",
-        )
-    comparisons = [
-        _comparison(first, other, label, seed) for other, label in zip(compared[1:], LABELS[1:], strict=False)
-    ]
-    _adjust_(comparisons)
-    entries = [_entry(one, label) for one, label in zip(compared, LABELS, strict=False)]
-    alike = [entries[0], *(e for e, c in zip(entries[1:], comparisons, strict=True) if c["same_data"])]
-    for entry in alike:
-        entry["rank"] = _rank(entry, alike, metric)
-    return {
-        "schema": SCHEMA,
-        "command": "compare",
-        "alphatune": alphatune.__version__,
-        "metric": metric,
-        "seed": seed,
-        "confidence": CONFIDENCE,
-        "correction": "holm" if len(comparisons) > 1 else "none",
-        "entries": entries,
-        "comparisons": comparisons,
-        "ranking": [e["label"] for e in sorted(alike, key=lambda e: e["rank"])],
-        "warnings": _warnings(compared, comparisons),
-    }
+    metric = metric or first.tuned_for or "top1"
+    measures = _measures(first.metrics)
+    if metric not in measures:
+        raise ConfigurationError(f"{first.name} has no {metric} to rank by", f"one of: {', '.join(measures)}")
+    comparisons = _adjusted(
+        [
+            _comparison(first, other, label, seed)
+            for other, label in zip(compared[1:], LABELS[1:], strict=False)
+        ]
+    )
+    alike = [first, *(one for one, c in zip(compared[1:], comparisons, strict=True) if c.same_data)]
+    entries = tuple(
+        _entry(one, label, _rank(one, alike, metric) if any(one is other for other in alike) else None)
+        for one, label in zip(compared, LABELS, strict=False)
+    )
+    ranked = sorted((e for e in entries if e.rank is not None), key=lambda e: e.rank or 0)
+    return CompareDocument(
+        alphatune=alphatune.__version__,
+        metric=cast("Measure", metric),
+        seed=seed,
+        confidence=CONFIDENCE,
+        correction="holm" if len(comparisons) > 1 else "none",
+        entries=entries,
+        comparisons=tuple(comparisons),
+        ranking=tuple(e.label for e in ranked),
+        warnings=tuple(_warnings(compared, comparisons)),
+    )
 
 
-def _entry(one: Compared, label: str) -> dict[str, Any]:
+def _measures(metrics: AnyMetrics) -> list[str]:
+    return [name for name, _ in metrics.items() if name != "n"]
+
+
+def _entry(one: Compared, label: str, rank: int | None) -> Entry:
     """A result as far as one wants to see it beside others."""
-    document = one.document
-    model, data, tuned = document["model"], document["data"], document["command"] == "tune"
-    chosen = one.run == "chosen"
-    return {
-        "label": label,
-        "name": one.name,
-        "command": document["command"],
-        "run": one.run,
-        "alphatune": str(document.get("alphatune", "")),
-        "model": {
-            "source": model["source"],
-            "checkpoint": str(model.get("checkpoint") or ""),
-            "checkpoint_sha256": str(model.get("checkpoint_sha256") or ""),
-            "norm_layers": model.get("norm_layers"),
-            "patched": len(model.get("patched") or ()),
-        },
-        "data": {
-            "source": data["source"],
-            "split": str(data.get("split", "")),
-            "n": one.metrics["n"],
-            "preprocessing": data.get("preprocessing"),
-            "decoder": str(data.get("decoder", "")),
-        },
-        "tuned_for": document["metric"] if tuned else None,
-        "score": document["score"]["name"] if document.get("metric") == SCORE else None,
-        "alpha": one.alpha,
-        "temperature": one.temperature,
-        "decision": document["decision"] if chosen else None,
-        "gain": document.get("gain") if chosen else None,
-        "baseline": document["baseline"] if tuned and one.run != "baseline" else None,
-        "metrics": one.metrics,
-        "deployment": document.get("deployment") if chosen else None,
-        "scores": one.scores is not None,
-        "rank": None,  # among those of the same data
-    }
+    document, model, data = one.document, one.document.model, one.document.data
+    images = None if isinstance(data, ScoredData) else data
+    tuned = None if isinstance(document, EvaluateDocument) else document
+    chosen = tuned if one.run == "chosen" else None
+    return Entry(
+        label=label,
+        name=one.name,
+        command=document.command,
+        run=one.run,
+        alphatune=document.alphatune,
+        model=ComparedModel(
+            source=model.source,
+            checkpoint=model.checkpoint,
+            checkpoint_sha256=model.checkpoint_sha256,
+            norm_layers=model.norm_layers,
+            patched=len(model.patched),
+        ),
+        data=ComparedData(
+            source=data.source,
+            split=images.split if images else "",
+            n=one.metrics.n,
+            preprocessing=images.preprocessing if images else None,
+            decoder=images.decoder if images else "",
+        ),
+        tuned_for=one.tuned_for,
+        score=one.score_name,
+        alpha=one.alpha,
+        temperature=one.temperature,
+        decision=chosen.decision if chosen else None,
+        gain=chosen.gain if chosen else None,
+        baseline=tuned.baseline.extended(AnyMetrics) if tuned and one.run != "baseline" else None,
+        metrics=one.metrics,
+        deployment=chosen.deployment if chosen else None,
+        scores=one.scores is not None,
+        rank=rank,
+    )
 
 
-def _comparison(first: Compared, other: Compared, label: str, seed: int) -> dict[str, Any]:
+def _comparison(first: Compared, other: Compared, label: str, seed: int) -> Comparison:
     reason = why_other_data(first, other)
     same = not reason
     reason = reason or why_unpaired(first, other)
     pairs = None if reason or first.scores is None or other.scores is None else (first.scores, other.scores)
-    differences: list[dict[str, Any]] = []
+    differences: list[Difference] = []
     if pairs is not None:
         differences = [_paired(*pairs, metric, seed) for metric in METRICS]
     elif same:
-        names = [name for name in first.metrics if name != "n"]
+        names = cast("list[Measure]", _measures(first.metrics))
         differences = [_unpaired(first.metrics[name], other.metrics[name], name) for name in names]
-    return {
-        "first": LABELS[0],
-        "other": label,
-        "same_data": same,
-        "paired": pairs is not None,
-        "reason": reason,
-        "differences": differences,
-        "predictions": None if pairs is None else _predictions(*pairs),
-        "remarks": remarks(first, other) if same else [],
-    }
+    return Comparison(
+        other=label,
+        same_data=same,
+        paired=pairs is not None,
+        reason=reason,
+        differences=tuple(differences),
+        predictions=None if pairs is None else _predictions(*pairs),
+        remarks=tuple(remarks(first, other)) if same else (),
+    )
 
 
-def _unpaired(first: float, other: float, name: str) -> dict[str, Any]:
-    return {
-        "metric": name,
-        "difference": other - first,
-        "ci": None,
-        "p": None,
-        "p_adjusted": None,
-        "method": "",
-        "verdict": None,
-    }
+def _unpaired(first: float, other: float, metric: Measure) -> Difference:
+    return Difference(
+        metric=metric, difference=other - first, ci=None, p=None, p_adjusted=None, method="", verdict=None
+    )
 
 
-def _paired(first: Scores, other: Scores, metric: Metric, seed: int) -> dict[str, Any]:
+def _paired(first: Scores, other: Scores, metric: Metric, seed: int) -> Difference:
     gain = paired_gain(other, first, metric, seed=seed)
     low, high = gain.ci
     up = HIGHER_IS_BETTER[metric]
     p, method = gain.p, gain.method
     if metric == "ece":
         p, method = exchange_p(first, other, seed=seed), "paired basic bootstrap interval, exchange test"
-    return {
-        "metric": metric,
-        "difference": gain.delta if up else 0.0 - gain.delta,  # not -0.0
-        "ci": [low, high] if up else [0.0 - high, 0.0 - low],
-        "p": p,
-        "p_adjusted": p,
-        "method": method,
-        "verdict": None,
-    }
+    return Difference(
+        metric=metric,
+        difference=gain.delta if up else 0.0 - gain.delta,  # not -0.0
+        ci=(low, high) if up else (0.0 - high, 0.0 - low),
+        p=p,
+        p_adjusted=p,
+        method=method,
+        verdict=None,
+    )
 
 
-def _predictions(first: Scores, other: Scores) -> dict[str, int]:
+def _predictions(first: Scores, other: Scores) -> Predictions:
     """How many examples are classified otherwise, and who is right."""
-    return {
-        "examples": len(first),
-        "differ": int((first.predicted != other.predicted).sum()),
-        "both_right": int((first.top1 & other.top1).sum()),
-        "first_only": int((first.top1 & ~other.top1).sum()),
-        "other_only": int((~first.top1 & other.top1).sum()),
-        "both_wrong": int((~first.top1 & ~other.top1).sum()),
-    }
+    return Predictions(
+        examples=len(first),
+        differ=int((first.predicted != other.predicted).sum()),
+        both_right=int((first.top1 & other.top1).sum()),
+        first_only=int((first.top1 & ~other.top1).sum()),
+        other_only=int((~first.top1 & other.top1).sum()),
+        both_wrong=int((~first.top1 & ~other.top1).sum()),
+    )
 
 
-def _adjust_(comparisons: Sequence[dict[str, Any]]) -> None:
-    """Adjust each metric's p for the number of comparisons, and say what each difference means."""
+def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """With each metric's p adjusted for the number of comparisons, and what each difference means."""
+    judged: dict[Measure, Iterator[Difference]] = {}
     for metric in METRICS:
-        rows = [r for c in comparisons if c["paired"] for r in c["differences"] if r["metric"] == metric]
-        for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
-            row["p_adjusted"] = p
-            low, high = row["ci"]
-            told = p <= 1 - CONFIDENCE and not low <= 0 <= high
-            better = (row["difference"] > 0) == HIGHER_IS_BETTER[metric]
-            row["verdict"] = ("better" if better else "worse") if told else "undecided"
+        rows = [r for c in comparisons if c.paired for r in c.differences if r.metric == metric]
+        judged[metric] = map(_judged, rows, holm([row.p or 0.0 for row in rows]))
+    return [
+        replace(c, differences=tuple(next(judged[r.metric]) for r in c.differences)) if c.paired else c
+        for c in comparisons
+    ]
 
 
-def _rank(entry: dict[str, Any], alike: Sequence[dict[str, Any]], metric: str) -> int:
+def _judged(row: Difference, p: float) -> Difference:
+    told = p <= 1 - CONFIDENCE and row.ci is not None and not row.ci[0] <= 0 <= row.ci[1]
+    better = (row.difference > 0) == HIGHER_IS_BETTER[row.metric]
+    return replace(row, p_adjusted=p, verdict=("better" if better else "worse") if told else "undecided")
+
+
+def _rank(one: Compared, alike: Sequence[Compared], metric: str) -> int:
     """1 for the best; equal figures share a rank."""
-    sign = 1 if HIGHER_IS_BETTER.get(metric, True) else -1  # type: ignore[call-overload]
-    own = sign * entry["metrics"][metric]
-    return 1 + sum(bool(sign * e["metrics"][metric] > own) for e in alike)
+    sign = 1 if HIGHER_IS_BETTER[cast("Measure", metric)] else -1
+    own = sign * one.metrics[metric]
+    return 1 + sum(bool(sign * other.metrics[metric] > own) for other in alike)
 
 
-def _warnings(compared: Sequence[Compared], comparisons: Sequence[dict[str, Any]]) -> list[str]:
+def _warnings(compared: Sequence[Compared], comparisons: Sequence[Comparison]) -> list[str]:
     notes = []
-    if (paired := sum(c["paired"] for c in comparisons)) > 1:
+    if (paired := sum(c.paired for c in comparisons)) > 1:
         notes.append(
             f"{paired} comparisons are made: p is adjusted for them (Holm), metric by metric; the intervals are not"
         )
     fitted = [label for one, label in zip(compared, LABELS, strict=False) if one.was_chosen]
-    if fitted and any(c["same_data"] for c in comparisons):
+    if fitted and any(c.same_data for c in comparisons):
         notes.append(
             f"{_listed(fitted)} had alpha chosen on the very examples that are compared, which flatters it: "
             "what it is worth on others is the gain in its own result; evaluate --scores on others compares "

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from alphatune.reports.markdown import escape, render_markdown
+from alphatune.results.tune import Tuned
 
 #: GitHub drops a step's whole summary if it is longer than 1 MiB
 MOST_BYTES = 900_000
@@ -14,7 +14,7 @@ VARIABLE = "GITHUB_STEP_SUMMARY"
 _CUT = "\n\n*Cut here: the summary of a step may not be longer. The whole report is in report.md.*\n"
 
 
-def append_step_summary(document: dict[str, Any]) -> Path | None:
+def append_step_summary(document: Tuned) -> Path | None:
     """Append the report to the file that ``$GITHUB_STEP_SUMMARY`` names; None where it names none.
 
     A summary that cannot be written does not fail the job that it sums up.
@@ -31,16 +31,16 @@ def append_step_summary(document: dict[str, Any]) -> Path | None:
     return Path(path)
 
 
-def render_summary(document: dict[str, Any]) -> str:
+def render_summary(document: Tuned) -> str:
     """report.md, the gates before it; figures lie beside the report, where a summary cannot show them."""
     lines = []
-    for gate in document.get("gates", []):
-        mark = "✅ passed" if gate["passed"] else "❌ **failed**"
-        lines.append(f"| {escape(gate['name'])} | {mark} | {escape(gate['reason'])} |\n")
+    for gate in document.gates:
+        mark = "✅ passed" if gate.passed else "❌ **failed**"
+        lines.append(f"| {escape(gate.name)} | {mark} | {escape(gate.reason)} |\n")
     gates = "\n## Gates\n\n| gate | | |\n|---|---|---|\n" + "".join(lines) if lines else ""
     title, _, rest = render_markdown(document).partition("\n")
     rest = "\n".join(line for line in rest.splitlines() if not line.startswith("!["))
-    return f"{title}: {escape(document['model']['source'])}\n{gates}{rest}\n\n"
+    return f"{title}: {escape(document.model.source)}\n{gates}{rest}\n\n"
 
 
 def cut(text: str, room: int) -> bytes:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+from alphatune.results.training import Epoch
 
 
 @contextmanager
-def open_tensorboard(
-    folder: Path, step: int, *, enabled: bool = True
-) -> Iterator[Callable[[dict[str, Any]], None]]:
+def open_tensorboard(folder: Path, step: int, *, enabled: bool = True) -> Iterator[Callable[[Epoch], None]]:
     """Yield a function that logs the row of an epoch; it does nothing without TensorBoard.
 
     Args:
@@ -26,10 +25,10 @@ def open_tensorboard(
         return
     writer = SummaryWriter(folder, purge_step=step + 1)
 
-    def log(row: dict[str, Any]) -> None:
+    def log(row: Epoch) -> None:
         for name, value in row.items():
             if name not in ("epoch", "step"):
-                writer.add_scalar(name.replace("_", "/", 1), value, row["step"])
+                writer.add_scalar(name.replace("_", "/", 1), value, row.step)
         writer.flush()
 
     try:

@@ -2,53 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-import alphatune
-from alphatune.hashing import sha256
-from alphatune.reports.result import SCHEMA
-from alphatune.reports.serialisation import to_json
+from alphatune.reports.artifacts import write_result
+from alphatune.results.training import Epoch, TrainDocument
 
 
-def train_document(
-    rows: list[dict[str, Any]],
-    *,
-    model: dict[str, Any],
-    data: dict[str, Any],
-    env: dict[str, Any],
-    recipe: dict[str, Any],
-    seconds: float,
-    test: dict[str, Any] | None,
-    warnings: list[str],
-) -> dict[str, Any]:
-    """The result of a training run, less its artifacts."""
-    last = rows[-1]
-    return {
-        "schema": SCHEMA,
-        "command": "train",
-        "alphatune": alphatune.__version__,
-        "model": model,
-        "data": data,
-        "env": env,
-        "recipe": recipe,
-        "epochs": rows,
-        "validation": {key.removeprefix("val_"): last[key] for key in last if key.startswith("val_")},
-        "test": test,
-        "seconds": seconds,
-        "artifacts": [],
-        "warnings": warnings,
-    }
-
-
-def log_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def log_frame(rows: Sequence[Epoch]) -> pd.DataFrame:
     """One row an epoch: learning rate, training loss and top-1, validation metrics, seconds."""
-    return pd.DataFrame(rows)
+    return pd.DataFrame([dict(row.items()) for row in rows])
 
 
-def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
+def draw_curves(rows: Sequence[Epoch], path: Path) -> None:
     """Loss and top-1 over epochs, training and validation, as an image."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -61,7 +29,9 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
         figure.subplots(1, 2), ("loss", "top1"), ("loss (nats)", "top-1"), strict=True
     ):
         for part, name, style in (("train", "training", "--"), ("val", "validation", "-")):
-            points = [(row["epoch"], row[f"{part}_{metric}"]) for row in rows if f"{part}_{metric}" in row]
+            points = [
+                (row.epoch, row[f"{part}_{metric}"]) for row in rows if part == "train" or row.was_validated
+            ]
             axes.plot(*zip(*points, strict=True), style, marker=".", label=name)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
@@ -71,11 +41,8 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def write_training_reports(folder: Path, document: dict[str, Any]) -> dict[str, Any]:
+def write_training_reports(folder: Path, document: TrainDocument) -> TrainDocument:
     """Write log.csv, curves.png and, last, result.json; returns the document with its artifacts."""
-    log_frame(document["epochs"]).to_csv(folder / "log.csv", index=False)
-    draw_curves(document["epochs"], folder / "curves.png")
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    document = {**document, "artifacts": [{"path": f.name, "sha256": sha256(f)} for f in files]}
-    (folder / "result.json").write_text(to_json(document) + "\n", encoding="utf-8")
-    return document
+    log_frame(document.epochs).to_csv(folder / "log.csv", index=False)
+    draw_curves(document.epochs, folder / "curves.png")
+    return write_result(folder, document)

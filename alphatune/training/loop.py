@@ -13,9 +13,9 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,8 +31,10 @@ from alphatune.errors import (
     one_line,
     raise_if_machine_failed,
 )
-from alphatune.evaluation import Metrics, Progress
+from alphatune.evaluation import Progress
 from alphatune.reading import heads_of
+from alphatune.results.metrics import Metrics
+from alphatune.results.training import Epoch
 from alphatune.training.distributed import parallel, share_buffers_
 from alphatune.training.optimizers import decay_to_one_
 from alphatune.training.recipe import Recipe
@@ -63,7 +65,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     world: World = World(),  # noqa: B008
     progress: Progress | None = None,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
 ) -> bool:
     """Train from wherever the state is to the end of the recipe.
 
@@ -116,7 +118,8 @@ def train(
             state.seconds = time.monotonic() - began
             save()  # at the end of the epoch, to be evaluated when the run goes on
             return False
-        state.seconds = row["seconds"] = time.monotonic() - began
+        state.seconds = time.monotonic() - began
+        row = replace(row, seconds=state.seconds)
         state.rows.append(row)
         state.loss_sum, state.correct, state.seen = 0.0, 0, 0
         save()
@@ -220,16 +223,17 @@ def _require_finite(state: TrainingState, *, weights: bool = False) -> None:
 
 def _finish_epoch(
     state: TrainingState, recipe: Recipe, steps: int, evaluate: Evaluate | None, stop: Callable[[], bool]
-) -> dict[str, Any]:
+) -> Epoch:
     """The row of the log: training figures of the epoch, and validation where it is due."""
     epoch = len(state.rows) + 1
-    row: dict[str, Any] = {
-        "epoch": epoch,
-        "step": state.step,
-        "learning_rate": learning_rate(recipe, state.step - 1, steps),
-        "train_loss": state.loss_sum / state.seen,
-        "train_top1": state.correct / state.seen,
-    }
+    row = Epoch(
+        epoch=epoch,
+        step=state.step,
+        learning_rate=learning_rate(recipe, state.step - 1, steps),
+        train_loss=state.loss_sum / state.seen,
+        train_top1=state.correct / state.seen,
+        seconds=state.seconds,
+    )
 
     def watch(_done: int, _total: int | None) -> None:
         if stop():
@@ -237,5 +241,5 @@ def _finish_epoch(
 
     if evaluate and (epoch % recipe.eval_every == 0 or epoch == recipe.epochs):
         metrics = evaluate(state.evaluated, watch)
-        row |= {f"val_{name}": getattr(metrics, name) for name in ("top1", "top5", "loss", "ece")}
+        row = replace(row, **{f"val_{name}": value for name, value in metrics.items() if name != "n"})
     return row

@@ -19,10 +19,12 @@ from torch import nn
 
 from alphatune.errors import CheckpointError, ConfigurationError, InputError, ResourceError, one_line
 from alphatune.models.checkpoint_content import read_content
+from alphatune.results.document import SCHEMA
+from alphatune.results.training import Epoch
 from alphatune.training.optimizers import make_optimizer
 from alphatune.training.recipe import Recipe
 
-SCHEMA = 1
+_COUNTS = ("step", "loss_sum", "correct", "seen", "seconds")
 
 
 @dataclass
@@ -38,7 +40,7 @@ class TrainingState:
     correct: Any = 0
     seen: int = 0
     seconds: float = 0.0  # of training, evaluation included
-    rows: list[dict[str, Any]] = field(default_factory=list)  # one a finished epoch
+    rows: list[Epoch] = field(default_factory=list)  # one a finished epoch
 
     @property
     def evaluated(self) -> nn.Module:
@@ -69,7 +71,8 @@ def save_state(state: TrainingState, path: Path, fingerprint: str) -> None:
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict(),
         "ema": None if state.ema is None else state.ema.module.state_dict(),
-        **{name: getattr(state, name) for name in ("step", "loss_sum", "correct", "seen", "seconds", "rows")},
+        "rows": [dict(row.items()) for row in state.rows],
+        **{name: getattr(state, name) for name in _COUNTS},
     }
     replace_file(path, lambda temporary: torch.save(content, temporary))
 
@@ -97,7 +100,8 @@ def load_state_(state: TrainingState, path: Path, fingerprint: str) -> None:
         state.scaler.load_state_dict(content["scaler"])
         if state.ema is not None:
             state.ema.module.load_state_dict(content["ema"])
-        for name in ("step", "loss_sum", "correct", "seen", "seconds", "rows"):
+        state.rows = [Epoch(**row) for row in content["rows"]]
+        for name in _COUNTS:
             setattr(state, name, content[name])
     except (CheckpointError, ConfigurationError):
         raise

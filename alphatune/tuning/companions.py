@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from alphatune.data.prefetch import Batch
 from alphatune.errors import ConfigurationError
-from alphatune.evaluation import Metrics, Scores, concatenate, evaluation_mode, score_logits, summarise
+from alphatune.evaluation import Scores, concatenate, evaluation_mode, score_logits, summarise
 from alphatune.norms.batch_statistics import PSEUDO_COUNT, batch_statistics
+from alphatune.results.metrics import Metrics
 from alphatune.tuning.curve import MEANS, Interval
 from alphatune.tuning.gain import paired_difference
 from alphatune.tuning.passes import Data, Passes

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alphatune.evaluation import Metric, Metrics, Scores, expected_calibration_error, summarise
+from alphatune.evaluation import Metric, Scores, expected_calibration_error, summarise
+from alphatune.results.metrics import Metrics
 from alphatune.tuning.gain import paired_difference, paired_interval
 from alphatune.tuning.search import Search
 from alphatune.tuning.sweep import Sweep

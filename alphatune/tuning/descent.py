@@ -32,7 +32,7 @@ from alphatune.errors import ResourceError, is_out_of_memory
 from alphatune.evaluation import Metric, Predictor, evaluation_mode
 from alphatune.norms.patching import differentiable_alpha, example_weighted_layers, set_alpha_
 from alphatune.tuning.granularity import Units
-from alphatune.tuning.journal import Entry
+from alphatune.tuning.journal import Entry, State
 from alphatune.tuning.passes import Data
 from alphatune.tuning.search import stratified_order
 from alphatune.tuning.temperature import TEMPERATURES, score_temperatures
@@ -92,7 +92,7 @@ class _State:
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * done))
         self.optimizer.zero_grad()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> State:
         return {
             "theta": self.theta.detach(),
             "log_temperature": self.log_temperature.detach(),
@@ -103,7 +103,7 @@ class _State:
             "examples": self.examples,
         }
 
-    def load(self, saved: dict[str, Any]) -> None:
+    def load(self, saved: State) -> None:
         with torch.no_grad():
             self.theta.copy_(saved["theta"])
             self.log_temperature.copy_(saved["log_temperature"])

@@ -12,21 +12,17 @@ scipy.stats takes half a second to import, and is imported where something is te
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from alphatune.evaluation import HIGHER_IS_BETTER, Metric, Scores, expected_calibration_error
+from alphatune.metrics import SCORE, Measure
+from alphatune.results.gain import Gain, Scheme
 from alphatune.tuning.fold_luck import Limits
 from alphatune.tuning.paired_intervals import mean_interval, proportion_interval
-
-Scheme = Literal["cross-fitted", "progressive"]
-#: a score of one's own (own_score.py) goes by one name, whatever it measures
-Measure = Metric | Literal["score"]
-SCORE: Literal["score"] = "score"
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -34,23 +30,6 @@ CONFIDENCE = 0.95
 FloatArray = NDArray[np.float64]
 #: gain, interval, p and method
 Measured = tuple[float, tuple[float, float], float, str]
-
-
-@dataclass(frozen=True)
-class Gain:
-    """What choosing α is worth on unseen examples, in the metric's unit; positive is better."""
-
-    metric: Measure
-    delta: float
-    ci: tuple[float, float]
-    p: float
-    method: str
-    confidence: float
-    scheme: Scheme
-    examples: int  # whose scores the gain is the mean of
-    folds: int  # 0 for a progressive gain
-    fold_alphas: tuple[float, ...]  # the α that each fold, or lot, was scored at
-    significant: bool
 
 
 def paired_gain(
@@ -95,7 +74,19 @@ def make_gain(
     """The gain that was measured, and whether it is significant."""
     delta, ci, p, method = measured
     significant = ci[0] > 0 and p <= 1 - confidence
-    return Gain(metric, delta, ci, p, method, confidence, scheme, examples, folds, alphas, significant)
+    return Gain(
+        metric=metric,
+        delta=delta,
+        ci=ci,
+        p=p,
+        method=method,
+        confidence=confidence,
+        scheme=scheme,
+        examples=examples,
+        folds=folds,
+        fold_alphas=alphas,
+        significant=significant,
+    )
 
 
 def paired_difference(scores: Scores, baseline: Scores, metric: Metric) -> tuple[float, float]:

@@ -23,6 +23,8 @@ from alphatune.errors import CheckpointError, InputError, ResourceError, one_lin
 from alphatune.models.checkpoint_content import read_content
 
 _KEY = "job.json"
+#: plain values and tensors by name
+State = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Entry:
     journal: Journal
     path: Path
 
-    def read(self) -> dict[str, Any] | None:
+    def read(self) -> State | None:
         """The state that was written last, or None.
 
         Raises:
@@ -41,12 +43,12 @@ class Entry:
         if not self.path.exists():
             return None
         try:
-            state: dict[str, Any] = read_content(self.path).value
+            state: State = read_content(self.path).value
         except CheckpointError as error:
             raise InputError(f"damaged: {error.message}", "delete its folder and start anew") from None
         return state
 
-    def write(self, state: dict[str, Any]) -> None:
+    def write(self, state: State) -> None:
         """Replace the state, whole or not at all; a disk that refuses costs the journal, not the job."""
         if self.journal.given_up:
             return
@@ -58,7 +60,7 @@ class Entry:
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's own writer on a full disk
             self.journal.give_up(error)
 
-    def write_when_due(self, state: Callable[[], dict[str, Any]]) -> None:
+    def write_when_due(self, state: Callable[[], State]) -> None:
         """Replace the state if it is time to save, and write what has waited."""
         if self.journal.due:
             self.journal.write_later(self, state())
@@ -74,7 +76,7 @@ class Journal:
     seconds: float = 60.0  # between two times of saving
     given_up: str = ""  # why nothing more is written
     _since: float = field(default_factory=lambda: time.monotonic())
-    _later: list[tuple[Entry, dict[str, Any]]] = field(default_factory=list)
+    _later: list[tuple[Entry, State]] = field(default_factory=list)
 
     def entry(self, name: str) -> Entry:
         return Entry(self, self.folder / f"{name}.pt")
@@ -94,7 +96,7 @@ class Journal:
         """Whether it is time to save."""
         return time.monotonic() - self._since >= self.seconds
 
-    def write_later(self, entry: Entry, state: dict[str, Any]) -> None:
+    def write_later(self, entry: Entry, state: State) -> None:
         """Have a state written with the next ``write_due``, in order."""
         self._later.append((entry, state))
 
@@ -115,7 +117,7 @@ class Journal:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def open_journal(folder: Path, job: dict[str, Any], *, resume: bool, minutes: float) -> Journal:
+def open_journal(folder: Path, job: State, *, resume: bool, minutes: float) -> Journal:
     """The journal of a job; with ``resume`` what it says is kept, if it is of the same job.
 
     Args:

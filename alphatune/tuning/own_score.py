@@ -35,14 +35,16 @@ from alphatune.errors import (
     raise_if_machine_failed,
 )
 from alphatune.evaluation import Progress, evaluation_mode, input_dtype
+from alphatune.metrics import SCORE
 from alphatune.models.health import require_health
 from alphatune.norms.kernels import COMPILED_FROM, Kernel, build_seconds, resolve_kernel, use_kernel
 from alphatune.norms.patching import patched, set_alpha_, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
 from alphatune.norms.watching import Watched, leave_inactive, watched
+from alphatune.results.gain import Gain
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.curve import Interval
-from alphatune.tuning.gain import SCORE, Gain, paired_interval
+from alphatune.tuning.gain import paired_interval
 from alphatune.tuning.remarks import remark_on_end, remark_on_layers
 from alphatune.tuning.selection import Accept, Decision, select_by_score
 from alphatune.tuning.shared_prefix import shared_prefix

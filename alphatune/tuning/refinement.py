@@ -27,10 +27,13 @@ import torch
 from numpy.typing import NDArray
 
 from alphatune.data.prefetch import Batch
-from alphatune.evaluation import Metric, Metrics, Scores, concatenate, summarise
+from alphatune.evaluation import Metric, Scores, concatenate, summarise
 from alphatune.norms.patching import Alpha
+from alphatune.results.alpha import common_alpha
+from alphatune.results.gain import Gain
+from alphatune.results.tune import Level, LevelName
 from alphatune.tuning.descent import Fit, descend, rounded
-from alphatune.tuning.gain import Gain, paired_gain
+from alphatune.tuning.gain import paired_gain
 from alphatune.tuning.granularity import GRANULARITIES, Granularity, Units, units_of
 from alphatune.tuning.journal import Journal
 from alphatune.tuning.passes import Passes
@@ -48,28 +51,11 @@ ChooseGlobal = Callable[[NDArray[np.int64]], float]
 
 
 @dataclass(frozen=True)
-class Level:
-    """One granularity, out of fold."""
-
-    name: str  # plain, global, stage, layer or channel
-    units: int
-    metrics: Metrics  # out of fold
-    calibrated: Metrics  # the same with the temperature of the other half
-    temperatures: tuple[float, ...]  # of each fold
-    over_coarser: Gain | None  # None for what nothing is coarser than
-    over_plain: Gain | None
-    accepted: bool
-    steps: tuple[int, ...]  # of each fold's descent; 0: nothing beat the start
-    seconds: float
-    passes: float  # forward passes, as multiples of the examples
-
-
-@dataclass(frozen=True)
 class Refinement:
     """What came of it."""
 
     levels: tuple[Level, ...]
-    chosen: str  # name of the level
+    chosen: LevelName
     alphas: dict[str, Alpha]  # of the level that was accepted, or tried last with ``accept="best"``
     temperature: float
     baseline: Scores  # of all examples, unpatched
@@ -81,10 +67,9 @@ class Refinement:
     @property
     def alpha(self) -> float | dict[str, Alpha]:
         """One number where all layers have the same, else one, or one a channel, for each layer."""
-        values = list(self.alphas.values())
-        if all(isinstance(value, float) and value == values[0] for value in values):
-            return float(values[0])
-        return self.alphas
+        numbers = {name: value for name, value in self.alphas.items() if isinstance(value, float)}
+        common = common_alpha(numbers) if len(numbers) == len(self.alphas) else None
+        return common if isinstance(common, float) else self.alphas
 
     @property
     def level(self) -> Level:
@@ -129,9 +114,10 @@ def refine(
     comparisons = len(names) if joint else max(1, len(names) - 1)
 
     plain = _Scored.of(passes, halves, [passes.baseline] * 2)
-    levels = [plain.level("plain", 0, (), 0.0, 0.0)]
+    levels = [plain.level("plain")]
     current = plain
-    chosen, alphas = "plain", units["global"].alphas([passes.baseline])
+    chosen: LevelName = "plain"
+    alphas = units["global"].alphas([passes.baseline])
     before: list[dict[str, Alpha]] = []
     for name in names:
         started, counted = time.perf_counter(), _Counter(passes)
@@ -154,11 +140,13 @@ def refine(
             wins = all(gain.significant for gain in (over_coarser, over_plain))
             accepted = n >= FEWEST_EXAMPLES and (wins or (accept == "best" and over_coarser.delta > 0))
         levels.append(
-            replace(
-                scored.level(name, len(unit), tuple(fit.steps for fit in fits if fit), 0.0, 0.0),
+            scored.level(
+                name,
+                len(unit),
                 over_coarser=over_coarser,
                 over_plain=over_plain,
                 accepted=accepted,
+                steps=tuple(fit.steps for fit in fits if fit),
                 seconds=time.perf_counter() - started,
                 passes=sum(passes.world.gather(counted.examples)) / n,
             )
@@ -229,9 +217,31 @@ class _Scored:
         pair = (self.calibrated, other.calibrated) if calibrated else (self.raw, other.raw)
         return paired_gain(*pair, metric, seed=seed, comparisons=comparisons, folds=2)
 
-    def level(self, name: str, units: int, steps: tuple[int, ...], seconds: float, passes: float) -> Level:
-        metrics = summarise(self.raw), summarise(self.calibrated)
-        return Level(name, units, *metrics, self.temperatures, None, None, False, steps, seconds, passes)
+    def level(
+        self,
+        name: LevelName,
+        units: int = 0,
+        *,
+        over_coarser: Gain | None = None,
+        over_plain: Gain | None = None,
+        accepted: bool = False,
+        steps: tuple[int, ...] = (),
+        seconds: float = 0.0,
+        passes: float = 0.0,
+    ) -> Level:
+        return Level(
+            name=name,
+            units=units,
+            metrics=summarise(self.raw),
+            calibrated=summarise(self.calibrated),
+            temperatures=self.temperatures,
+            over_coarser=over_coarser,
+            over_plain=over_plain,
+            accepted=accepted,
+            steps=steps,
+            seconds=seconds,
+            passes=passes,
+        )
 
 
 class _Counter:
@@ -339,7 +349,7 @@ def _average(units: Units, alphas: Sequence[Mapping[str, Alpha]]) -> list[float]
     return torch.where((values == 1).all(0), 1.0, mean).tolist()
 
 
-def _reason(levels: Sequence[Level], chosen: str, metric: Metric, joint: bool) -> str:
+def _reason(levels: Sequence[Level], chosen: LevelName, metric: Metric, joint: bool) -> str:
     beyond = " beyond temperature" if joint else ""
     if chosen == "plain":
         return f"no alpha has a significant out-of-fold gain in {metric}{beyond}"

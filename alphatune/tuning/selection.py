@@ -22,9 +22,10 @@ that chose none at the last one: exactly, and in the same way.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,14 +37,13 @@ from alphatune.evaluation import (
     concatenate,
     expected_calibration_error,
 )
+from alphatune.metrics import SCORE, Measure
 from alphatune.norms.patching import Alpha
+from alphatune.results.gain import Gain
 from alphatune.tuning.fold_luck import Limits, limits_of_choosing
 from alphatune.tuning.gain import (
     CONFIDENCE,
-    SCORE,
     FloatArray,
-    Gain,
-    Measure,
     Measured,
     calibration_gain,
     make_gain,
@@ -204,7 +204,7 @@ def progressive_gain(
     chosen = concatenate(list(scored))
     before = baseline.take(np.searchsorted(baseline.ids, chosen.ids))
     gain = paired_gain(chosen, before, metric, seed=seed, scheme="progressive")
-    return replace(gain, fold_alphas=alphas)
+    return msgspec.structs.replace(gain, fold_alphas=alphas)
 
 
 def _value(scores: Scores, metric: Metric) -> float:

@@ -21,7 +21,6 @@ from alphatune.errors import ConfigurationError, DataError, one_line
 from alphatune.evaluation import (
     METRICS,
     Metric,
-    Metrics,
     Predictor,
     Progress,
     Scores,
@@ -40,10 +39,11 @@ from alphatune.norms.kernels import COMPILED_FROM, Kernel, build_seconds, resolv
 from alphatune.norms.patching import Alpha, patched, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
 from alphatune.norms.watching import Watched, leave_inactive, watched
+from alphatune.results.gain import Gain
+from alphatune.results.metrics import Metrics
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.companions import BatchStatistics, compare_batch_statistics
 from alphatune.tuning.curve import CurvePoint, interpolated_curve, measured_curve
-from alphatune.tuning.gain import Gain
 from alphatune.tuning.granularity import GRANULARITIES, Granularity
 from alphatune.tuning.journal import Journal
 from alphatune.tuning.passes import Data, Passes

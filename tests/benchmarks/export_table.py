@@ -37,6 +37,7 @@ from alphatune.jobs.settings import ExportSettings
 from alphatune.models.sources import Source, build
 from alphatune.norms.conversion import layer_settings
 from alphatune.norms.survey import survey
+from alphatune.results.serialisation import to_json
 
 CLASSES = 100
 #: family -> MODEL, image size
@@ -149,7 +150,7 @@ def measured(spec: str, size: int, alpha: str, data: str, formats: list[str]) ->
             )  # fmt: skip
             record: dict[str, Any] = {"alpha": alpha, "format": kind}
             try:
-                document = run_export(settings)
+                document = json.loads(to_json(run_export(settings)))
             except AlphatuneError as error:
                 record["error"] = str(error)
             else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alphatune.reports.figures.canvas import Drawing, draw, margins, shown, style, text_width, tick_width
+from alphatune.results.alpha import LayerAlpha
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,7 +17,7 @@ NAME = "alpha-over-depth"
 _MOST_LABELS = 56
 
 
-def draw_depth(alphas: dict[str, Any]) -> Drawing:
+def draw_depth(alphas: Mapping[str, LayerAlpha]) -> Drawing:
     """α by layer in model order; with one a channel the median, and the middle 80 % as a band."""
     spread = [np.atleast_1d(np.asarray(value, dtype=float)) for value in alphas.values()]
     middle = [float(np.median(values)) for values in spread]

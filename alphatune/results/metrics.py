@@ -1,0 +1,60 @@
+"""Metrics of a model over n examples."""
+
+from __future__ import annotations
+
+from msgspec import UNSET, UnsetType
+
+from alphatune.results.document import Part
+from alphatune.results.values import Fraction, NonNegative, Number, Size
+
+
+class Metrics(Part, frozen=True, kw_only=True):
+    """Averages over n examples: accuracies and ECE as fractions, loss in nats."""
+
+    n: Size
+    top1: Fraction
+    top5: Fraction
+    loss: NonNegative
+    ece: Fraction
+
+
+class ScoreMetrics(Part, frozen=True, kw_only=True):
+    """The mean of a score of the user's own; larger is better."""
+
+    n: Size
+    score: Number
+
+
+class AnyMetrics(Part, frozen=True, kw_only=True):
+    """Metrics of a classifier, or a score of the user's own."""
+
+    n: Size
+    top1: Fraction | UnsetType = UNSET
+    top5: Fraction | UnsetType = UNSET
+    loss: NonNegative | UnsetType = UNSET
+    ece: Fraction | UnsetType = UNSET
+    score: Number | UnsetType = UNSET
+
+
+class Validation(Part, frozen=True, kw_only=True):
+    """Metrics of the validation examples after the last epoch."""
+
+    top1: Fraction
+    top5: Fraction
+    loss: NonNegative
+    ece: Fraction
+
+
+class Best(Part, frozen=True, kw_only=True):
+    """The optimal α of each metric."""
+
+    top1: Fraction
+    top5: Fraction
+    loss: Fraction
+    ece: Fraction
+
+
+class BestScore(Part, frozen=True, kw_only=True):
+    """The optimal α of a score of the user's own."""
+
+    score: Fraction

@@ -1,0 +1,72 @@
+"""What ``--dry-run`` prints: what would be run, and on what."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import UNSET, Meta, UnsetType
+
+from alphatune.results.data import Data, MeasuredData
+from alphatune.results.document import SCHEMA, Document, Part
+from alphatune.results.environment import RunEnvironment, SeededEnvironment, TrainEnvironment
+from alphatune.results.model import PlannedModel
+from alphatune.results.training import TrainData, TrainedModel
+from alphatune.results.values import Fraction, Open, Warnings
+
+
+class PlannedAverages(Part, frozen=True, kw_only=True):
+    """Images that moving averages would be measured on."""
+
+    data: MeasuredData
+
+
+class ImagesPlan(Document, frozen=True, kw_only=True):
+    """The plan of tune and evaluate; calibration and recalibration are those of tune."""
+
+    command: Literal["dry-run"] = "dry-run"
+    model: PlannedModel
+    data: Data
+    env: RunEnvironment
+    alphas: tuple[Fraction, ...]
+    settings: Open
+    warnings: Warnings
+    calibration: PlannedAverages | UnsetType | None = UNSET
+    recalibration: PlannedAverages | UnsetType | None = UNSET
+
+
+class PlannedData(Part, frozen=True, kw_only=True):
+    """A loader of the user's own."""
+
+    source: str
+
+
+class PlannedScore(Part, frozen=True, kw_only=True):
+    """A score of the user's own."""
+
+    source: str
+
+
+class ScorePlan(Document, frozen=True, kw_only=True):
+    """The plan of tune --score."""
+
+    command: Literal["dry-run"] = "dry-run"
+    model: PlannedModel
+    data: PlannedData
+    env: SeededEnvironment
+    metric: Literal["score"] = "score"
+    score: PlannedScore
+    alphas: Annotated[tuple[Fraction, ...], Meta(min_length=1)]
+    settings: Open
+    warnings: Warnings
+
+
+class TrainPlan(Part, frozen=True, kw_only=True):
+    """The plan of train."""
+
+    model: TrainedModel
+    data: TrainData
+    env: TrainEnvironment
+    warnings: Warnings
+    schema: Literal[1] = SCHEMA
+    command: Literal["dry-run"] = "dry-run"
+    settings: Open
