@@ -37,6 +37,8 @@ from alphatune.norms import alpha_gradient, cpu_kernels, grouped_kernels, kernel
 from alphatune.norms.grouping import batch_group_norm
 from alphatune.norms.surgery import become_example_weighted_
 
+RENDERS_FIGURES = True  # bytes are compared with those of another process
+
 compiled = pytest.mark.skipif(cpu_kernels.find_compiler() is None, reason="no C++ compiler")
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 has_triton = importlib.util.find_spec("triton") is not None
