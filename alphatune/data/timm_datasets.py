@@ -58,11 +58,19 @@ def open_dataset_string(
             common |= {"root": folder, "split": split if folder != root else ""}
         return _torchvision_examples(dataset, common)
     if prefix == "hfds":
-        targets = np.asarray(list(dataset.reader.iter_targets()), dtype=np.int64)
+        targets = np.asarray(_targets_of(dataset.reader), dtype=np.int64)
         load: Load = ReaderLoad(dataset.reader)
         classes = _class_names(dataset.reader.class_to_idx)
         return _indexed(common, classes, targets, load)
     return _streamed_examples(dataset, common)
+
+
+def _targets_of(reader: Any) -> list[Any]:
+    """The labels that timm's reader of Hugging Face's datasets gives, without reading an image."""
+    if hasattr(reader, "iter_targets"):  # from timm 1.0.31
+        return list(reader.iter_targets())
+    labels = reader.dataset[reader.label_key]
+    return [reader.class_to_idx[label] for label in labels] if reader.remap_class else list(labels)
 
 
 def _torchvision_examples(dataset: Any, common: dict[str, Any]) -> Examples:
