@@ -318,10 +318,13 @@ class Function(nn.Module):
 
 
 class ByHand(nn.Module):
-    def __init__(self, mean: str, variance: str, kind: Callable[[Tensor], Any]) -> None:
+    def __init__(self, mean: str, variance: str, parameters: bool = False) -> None:
         super().__init__()
         for name, value in ((mean, torch.zeros(WIDTH)), (variance, torch.ones(WIDTH))):
-            setattr(self, name, kind(value))
+            if parameters:
+                setattr(self, name, nn.Parameter(value, requires_grad=False))
+            else:
+                self.register_buffer(name, value)
         self.names = mean, variance
 
     def forward(self, x: Tensor) -> Tensor:
@@ -338,13 +341,13 @@ FOREIGN: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Function(torch.ops.aten.batch_norm), "calls F.batch_norm with moving averages of its own",
     ),
     "moving_mean, moving_variance": (
-        lambda: ByHand("moving_mean", "moving_variance", nn.Buffer), "of no known kind",
+        lambda: ByHand("moving_mean", "moving_variance"), "of no known kind",
     ),
     "running_mean, running_std": (
-        lambda: ByHand("running_mean", "running_std", nn.Buffer), "of no known kind",
+        lambda: ByHand("running_mean", "running_std"), "of no known kind",
     ),
     "parameters": (
-        lambda: ByHand("running_mean", "running_var", lambda v: nn.Parameter(v, requires_grad=False)),
+        lambda: ByHand("running_mean", "running_var", parameters=True),
         "of no known kind",
     ),
     "TorchScript": (lambda: torch.jit.script(nn.BatchNorm2d(WIDTH)), "TorchScript"),

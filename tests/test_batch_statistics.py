@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from reference import batch_statistics as reference
-from test_example_weighted import stock_layers
+from test_example_weighted import after, stock_layers
 from tiny import no_norm, odd, tiny
 from torch import nn
 
@@ -88,10 +88,7 @@ def test_every_kind_of_layer(name: str) -> None:
         x.numpy(), layer.running_mean.numpy(), layer.running_var.numpy(), weight, bias, layer.eps, 16, groups
     )
     y_hat = torch.from_numpy(expected)
-    if isinstance(getattr(layer, "act", None), nn.SiLU):
-        y_hat = nn.functional.silu(y_hat)
-    elif isinstance(getattr(layer, "act", None), nn.ReLU):
-        y_hat = y_hat.relu()
+    y_hat = after(layer, y_hat)
     before = {key: value.clone() for key, value in layer.state_dict().items()}
     model = nn.Sequential(layer)
     with torch.no_grad(), batch_statistics(model) as names:
@@ -111,8 +108,7 @@ def test_no_pseudo_count_is_training_mode_and_infinite_is_eval_mode(name: str) -
             assert torch.equal(layer(x), plain)
         # Of the kinds that normalise otherwise in training, the stock layer's training mode is meant.
         y = nn.functional.batch_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
-        for fused in ("drop", "act"):
-            y = getattr(layer, fused, nn.Identity())(y)
+        y = after(layer, y)
         with batch_statistics(nn.Sequential(layer), 0):
             torch.testing.assert_close(layer(x), y, rtol=1e-4, atol=1e-4)
 

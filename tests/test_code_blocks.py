@@ -24,11 +24,12 @@ import pytest
 import torch
 import yaml
 from code_blocks import PAGES, ROOT, Block, Statement, blocks_of, statements, transcript
-from conftest import CLASSES, write_images
+from conftest import CLASSES, needs_torch, write_images
 from torch.utils.data import DataLoader, TensorDataset
 
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.toml import tomllib
+from alphatune.versions import ONNX, torch_allows
 
 #: placeholders, and models whose weights would have to be fetched
 SUBSTITUTES = {
@@ -73,6 +74,8 @@ PARSED = {
         "alphatune tune my_model.py:build --checkpoint weights/best.pth",
     ): "in a YAML of a CI service",
 }
+#: pages whose commands export in every form
+EXPORTING = ("README.md", "docs/exporting.md")
 #: other programs, and why they are not run
 NOT_RUN = {
     ("README.md", "python3 -m venv"): "makes an environment",
@@ -398,7 +401,14 @@ def _commands(text: str) -> list[Statement]:
 # --- the tests -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=name, marks=needs_torch(ONNX) if name in EXPORTING else ())
+        for page in PAGES
+        for name in [str(page.relative_to(ROOT))]
+    ],
+)
 def test_blocks(page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = blocks_of(page)
     if not blocks:
@@ -477,6 +487,8 @@ def test_the_lists_of_what_is_not_run_hold_nothing_else(request: pytest.FixtureR
     selected = {item.name for item in request.session.items}
     if not all(f"test_blocks[{page.relative_to(ROOT)}]" in selected for page in PAGES):
         pytest.skip("needs the tests of all pages")
+    if not torch_allows(ONNX):
+        pytest.skip("the pages that export are left out")
     assert set(PARSED) | set(NOT_RUN) == _used
 
 

@@ -34,6 +34,7 @@ from alphatune.data.preprocessing import Preprocessing
 from alphatune.data.splits import Splits, open_splits
 from alphatune.data.stratification import hold_out, partition
 from alphatune.errors import ConfigurationError, DataError, ResourceError
+from alphatune.versions import is_at_least
 
 PREPROCESSING = Preprocessing().override(input_size=(12,), crop_pct=1.0)
 
@@ -246,7 +247,9 @@ def test_named_images_and_labels_are_those_of_the_files(data_root: Path, name: s
     elif name == "flowers102":
         for file in (data_root / "flowers-102" / "jpg").iterdir():
             label = (int(file.stem[-5:]) - 1) % 102
-            truth[Image.open(file).convert("RGB").tobytes()] = Flowers102.classes[label]
+            truth[Image.open(file).convert("RGB").tobytes()] = (
+                Flowers102.classes[label] if hasattr(Flowers102, "classes") else str(label)
+            )
     else:
         pattern = {
             "caltech256": "caltech256/*/*/*.jpg",
@@ -527,6 +530,8 @@ def test_hugging_face_splits_and_slices(image_folder: Path, tmp_path: Path) -> N
     assert counts(open_splits(**how).validation) == {4}
     held = open_splits(**how, val_fraction=0.25)
     assert (counts(held.train), counts(held.validation)) == ({6}, {2})
+    if not is_at_least("timm", "1.0.31"):
+        pytest.skip("timm before 1.0.31 looks the number of a slice's images up where it is not")
     sliced = open_splits(**how, train_split="train[4:]", split="validation")
     assert len(sliced.train) == 28
     with pytest.raises(DataError, match="are the same"):

@@ -13,6 +13,7 @@ import layer_kinds
 import numpy as np
 import pytest
 import torch
+from conftest import needs_torch
 from layer_kinds import ACTING, FOREIGN, INACTIVE, SUBCLASSES, UNSUPPORTED, WIDTH, Net, with_statistics_
 from reference import example_weighted
 from torch import nn
@@ -27,6 +28,7 @@ from alphatune.norms.patching import get_alpha
 from alphatune.norms.survey import NormLayer, survey
 from alphatune.norms.watching import watched
 from alphatune.tuning.own_score import tune_score
+from alphatune.versions import COMPILED, is_at_least
 
 X = torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 
@@ -172,7 +174,9 @@ def test_subclasses_act(kind: str) -> None:
     assert changed(model, "block")
 
 
-@pytest.mark.parametrize("kind", ACTING)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=needs_torch(COMPILED) if kind == "compiled" else ()) for kind in ACTING]
+)
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_a_layer_acts_whatever_way_it_is_called(kind: str) -> None:
     model = with_statistics_(Net(ACTING[kind]()))
@@ -205,6 +209,7 @@ def test_norms_of_another_make_are_listed(kind: str) -> None:
     assert layers["block"].num_features == WIDTH
 
 
+@pytest.mark.skipif(not is_at_least("torch", "2.5"), reason="torch 2.4 fills no lazy layer that is watched")
 def test_a_lazy_layer_is_what_its_first_input_makes_it() -> None:
     model = layer_kinds.lazy().eval()
     assert [layer.status for layer in survey(model)] == ["patchable", "unsupported"]

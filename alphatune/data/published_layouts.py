@@ -66,7 +66,9 @@ def read_flowers102(root: Path, download: bool = False) -> Layout:
     def read(split: str) -> Examples:
         data = torchvision_datasets.Flowers102(str(root), split=split, download=download)
         files = [str(file) for file in data._image_files]
-        return _examples(root, data.classes, data._labels, FileLoad(files))
+        # An older torchvision knows the numbers alone.
+        classes = getattr(data, "classes", None) or list(map(str, range(102)))
+        return _examples(root, classes, data._labels, FileLoad(files))
 
     return {"train": read("train"), "validation": read("val"), "test": read("test")}
 
