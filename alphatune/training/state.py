@@ -19,6 +19,7 @@ from torch import nn
 
 from alphatune.errors import CheckpointError, ConfigurationError, InputError, ResourceError, one_line
 from alphatune.models.checkpoint_content import read_content
+from alphatune.pickles.torch_file import write_saved
 from alphatune.training.optimizers import make_optimizer
 from alphatune.training.recipe import Recipe
 
@@ -71,7 +72,7 @@ def save_state(state: TrainingState, path: Path, fingerprint: str) -> None:
         "ema": None if state.ema is None else state.ema.module.state_dict(),
         **{name: getattr(state, name) for name in ("step", "loss_sum", "correct", "seen", "seconds", "rows")},
     }
-    replace_file(path, lambda temporary: torch.save(content, temporary))
+    replace_file(path, lambda temporary: write_saved(content, temporary))
 
 
 def load_state_(state: TrainingState, path: Path, fingerprint: str) -> None:
