@@ -319,7 +319,10 @@ def many_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workers_of(pid: int) -> list[int]:
     """Child processes that read images."""
     children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    return [child for child in children if "pt_data_worker" in Path(f"/proc/{child}/comm").read_text()]
+    own = Path(f"/proc/{pid}/cmdline").read_bytes()
+    # By what they were forked from, and that they are two: before torch 2.6 a worker has no name of its own.
+    forked = [child for child in children if Path(f"/proc/{child}/cmdline").read_bytes() == own]
+    return forked if len(forked) == 2 else []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
