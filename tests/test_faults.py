@@ -319,12 +319,14 @@ def many_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def workers_of(pid: int) -> list[int]:
     """Child processes that read images."""
-    found = []
+    own = Path(f"/proc/{pid}/cmdline").read_bytes()
+    forked = []
     for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-            if "pt_data_worker" in Path(f"/proc/{child}/comm").read_text():
-                found.append(child)
-    return found
+            if Path(f"/proc/{child}/cmdline").read_bytes() == own:
+                forked.append(child)
+    # By what they were forked from, and that they are two: before torch 2.6 a worker has no name of its own.
+    return forked if len(forked) == 2 else []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -62,7 +62,9 @@ class Watched:
             )
             self.descriptors.append(len(list((proc / "fd").iterdir())))
             children = (proc / "task" / proc.name / "children").read_text().split()
-            workers = {int(c) for c in children if "pt_data_worker" in Path(f"/proc/{c}/comm").read_text()}
+            # Before torch 2.6 a worker has no name of its own: it is what the process was forked into.
+            own = Path(f"/proc/{self.process.pid}/cmdline").read_bytes()
+            workers = {int(c) for c in children if Path(f"/proc/{c}/cmdline").read_bytes() == own}
             if len(workers) == WORKERS:
                 self.memory.append(int(status["VmRSS"].split()[0]))
             self.workers |= workers

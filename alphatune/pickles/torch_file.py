@@ -7,6 +7,7 @@ import math
 import re
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
@@ -73,6 +74,12 @@ def read_saved(file: BinaryIO, size: int) -> tuple[Any, dict[str, None]]:
     if root is None:
         raise MalformedError("it is a zip file that torch.save did not write")
     return read_zip(parts, root)
+
+
+def write_saved(value: Any, path: Path) -> None:
+    """What ``torch.save`` makes of a value, or an OSError: a full disk is none to torch 2.4 in a file that it opens."""
+    with path.open("wb") as file:
+        torch.save(value, file)
 
 
 def read_zip(parts: ZipParts, root: str) -> tuple[Any, dict[str, None]]:

@@ -19,6 +19,7 @@ from torch import nn
 
 from alphatune.errors import CheckpointError, ConfigurationError, InputError, ResourceError, one_line
 from alphatune.models.checkpoint_content import read_content
+from alphatune.pickles.torch_file import write_saved
 from alphatune.results.document import SCHEMA
 from alphatune.results.training import Epoch
 from alphatune.training.optimizers import make_optimizer
@@ -74,7 +75,7 @@ def save_state(state: TrainingState, path: Path, fingerprint: str) -> None:
         "rows": [dict(row.items()) for row in state.rows],
         **{name: getattr(state, name) for name in _COUNTS},
     }
-    replace_file(path, lambda temporary: torch.save(content, temporary))
+    replace_file(path, lambda temporary: write_saved(content, temporary))
 
 
 def load_state_(state: TrainingState, path: Path, fingerprint: str) -> None:

@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from alphatune.errors import CheckpointError, InputError, ResourceError, one_line
 from alphatune.models.checkpoint_content import read_content
+from alphatune.pickles.torch_file import write_saved
 
 _KEY = "job.json"
 #: plain values and tensors by name
@@ -55,7 +54,7 @@ class Entry:
         temporary = self.path.with_suffix(".tmp")
         try:
             self.journal.begin()
-            torch.save(state, temporary)
+            write_saved(state, temporary)
             temporary.replace(self.path)
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's own writer on a full disk
             self.journal.give_up(error)
