@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from alphatune.cli import bench_options as b
 from alphatune.cli import options as o
 from alphatune.jobs.settings import BenchSettings
-from alphatune.results.bench import BenchDocument, Deployment
-from alphatune.results.serialisation import to_json
+
+if TYPE_CHECKING:  # results are not waited for by --help
+    from alphatune.results.bench import BenchDocument, Deployment
 
 
 def bench(
@@ -54,6 +57,7 @@ def bench(
 
     from alphatune.cli import console
     from alphatune.jobs.bench import run_bench
+    from alphatune.results.serialisation import to_json
 
     settings = o.settings_from(ctx, BenchSettings)
     if verbose:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from alphatune.cli import options as o
-from alphatune.results.comparison import CompareDocument, Comparison
-from alphatune.results.serialisation import to_json
+
+if TYPE_CHECKING:  # results are not waited for by --help
+    from alphatune.results.comparison import CompareDocument, Comparison
 
 Results = Annotated[
     list[str],
@@ -62,6 +63,7 @@ def compare(
     """
     from alphatune.cli import console
     from alphatune.jobs.compare import run_compare
+    from alphatune.results.serialisation import to_json
 
     document = run_compare(results, metric=metric, seed=seed, output=output, overwrite=overwrite)
     if not quiet:

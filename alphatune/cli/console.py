@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from alphatune.cli.stderr import tell
-from alphatune.results.gain import Gain
-from alphatune.results.metrics import Metrics
-from alphatune.results.model import Source
+
+if TYPE_CHECKING:  # results are not waited for by --help
+    from alphatune.results.gain import Gain
+    from alphatune.results.metrics import Metrics
+    from alphatune.results.model import Source
 
 BARS = "▁▂▃▄▅▆▇█"
 

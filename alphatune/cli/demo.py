@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alphatune.cli import options as o
-from alphatune.results.demo import DemoDocument
-from alphatune.results.serialisation import to_json
+
+if TYPE_CHECKING:  # results are not waited for by --help
+    from alphatune.results.demo import DemoDocument
 
 DemoFolder = Annotated[
     str,
@@ -44,6 +45,7 @@ def demo(
     """
     from alphatune.cli import console
     from alphatune.jobs.demo import run_demo
+    from alphatune.results.serialisation import to_json
 
     document = run_demo(
         output, seed=seed, device=device, overwrite=overwrite, say=None if quiet else console.note

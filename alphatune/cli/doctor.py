@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import typer
 
 from alphatune.cli import options as o
-from alphatune.results.diagnosis import Finding
-from alphatune.results.serialisation import to_json
+
+if TYPE_CHECKING:  # results are not waited for by --help
+    from alphatune.results.diagnosis import Finding
 
 #: the exit code where something that is needed does not work
 BROKEN = 5
@@ -35,6 +37,7 @@ def doctor(
     """
     from alphatune.cli import console
     from alphatune.jobs.doctor import run_doctor
+    from alphatune.results.serialisation import to_json
 
     document = run_doctor()
     if format == "json":

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alphatune.cli import options as o
 from alphatune.jobs.settings import MOST_PIXELS, EvaluateSettings
-from alphatune.results.evaluation import EvaluateDocument
-from alphatune.results.plan import ImagesPlan
-from alphatune.results.serialisation import to_json
+
+if TYPE_CHECKING:  # results are not waited for by --help
+    from alphatune.results.evaluation import EvaluateDocument
 
 ScoresFile = Annotated[
     str | None,
@@ -90,6 +90,8 @@ def evaluate(
     """
     from alphatune.cli import console
     from alphatune.jobs.evaluate import run_evaluate
+    from alphatune.results.plan import ImagesPlan
+    from alphatune.results.serialisation import to_json
 
     settings = o.settings_from(ctx, EvaluateSettings)
     if verbose:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from alphatune.cli import export_options as e
 from alphatune.cli import options as o
 from alphatune.jobs.settings import MOST_PIXELS, ExportSettings
-from alphatune.results.export import ExportDocument, OnnxExport, ProgramExport
-from alphatune.results.serialisation import to_json
+
+if TYPE_CHECKING:  # results are not waited for by --help
+    from alphatune.results.export import ExportDocument
 
 
 def export(
@@ -58,6 +61,7 @@ def export(
     """
     from alphatune.cli import console
     from alphatune.jobs.export import run_export
+    from alphatune.results.serialisation import to_json
 
     settings = o.settings_from(ctx, ExportSettings)
     if verbose:
@@ -107,6 +111,8 @@ def _show(document: ExportDocument) -> None:
 
 
 def _remarks(document: ExportDocument) -> list[str]:
+
+    from alphatune.results.export import OnnxExport, ProgramExport
 
     written, model = document.export, document.model
     lines = []

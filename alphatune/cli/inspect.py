@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from alphatune.cli import options as o
 from alphatune.jobs.settings import MOST_PIXELS, InspectSettings
-from alphatune.results.inspection import InspectDocument, InspectedLayer
-from alphatune.results.serialisation import to_json
+
+if TYPE_CHECKING:  # results are not waited for by --help
+    from alphatune.results.inspection import InspectDocument, InspectedLayer
 
 #: answers to whether a norm layer has a norm-free path to the output
 PATH: dict[object, str] = {True: "yes", False: "no", None: "?"}
@@ -65,6 +68,7 @@ def inspect(
     """
     from alphatune.cli import console
     from alphatune.jobs.inspect import run_inspect
+    from alphatune.results.serialisation import to_json
 
     settings = o.settings_from(ctx, InspectSettings)
     if verbose:

@@ -32,8 +32,6 @@ from alphatune.cli.train import train
 from alphatune.cli.tune import tune
 from alphatune.cli.usage import as_options, explain, name_owners, require_utf8
 from alphatune.errors import AlphatuneError, machine_failure, one_line
-from alphatune.results.failure import Failure, FailureDocument
-from alphatune.results.serialisation import to_json
 
 app = typer.Typer(
     name="alphatune",
@@ -146,6 +144,9 @@ def _asks_for_completion(argv: list[str]) -> bool:
 
 def _fail(argv: list[str], code: int, message: str, hint: str = "") -> None:
     """One line on stderr, or one JSON object on stdout; then exit."""
+    from alphatune.results.failure import Failure, FailureDocument
+    from alphatune.results.serialisation import to_json
+
     commands = getattr(typer.main.get_command(app), "commands", {})
     command = next(iter(argv), "")
     hint = name_owners(as_options(hint, command, commands), command, commands)

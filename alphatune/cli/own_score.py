@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from alphatune.results.plan import ScorePlan
-from alphatune.results.tune import ScoreTuneDocument
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # results are not waited for by --help
+    from alphatune.results.plan import ScorePlan
+    from alphatune.results.tune import ScoreTuneDocument
 
 
 def show_score_result(document: ScoreTuneDocument, output: str) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import shlex
+from typing import TYPE_CHECKING
 
 import typer
 
 from alphatune.cli import options as o
 from alphatune.cli import train_options as t
 from alphatune.jobs.settings import MOST_PIXELS, TrainSettings
-from alphatune.results.plan import TrainPlan
-from alphatune.results.serialisation import to_json
-from alphatune.results.training import Epoch, TrainDocument
+
+if TYPE_CHECKING:  # results are not waited for by --help
+    from alphatune.results.plan import TrainPlan
+    from alphatune.results.training import Epoch, TrainDocument
 
 
 def train(
@@ -102,6 +104,8 @@ def train(
     """
     from alphatune.cli import console
     from alphatune.jobs.train import run_train
+    from alphatune.results.plan import TrainPlan
+    from alphatune.results.serialisation import to_json
 
     speaks = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
     quiet = quiet or not speaks

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from alphatune.cli import options as o
 from alphatune.jobs.settings import MOST_PIXELS, TuneSettings
 from alphatune.metrics import Measure
-from alphatune.results.plan import ImagesPlan, ScorePlan
-from alphatune.results.serialisation import to_json
-from alphatune.results.tune import BatchStatistics, Point, Refinement, ScoreTuneDocument, Tuned, TuneDocument
+
+if TYPE_CHECKING:  # results are not waited for by --help
+    from alphatune.results.plan import ImagesPlan, ScorePlan
+    from alphatune.results.tune import BatchStatistics, Point, Refinement, Tuned, TuneDocument
 
 
 def tune(
@@ -112,6 +113,9 @@ def tune(
     from alphatune.jobs.gates import failures
     from alphatune.jobs.recall import recall_tune
     from alphatune.reports.step_summary import append_step_summary
+    from alphatune.results.plan import ImagesPlan, ScorePlan
+    from alphatune.results.serialisation import to_json
+    from alphatune.results.tune import ScoreTuneDocument
 
     settings = o.settings_from(ctx, TuneSettings)
     if verbose:
