@@ -697,6 +697,8 @@ def test_triton_within_the_bound_in_the_interpreter() -> None:
     )  # fmt: skip
     if "only 0-dimensional arrays can be converted" in done.stderr:
         pytest.skip("the interpreter of Triton 3.6 cannot loop under NumPy 2.4")
+    if "arguments must be of type tl.constexpr" in done.stderr:
+        pytest.skip("the interpreter of Triton 3.0, which torch 2.4 brings, takes no constant for one")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     print("\n", {kind: round(share * CONSTANT, 2) for kind, share in report.items()})
