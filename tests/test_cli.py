@@ -518,10 +518,10 @@ NO_NUMBERS = ("²", "①", "१²", "9" * 5000, "1e3", " ", "", "+1", "1_0")
 )
 def test_no_whole_number(run: Run, job: list, tmp_path: Path, command: str, option: str, text: str) -> None:
     """Digits of other scripts, and more of them than an int may have."""
+    if option in ("--threads", "--limit") and text in ("+1", "1_0"):
+        pytest.skip("numbers, as typer reads them")
     words = [*job, "-o", tmp_path / "out", "--dry-run"] if command == "tune" else [TINY, "--input-size", "12"]
     code, _, err = run(command, *words, f"{option}={text}")
-    if option in ("--threads", "--limit") and text in ("+1", "1_0"):
-        return  # typer's own reading
     assert code == 2, err
     assert option.strip("-") in err
 
