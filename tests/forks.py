@@ -92,7 +92,7 @@ def run_forked(
 def run_captured(
     argv: Sequence[object], *, environment: dict[str, str] | None = None, before: Callable[[], object] = int
 ) -> subprocess.CompletedProcess[str]:
-    """Exit code, stdout and stderr; ``before`` is called in the process."""
+    """Run one command to its end; ``before`` is called first, in its process."""
     (done,) = run_at_once([argv], [environment or {}], before=before)
     return done
 

@@ -24,8 +24,8 @@ import alphatune
 from alphatune.data.datasets import open_data
 from alphatune.errors import AlphatuneError, InputError, UntrustedError
 from alphatune.models.checkpoints import read_checkpoint
-from alphatune.models.library_weights import reading_safely
 from alphatune.models.sources import build
+from alphatune.models.third_party_weights import reading_safely
 
 
 class Calls:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from alphatune.data.examples import Examples
-from alphatune.data.hushed import hushed
 from alphatune.data.image_tables import examples_of_table
 from alphatune.data.saved_tables import open_saved, saved_splits
+from alphatune.data.silenced import silenced
 from alphatune.data.split_names import choose_split
 from alphatune.errors import AlphatuneError, ConfigurationError, DataError, one_line
 
@@ -44,7 +44,7 @@ def open_hub_table(
             "hfds/ data need the package datasets", 'pip install "alphatune[hfds]"'
         ) from None
     try:
-        with hushed():
+        with silenced():
             builder = datasets.load_dataset_builder(name, cache_dir=cache)
             builder.download_and_prepare()
             chosen = _choose(text, list(builder.info.splits or ()), split)

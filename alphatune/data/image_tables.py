@@ -13,7 +13,7 @@ from alphatune.data.label_columns import CLASS_HEADINGS, plain_heading
 from alphatune.errors import AlphatuneError, ConfigurationError, DataError, one_line
 from alphatune.suggestions import did_you_mean
 
-#: how columns of images are called; in small letters without separators
+#: how columns of images are called; in lower case, without separators
 IMAGE_HEADINGS = {
     "image", "images", "img", "imgs", "picture", "pictures", "photo", "pixelvalues", "imagebytes", "imgbytes", "bytes",
     "input", "x", "jpg", "jpeg", "png", "webp",

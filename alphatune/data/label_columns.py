@@ -9,7 +9,7 @@ from alphatune.data.tables import Table, is_whole
 from alphatune.errors import ConfigurationError, DataError
 from alphatune.suggestions import did_you_mean
 
-#: how headings call what an image is found by, and its class; in small letters without separators
+#: how headings call what an image is found by, and its class; in lower case, without separators
 _PATHS = {
     "path", "filepath", "file", "filename", "fname", "image", "imagepath", "imagefile", "imagename", "imageid",
     "img", "imgpath", "imgid", "imgname", "id", "name", "key", "url", "uri", "stem",
@@ -175,7 +175,7 @@ def _is_number(word: str) -> bool:
 
 
 def plain_heading(heading: str) -> str:
-    """A heading in small letters without separators."""
+    """A heading in lower case, without separators."""
     return "".join(c for c in heading.lower() if c.isalnum())
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from alphatune.data.examples import Examples
-from alphatune.data.hushed import hushed
 from alphatune.data.image_tables import examples_of_table
+from alphatune.data.silenced import silenced
 from alphatune.data.split_names import choose_split
 from alphatune.errors import AlphatuneError, ConfigurationError, DataError, one_line
 
@@ -51,7 +51,7 @@ def open_saved(
             f"{text} needs the package datasets", 'pip install "alphatune[hfds]"'
         ) from None
     try:
-        with hushed():
+        with silenced():
             table = datasets.load_from_disk(str(folder / name if name else folder))
             return examples_of_table(table, text, text, name, input_key, target_key, **how)
     except (AlphatuneError, MemoryError):

@@ -13,8 +13,8 @@ from torchvision.datasets import ImageFolder
 
 from alphatune.data.examples import Examples, FileLoad, Load
 from alphatune.data.hub_tables import open_hub_table
-from alphatune.data.hushed import hushed
 from alphatune.data.shards import is_remote, locate
+from alphatune.data.silenced import silenced
 from alphatune.data.web_samples import open_web_samples
 from alphatune.errors import AlphatuneError, ConfigurationError, DataError, one_line
 
@@ -68,7 +68,7 @@ def _open_by_timm(
     if prefix in ("torch", "tfds") and root is None:
         raise ConfigurationError(f"{text} needs to know where the data lie", "add --data-root FOLDER")
     try:
-        with hushed():
+        with silenced():
             dataset = create_dataset(
                 text,
                 root=root,

@@ -38,9 +38,9 @@ from alphatune.errors import (
     raise_if_machine_failed,
 )
 from alphatune.models.foreign import as_network, refuse_graph
-from alphatune.models.library_weights import reading_safely
 from alphatune.models.neighbours import Neighbours, neighbours_in
 from alphatune.models.output import is_bundle
+from alphatune.models.third_party_weights import reading_safely
 from alphatune.models.transformers_folder import (
     build_transformers,
     is_transformers,

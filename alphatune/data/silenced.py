@@ -13,8 +13,8 @@ _LIBRARIES = ("datasets", "huggingface_hub", "webdataset", "timm", "fsspec", "ht
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
-    """Let libraries that fetch and convert data say nothing; their errors are raised all the same.
+def silenced() -> Iterator[None]:
+    """Silence libraries that fetch and convert data; their errors are still raised.
 
     Bars are left where somebody sees them. What the libraries log is for those who wrote the
     calls, and what matters of it is an error or a remark of ours.
