@@ -6,6 +6,7 @@ or starved, in the midst of what it does, not while it imports.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -26,11 +27,15 @@ from blank_figures import blank_figures
 import alphatune
 from alphatune.hashing import sha256
 
+# A thread of the memory allocator of pyarrow, which pandas imports, may hold a lock at a fork.
+os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["alphatune.cli.main", "alphatune.jobs.tune", "alphatune.jobs.train", "alphatune.jobs.export", "pandas",
      "scipy.stats", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "blank_figures"]
 )  # fmt: skip
+#: after which a process tells where it hangs, and ends
+SECONDS = 240
 #: of the images of conftest.py
 SIZE = ("--input-size", 12, "--crop-pct", 1, "--mean", 0.5, "--std", 0.25, "--workers", 0, "-q")
 
@@ -43,7 +48,7 @@ def command(
     os.dup2(null, 1)
     os.dup2(err.fileno() if err else null, 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-    multiprocessing.set_start_method("fork", force=True)  # of workers, as it is without us
+    _as_without_us()
     os.environ.update(environment)
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
@@ -129,7 +134,7 @@ def run_at_once(
             started.append((process, words, files))
         found = []
         for process, words, files in started:
-            process.join(240)
+            process.join(SECONDS + 10)
             assert process.exitcode is not None, f"{words} goes on"
             out, err = (file.read_text(encoding="utf-8") for file in files)
             found.append(subprocess.CompletedProcess(words, process.exitcode, out, err))
@@ -142,13 +147,19 @@ def _captured(
     for number, file in zip((1, 2), files, strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-    multiprocessing.set_start_method("fork", force=True)
+    _as_without_us()
     os.environ.update(environment)
     before()
     from alphatune.cli.main import main
 
     with blank_figures():
         main(argv)
+
+
+def _as_without_us() -> None:
+    """Workers are forked; but a process that hangs says where, and ends."""
+    multiprocessing.set_start_method("fork", force=True)
+    faulthandler.dump_traceback_later(SECONDS, exit=True, file=2)
 
 
 def is_whole(folder: Path) -> None:

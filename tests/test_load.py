@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,7 +53,12 @@ class Watched:
         default_factory=list
     )  # KiB of the main process over time, while workers are there
     descriptors: list[int] = field(default_factory=list)
-    workers: set[int] = field(default_factory=set)
+    looks: Counter[int] = field(default_factory=Counter)  # at each child
+
+    @property
+    def workers(self) -> set[int]:
+        """Not a child that is about to become another program: that has no name of its own yet, either."""
+        return {child for child, times in self.looks.items() if times > 2}
 
     def look(self) -> None:
         proc = Path(f"/proc/{self.process.pid}")
@@ -67,7 +73,7 @@ class Watched:
             workers = {int(c) for c in children if Path(f"/proc/{c}/cmdline").read_bytes() == own}
             if len(workers) == WORKERS:
                 self.memory.append(int(status["VmRSS"].split()[0]))
-            self.workers |= workers
+            self.looks.update(workers)
         except (OSError, KeyError):
             pass  # it has just ended
 

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -70,12 +71,26 @@ def signalled(_reference):
     for _ in range(100):
         pass
 
+def swallowed():
+    try:
+        signalled(0)
+    except BaseException:
+        pass
+
+def turned_into_another():
+    try:
+        signalled(0)
+    except BaseException:
+        raise RecursionError("numpy's import, when it is interrupted") from None
+
 NUMBER = int(os.environ.get("NUMBER", 0))
 """
 LOSERS = {
     "__del__": "Deleted()",
     "weak reference": "thing = Referred(); ref = weakref.ref(thing, signalled); del thing",
     "while another error is told": "Late()",
+    "a bare except": "swallowed()",
+    "another error in its place": "turned_into_another()",
     "after fork": "os.register_at_fork(after_in_parent=lambda: signalled(0)); os.fork() or os._exit(0)",
 }
 
@@ -121,6 +136,29 @@ def test_a_hangup_that_is_ignored(tmp_path: Path, image_folder: Path) -> None:
     """As under nohup."""
     done = evaluate(tmp_path, image_folder, "os.kill(os.getpid(), signal.SIGHUP)", 0, ignored=signal.SIGHUP)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_signal_waits_for_an_import_to_end(tmp_path: Path, image_folder: Path) -> None:
+    """In the midst of it torch aborts the process, and numpy goes round in circles."""
+    (tmp_path / "imported.py").write_text("import own; own.swallowed(); print('whole', flush=True)")
+    path = (
+        f"sys.path.insert(0, {str(tmp_path)!r}); sys.modules['own'] = sys.modules[__name__]; import imported"
+    )
+    done = evaluate(tmp_path, image_folder, path, signal.SIGTERM)
+    assert (done.returncode, done.stdout) == (143, "whole\n"), done.stderr
+
+
+def test_the_second_signal_does_not_wait() -> None:
+    def both() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            time.sleep(1.05)
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("not raised")
+
+    with pytest.raises(KeyboardInterrupt), signals_raised():
+        both()
 
 
 @pytest.mark.parametrize(

@@ -81,15 +81,9 @@ def _global_options(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point: run the command line and exit with its code."""
+    """Entry point: run the command line, and make of whatever it raises its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     keep_freed_memory()
-    with signals_raised(_is_verbose(argv)):
-        _run(argv)
-
-
-def _run(argv: list[str]) -> None:
-    """Run the command, and make of whatever it raises its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # an α must not fail where the encoding has none
             stream.reconfigure(errors="backslashreplace")
@@ -97,9 +91,10 @@ def _run(argv: list[str]) -> None:
     try:
         for word in argv:
             require_utf8(word)
-        code = app(args=argv, prog_name="alphatune", standalone_mode=False)
-        if sys.stdout is not None:  # closed by the caller
-            sys.stdout.flush()  # here, where an error can still be told
+        with signals_raised(_is_verbose(argv)):
+            code = app(args=argv, prog_name="alphatune", standalone_mode=False)
+            if sys.stdout is not None:  # closed by the caller
+                sys.stdout.flush()  # here, where an error can still be told
     except AlphatuneError as error:
         _fail(argv, error.exit_code, error.message, error.hint)
     except typer.TyperException as error:
@@ -130,7 +125,7 @@ def _run(argv: list[str]) -> None:
         _fail(
             argv, 70, f"internal error: {type(error).__name__}: {one_line(error)}", "-v shows the traceback"
         )
-    if code == 130:  # typer's own translation of Ctrl-C
+    if code == 130:  # typer's own translation of a KeyboardInterrupt that no signal raised
         _fail(argv, 130, "interrupted")
     sys.exit(code if isinstance(code, int) else 0)
 

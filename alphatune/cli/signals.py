@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 from alphatune.cli.stderr import tell
-from alphatune.errors import one_line
+from alphatune.errors import AlphatuneError, one_line
 
-#: seconds until a lost exception is raised again: long enough to have left the place where it was lost
-_LATER = 0.01
+#: seconds between two looks at whether the exception that a signal raises is on its way
+_LOOK = 0.05
+#: seconds that a signal waits at most for an import to end: torch's and numpy's do not stand an exception
+_IMPORT = 3.0
+#: seconds after which a second signal is a second wish: torchrun passes on what the terminal has sent already
+_SAME_WISH = 1.0
 
 
 class Terminated(BaseException):
@@ -31,67 +36,95 @@ class HungUp(Terminated):
 
 @contextmanager
 def signals_raised(verbose: bool = False) -> Iterator[None]:
-    """Inside, SIGTERM raises ``Terminated``, and where Python drops it or KeyboardInterrupt it is raised again.
+    """Inside, SIGINT, SIGTERM and SIGHUP raise an exception, and where it is dropped it is raised again.
 
-    SIGHUP raises ``HungUp``, unless it is ignored, as under nohup.
+    A signal that is ignored stays so, as SIGHUP is under nohup and SIGINT in a shell's background job.
 
     Python drops what is raised in ``__del__``, in a weak reference's callback or in a hook around fork ("Exception
-    ignored in"). A loader that starts its workers spends so much of its time there that some Ctrl-C had no effect.
-    Any other exception that is dropped there is told in one line.
+    ignored in"), and so does a library in C or a model's own ``except:``. A loader that starts its workers spends so
+    much of its time there that some Ctrl-C had no effect. So an alarm looks from time to time whether the exception is
+    being handled, and raises it again if it is not. Any other exception that Python drops is told in one line.
 
     Args:
         verbose: tell it as Python does, with its traceback.
     """
     process, report = os.getpid(), sys.unraisablehook
     before: dict[int, Any] = {}
+    wanted: list[tuple[type[BaseException], float]] = []  # one, once a signal has come
 
     def handle(number: int, handler: Any) -> None:
         before.setdefault(number, signal.getsignal(number) or signal.SIG_DFL)
         signal.signal(number, handler)
 
-    def ending() -> None:
-        # torch raises where a worker process died, as they do when a whole group of processes gets the signal.
-        if hasattr(signal, "SIGCHLD"):
+    def raises(error: type[BaseException]) -> Callable[[int, FrameType | None], None]:
+        def receive(number: int, frame: FrameType | None) -> None:
+            if os.getpid() != process or not hasattr(signal, "setitimer"):  # a worker process; Windows
+                raise error
+            if wanted and time.monotonic() - wanted[0][1] > _SAME_WISH:  # whatever is being put in order
+                raise error
+            wanted[:] = [(error, time.monotonic())]
+            # torch raises where a worker process died, as they do when a whole group of processes gets the signal.
             handle(signal.SIGCHLD, signal.SIG_DFL)
+            handle(signal.SIGALRM, look)
+            signal.setitimer(signal.ITIMER_REAL, _LOOK, _LOOK)
+            look(number, frame)
 
-    def terminate(_number: int, _frame: FrameType | None) -> None:
-        ending()
-        raise Terminated
+        return receive
 
-    def hang_up(_number: int, _frame: FrameType | None) -> None:
-        ending()
-        raise HungUp
+    def look(_number: int, frame: FrameType | None) -> None:
+        for error, since in wanted:
+            waiting = time.monotonic() - since < _IMPORT and _imports(frame)
+            if os.getpid() == process and not waiting and not _is_handled(error):
+                raise error
 
-    def raise_soon(error: type[BaseException]) -> None:
-        def raise_it(_number: int, _frame: FrameType | None) -> None:
-            raise error
-
-        if os.getpid() == process:  # an alarm, as only a signal interrupts whatever the command does by then
-            handle(signal.SIGALRM, raise_it)
-            signal.setitimer(signal.ITIMER_REAL, _LATER)
-
-    def keep(unraisable: sys.UnraisableHookArgs) -> None:
-        try:
-            if isinstance(unraisable.exc_value, KeyboardInterrupt | Terminated):
-                raise_soon(type(unraisable.exc_value))
-            else:
+    def tell_dropped(unraisable: sys.UnraisableHookArgs) -> None:
+        with suppress(KeyboardInterrupt, Terminated):  # they come again
+            if not isinstance(unraisable.exc_value, KeyboardInterrupt | Terminated):
                 report(unraisable) if verbose else _report_shortly(unraisable)
-        except (KeyboardInterrupt, Terminated) as late:
-            raise_soon(type(late))
 
-    handle(signal.SIGTERM, terminate)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        handle(signal.SIGHUP, hang_up)
+    for name, error in {"SIGINT": KeyboardInterrupt, "SIGTERM": Terminated, "SIGHUP": HungUp}.items():
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            handle(number, raises(error))
+    sys.unraisablehook = tell_dropped
     try:
-        if hasattr(signal, "setitimer"):  # not on Windows
-            sys.unraisablehook = keep
         yield
+        for error, _ in wanted:
+            raise error
+    except (KeyboardInterrupt, Terminated):
+        raise
+    except BaseException as failure:
+        # Somebody's code makes of the signal whatever error it likes. One of ours that knows of it is meant: a process
+        # that is gone is why torchrun ends this one.
+        for signalled, _ in wanted:
+            if not (isinstance(failure, AlphatuneError) and isinstance(failure.__context__, signalled)):
+                raise signalled from None
+        raise
     finally:
         sys.unraisablehook = report
         if getattr(signal, "SIGALRM", None) in before:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_handled(error: type[BaseException]) -> bool:
+    """Whether such an exception is on its way: a ``finally``, ``except`` or ``__exit__`` that it has reached runs."""
+    found = sys.exc_info()[1]
+    while found is not None:
+        if isinstance(found, error):
+            return True
+        found = found.__context__
+    return False
 
 
 def _report_shortly(unraisable: sys.UnraisableHookArgs) -> None:
