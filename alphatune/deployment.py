@@ -246,7 +246,7 @@ def _run(candidate: _Candidate, inputs: Tensor, dtype: torch.dtype) -> Callable[
                 raise
             raise ResourceError(
                 f"a batch of shape {tuple(inputs.shape)} does not fit into the device's memory",
-                "use a smaller --batch-size",
+                "use a smaller `batch_size`",
             ) from None
 
     return run

@@ -100,7 +100,7 @@ def machine_failure(error: BaseException) -> ResourceError | None:
     text = one_line(error)
     if is_out_of_memory(error):
         first = text.partition(". ")[0] or "out of memory"
-        return ResourceError(f"memory ran out: {first}", "try a smaller --batch-size or fewer --workers")
+        return ResourceError(f"memory ran out: {first}", "try a smaller `batch_size` or fewer `workers`")
     # Torch raises it wherever the main process happens to be. (An error *in* a worker is "Caught … in DataLoader worker".)
     if "DataLoader worker (pid" in text:
         return dead_worker(text)
@@ -108,7 +108,7 @@ def machine_failure(error: BaseException) -> ResourceError | None:
         return dead_worker("no room in /dev/shm for a batch")
     failed = type(error).__name__ == "AcceleratorError" or any(sign in text for sign in _OF_A_DEVICE)
     if isinstance(error, RuntimeError) and failed:
-        return ResourceError(f"the device failed: {text}", "tune and train go on with --resume")
+        return ResourceError(f"the device failed: {text}", "tune and train go on with `resume`")
     return None
 
 

@@ -106,7 +106,7 @@ def score_logits(logits: Tensor, batch: Batch, where: str = "") -> Scores:
         wrong = int(targets[(targets >= classes) | (targets < 0)][0])
         raise ConfigurationError(
             f"the data has label {wrong}, the model {classes} outputs",
-            "give --class-map, or the checkpoint that belongs to these classes",
+            "give `class_map`, or the checkpoint that belongs to these classes",
         )
     if not bool(torch.isfinite(logits).all()):
         bad = batch.ids[~torch.isfinite(logits).all(dim=1).cpu()]
@@ -235,7 +235,7 @@ class Predictor:
             if len(inputs) == 1:
                 raise ResourceError(
                     f"one example of shape {tuple(inputs.shape[1:])} does not fit into the device's memory",
-                    "use a smaller --input-size, --dtype bfloat16 or --device cpu",
+                    "use a smaller `input_size`, `dtype=bfloat16` or `device=cpu`",
                 ) from None
         torch.cuda.empty_cache()
         self.most = len(inputs) // 2  # later batches need not run out of memory to find out

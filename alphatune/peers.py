@@ -153,7 +153,7 @@ class Watch:
             return None
         return ResourceError(
             f"process {self._who} of {self._place.size} ended, and the others cannot go on without it",
-            "its own output says why, unless it was killed (memory?); tune and train go on with --resume",
+            "its own output says why, unless it was killed (memory?); tune and train go on with `resume`",
         )
 
     def leave(self, *, in_order: bool) -> None:

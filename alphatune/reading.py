@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from alphatune.errors import ConfigurationError
 
 #: what to do with a model that does not return one row of logits an example
-NOT_A_CLASSIFIER = "this is for classifiers; tune --score tunes any other model by a score of your own"
+NOT_A_CLASSIFIER = "this is for classifiers; tune `score` tunes any other model by a score of your own"
 #: names that outputs of classifiers go by, the most telling first
 NAMES = ("logits", "out", "pred", "preds", "prediction", "predictions", "scores", "output")
 #: how far the sum of a row of probabilities may be from 1: some are rounded to a few decimals, or float16
@@ -245,7 +245,7 @@ def choose(
         )
     raise SeveralOutputsError(
         f"the model returns several outputs, and {len(found)} of them could be the logits: {_listed(found)}",
-        f"say which: --logits {name_of(next(reversed(found)))} takes the last, for example",
+        f"say which: `logits={name_of(next(reversed(found)))}` takes the last, for example",
     )
 
 
@@ -267,7 +267,7 @@ def _wanted(tensors: Mapping[Path, Tensor], wanted: str) -> dict[Path, Tensor]:
         raise ConfigurationError(
             f"the model has no output {wanted!r}: "
             + ("it returns a single tensor" if alone else f"it returns {_listed(tensors)}"),
-            "leave out --logits" if alone else "--logits takes one of these",
+            "leave out `logits`" if alone else "`logits` takes one of these",
         )
     return found
 

@@ -21,7 +21,6 @@ from scipy import stats
 
 from alphatune.errors import InputError
 from alphatune.evaluation import METRICS, Scores, expected_calibration_error, summarise
-from alphatune.jobs.settings import TuneSettings
 from alphatune.jobs.tune import run_tune
 from alphatune.reports.compared import Compared, read_compared
 from alphatune.reports.evaluation_scores import read_evaluation, write_evaluation
@@ -29,6 +28,7 @@ from alphatune.reports.side_by_side import compare_document
 from alphatune.results.evaluation import EvaluateDocument
 from alphatune.results.metrics import AnyMetrics
 from alphatune.results.serialisation import to_json
+from alphatune.settings import TuneSettings
 from alphatune.tuning.exchange import exchange_p
 from alphatune.tuning.gain import paired_gain
 from alphatune.tuning.holm import holm

@@ -36,11 +36,11 @@ from alphatune.data.decoding import read_image
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.errors import AlphatuneError, DataError
-from alphatune.jobs.settings import TuneSettings
 from alphatune.models.checkpoint_loading import load_weights_
 from alphatune.models.checkpoints import read_checkpoint
 from alphatune.models.sources import build
 from alphatune.reports.scores import read_scores
+from alphatune.settings import TuneSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.*")  # it warns, then decodes or refuses
 
@@ -195,7 +195,7 @@ def test_tuned_folders(folder: Path, tmp_path: Path, name: str, damage: Damage) 
 @cases(100)
 def test_run_toml(tmp_path: Path, damage: Damage, capsys: pytest.CaptureFixture[str]) -> None:
     from alphatune.cli.main import main
-    from alphatune.jobs.settings import to_toml
+    from alphatune.settings.saved import to_toml
 
     config = tmp_path / "run.toml"
     wanted = TuneSettings(model="resnet18", data=str(tmp_path / "no-such-data"), alphas="0,0.1", mean="0.5")

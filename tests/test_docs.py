@@ -25,7 +25,7 @@ def existing_options() -> set[str]:
 
 
 def test_every_option_is_documented_and_every_documented_option_exists() -> None:
-    from alphatune.jobs.settings import BenchSettings, ExportSettings, TrainSettings, TuneSettings
+    from alphatune.settings import BenchSettings, ExportSettings, TrainSettings, TuneSettings
 
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"--[a-z][a-z-]+", page))

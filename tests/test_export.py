@@ -28,12 +28,12 @@ from alphatune.data.preprocessing import Preprocessing
 from alphatune.errors import NumericError, UnsupportedModelError
 from alphatune.jobs import export_job, exported_graph
 from alphatune.jobs.export import run_export
-from alphatune.jobs.settings import ExportSettings
 from alphatune.models import onnx as onnx_export
 from alphatune.models.agreement import Expected, compare, expect
 from alphatune.models.onnx import open_onnx
 from alphatune.models.sources import build
 from alphatune.results.serialisation import to_json
+from alphatune.settings import ExportSettings
 from alphatune.versions import EXPORTED_PROGRAM, ONNX, TORCH_FOR, torch_allows
 
 #: a small network of timm's with norm, drop and activation in one layer

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from alphatune.errors import ConfigurationError
 from alphatune.jobs.gates import failures, judge, open_gates
-from alphatune.jobs.settings import TuneSettings
+from alphatune.settings import TuneSettings
 
 TUNE = written("tune")
 

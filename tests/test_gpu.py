@@ -13,10 +13,10 @@ from conftest import TINY
 from torch import nn
 
 import alphatune
-from alphatune.jobs.settings import TrainSettings
 from alphatune.jobs.train import run_train
 from alphatune.norms.conversion import Norm, convert_
 from alphatune.norms.moments import example_weighted_norm
+from alphatune.settings import TrainSettings
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,7 +12,7 @@ ROOT = Path(alphatune.__file__).parent
 LAYERS = [
     "cli", "jobs", "reports", "training", "tuning", "deployment", "models", "evaluation", "full_precision", "reading",
     "norms", "data", "pickles", "distributed", "peers", "timing", "cache_folder", "folder_lock", "suggestions", "hashing",
-    "toml", "results", "metrics", "versions", "errors",
+    "toml", "results", "settings", "metrics", "versions", "errors",
 ]  # fmt: skip
 
 

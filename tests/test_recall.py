@@ -16,13 +16,14 @@ from conftest import Run, write_images
 import alphatune
 from alphatune import hashing
 from alphatune.jobs.recall import recall_tune
-from alphatune.jobs.settings import TuneSettings, to_command
+from alphatune.settings import TuneSettings
+from alphatune.settings.saved import to_command
 
 CODE = """
 import json, sys
 sys.path.insert(0, sys.argv[2])
 from alphatune.jobs.recall import recall_tune
-from alphatune.jobs.settings import TuneSettings
+from alphatune.settings import TuneSettings
 document = recall_tune(TuneSettings(**json.loads(sys.argv[1])))
 print(document["cache"]["key"] if document else "", "torch" in sys.modules)
 """

@@ -26,9 +26,9 @@ from forks import run_captured, run_distributed, started
 import alphatune
 from alphatune.cli.main import main
 from alphatune.jobs.run_folder import opened_run_folder
-from alphatune.jobs.settings import TrainSettings
 from alphatune.models.output import is_bundle
 from alphatune.norms.batch_group import BatchGroupNorm2d
+from alphatune.settings import TrainSettings
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 

@@ -28,7 +28,7 @@ from alphatune.data.readable import without_unreadable
 from alphatune.data.splits import open_splits
 from alphatune.errors import AlphatuneError, ConfigurationError, DataError
 from alphatune.jobs.opening import resolved_paths
-from alphatune.jobs.settings import TuneSettings
+from alphatune.settings import TuneSettings
 
 NAMES = ["cat", "ant", "bee"] * 4
 TRUTH = [2, 0, 1] * 4

@@ -4,41 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
-
-from alphatune.cli import bench_options as b
 from alphatune.cli import options as o
-from alphatune.jobs.settings import BenchSettings
+from alphatune.settings import BenchSettings
 
 if TYPE_CHECKING:  # results are not waited for by --help
     from alphatune.results.bench import BenchDocument, Deployment
 
 
+@o.takes(BenchSettings)
 def bench(
-    ctx: typer.Context,
-    model: o.Model,
-    checkpoint: o.Checkpoint = None,
-    checkpoint_key: o.CheckpointKey = None,
-    checkpoint_prefix: o.CheckpointPrefix = None,
-    model_kwargs: o.ModelKwargs = None,
-    pretrained: o.Pretrained = True,
-    unsafe_pickle: o.UnsafePickle = False,
-    trust_code: o.TrustCode = False,
-    logits: o.Logits = None,
-    input_size: o.InputSize = None,
-    alpha: b.OwnAlpha = None,
-    exclude: o.Exclude = None,
-    skip_unknown: o.SkipUnknown = False,
-    device: o.Device = "auto",
-    dtype: o.Dtype = "float32",
-    batch_size: b.BatchSizes = "1,32",
-    channels_last: o.ChannelsLast = False,
-    compile: o.Compile = False,
-    threads: b.Threads = None,
-    seconds: b.Seconds = 10.0,
-    seed: b.ImageSeed = 0,
-    output: b.ResultFile = None,
-    overwrite: b.ReplaceFile = False,
+    settings: BenchSettings,
+    *,
     format: o.Format = "human",
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -59,9 +35,6 @@ def bench(
     from alphatune.jobs.bench import run_bench
     from alphatune.results.serialisation import to_json
 
-    settings = o.settings_from(ctx, BenchSettings)
-    if verbose:
-        console.note(f"settings: {settings}")
     document = run_bench(settings, console.note if not quiet and console.is_terminal(sys.stderr) else None)
     if not quiet:
         console.remark_on(document.model, document.warnings)

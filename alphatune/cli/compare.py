@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from alphatune.cli import options as o
+from alphatune.cli.usage import as_options
+from alphatune.settings.option import MAX_SEED, OUTPUT
 
 if TYPE_CHECKING:  # results are not waited for by --help
     from alphatune.results.comparison import CompareDocument, Comparison
@@ -25,7 +27,7 @@ RankBy = Annotated[
     Literal["top1", "top5", "loss", "ece"] | None,
     typer.Option("--metric", help="What to rank by. Default: what the first was tuned for, else top1."),
 ]
-BootstrapSeed = Annotated[int, typer.Option(min=0, max=o.MOST_SEED, help="Of the bootstrap.")]
+BootstrapSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the bootstrap.")]
 ComparisonFile = Annotated[
     str | None,
     typer.Option(
@@ -33,11 +35,11 @@ ComparisonFile = Annotated[
         "-o",
         metavar="FILE",
         help="Also write the comparison there: .json, .md or .csv.",
-        rich_help_panel=o.OUT,
+        rich_help_panel=OUTPUT,
     ),
 ]
 ReplaceFile = Annotated[
-    bool, typer.Option("--overwrite", help="Replace an older comparison.", rich_help_panel=o.OUT)
+    bool, typer.Option("--overwrite", help="Replace an older comparison.", rich_help_panel=OUTPUT)
 ]
 
 
@@ -108,7 +110,7 @@ def _show(document: CompareDocument) -> None:
         if sentence := text.prediction_sentence(comparison):
             out.print(Text(sentence))
         for remark in comparison.remarks:
-            out.print(Text(f"note: {remark}", style="dim"))
+            out.print(Text(as_options(f"note: {remark}"), style="dim"))
     out.print()
     for sentence in text.summary_sentences(document):
         out.print(Text(sentence, style="bold"))

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from alphatune.cli.stderr import tell
+from alphatune.cli.usage import as_options
 
 if TYPE_CHECKING:  # results are not waited for by --help
     from alphatune.results.gain import Gain
@@ -45,18 +46,18 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 def note(message: str) -> None:
     """A remark to a person, taken literally."""
-    stderr().print(Text(message, style="dim"))
+    stderr().print(Text(as_options(message), style="dim"))
 
 
 def warn(messages: Sequence[str]) -> None:
     for message in messages:
-        stderr().print(Text.assemble(("warning: ", "yellow"), message))
+        stderr().print(Text.assemble(("warning: ", "yellow"), as_options(message)))
 
 
 def fail(messages: Sequence[str]) -> None:
     """What ended with an exit code of its own, though there is a result."""
     for message in messages:
-        tell(f"error: {message}")
+        tell(f"error: {as_options(message)}")
 
 
 def remark_on(model: Source, warnings: Sequence[str]) -> None:

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alphatune.cli import options as o
+from alphatune.settings.option import OUTPUT, RUNNING
 
 if TYPE_CHECKING:  # results are not waited for by --help
     from alphatune.results.demo import DemoDocument
 
 DemoFolder = Annotated[
     str,
-    typer.Option("--output", "-o", metavar="FOLDER", help="Images and models.", rich_help_panel=o.OUT),
+    typer.Option("--output", "-o", metavar="FOLDER", help="Images and models.", rich_help_panel=OUTPUT),
 ]
 OverwriteDemo = Annotated[
-    bool, typer.Option("--overwrite", help="Replace an earlier demo.", rich_help_panel=o.OUT)
+    bool, typer.Option("--overwrite", help="Replace an earlier demo.", rich_help_panel=OUTPUT)
 ]
 DemoSeed = Annotated[
-    int, typer.Option("--seed", help="Of split, weights, batches, noise and folds.", rich_help_panel=o.RUN)
+    int, typer.Option("--seed", help="Of split, weights, batches, noise and folds.", rich_help_panel=RUNNING)
 ]
 
 

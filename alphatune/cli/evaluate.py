@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alphatune.cli import options as o
-from alphatune.jobs.settings import MOST_PIXELS, EvaluateSettings
+from alphatune.settings import EvaluateSettings
+from alphatune.settings.option import OUTPUT
 
 if TYPE_CHECKING:  # results are not waited for by --help
     from alphatune.results.evaluation import EvaluateDocument
@@ -18,58 +19,18 @@ ScoresFile = Annotated[
         "--scores",
         metavar="FILE.npz",
         help="Also keep the scores of every example there, for alphatune compare.",
-        rich_help_panel=o.OUT,
+        rich_help_panel=OUTPUT,
     ),
 ]
 ReplaceScores = Annotated[
-    bool, typer.Option("--overwrite", help="Replace an older file of --scores.", rich_help_panel=o.OUT)
+    bool, typer.Option("--overwrite", help="Replace an older file of --scores.", rich_help_panel=OUTPUT)
 ]
 
 
+@o.takes(EvaluateSettings)
 def evaluate(
-    ctx: typer.Context,
-    model: o.Model,
-    data: o.Data,
-    checkpoint: o.Checkpoint = None,
-    checkpoint_key: o.CheckpointKey = None,
-    checkpoint_prefix: o.CheckpointPrefix = None,
-    model_kwargs: o.ModelKwargs = None,
-    pretrained: o.Pretrained = True,
-    unsafe_pickle: o.UnsafePickle = False,
-    trust_code: o.TrustCode = False,
-    logits: o.Logits = None,
-    split: o.Split = None,
-    val_fraction: o.HeldOut = None,
-    split_seed: o.SplitSeed = 0,
-    data_root: o.DataRoot = None,
-    input_key: o.InputKey = None,
-    target_key: o.TargetKey = None,
-    class_map: o.ClassMap = None,
-    labels: o.Labels = None,
-    path_column: o.PathColumn = None,
-    label_column: o.LabelColumn = None,
-    classes_only_present: o.ClassesOnlyPresent = False,
-    limit: o.Limit = None,
-    decoder: o.Decoder = "pil",
-    max_pixels: o.MaxPixels = MOST_PIXELS,
-    on_bad_image: o.OnBadImage = "fail",
-    mean: o.Mean = None,
-    std: o.Std = None,
-    input_size: o.InputSize = None,
-    crop_pct: o.CropPct = None,
-    crop_mode: o.CropMode = None,
-    interpolation: o.Interpolation = None,
-    alpha: o.Alpha = None,
-    skip_unknown: o.SkipUnknown = False,
-    device: o.Device = "auto",
-    dtype: o.Dtype = "float32",
-    batch_size: o.BatchSize = "auto",
-    workers: o.Workers = "auto",
-    cache: o.Cache = "auto",
-    seed: o.Seed = 0,
-    kernel: o.Kernel = "auto",
-    channels_last: o.ChannelsLast = False,
-    compile: o.Compile = False,
+    settings: EvaluateSettings,
+    *,
     config: o.Config = None,
     dry_run: o.DryRun = False,
     scores: ScoresFile = None,
@@ -93,9 +54,6 @@ def evaluate(
     from alphatune.results.plan import ImagesPlan
     from alphatune.results.serialisation import to_json
 
-    settings = o.settings_from(ctx, EvaluateSettings)
-    if verbose:
-        console.note(f"settings: {settings}")
     with console.progress_bar("evaluating", quiet or dry_run) as progress:
         document = run_evaluate(settings, progress, scores=scores, overwrite=overwrite, dry_run=dry_run)
     if not quiet:

@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from alphatune.cli import export_options as e
 from alphatune.cli import options as o
-from alphatune.jobs.settings import MOST_PIXELS, ExportSettings
+from alphatune.settings import ExportSettings
+from alphatune.settings.option import OUTPUT
 
 if TYPE_CHECKING:  # results are not waited for by --help
     from alphatune.results.export import ExportDocument
 
+Stdout = Annotated[
+    Literal["human", "json", "quiet"],
+    typer.Option(
+        "--stdout",
+        help="A table, one JSON object, or the path: what --format is in other commands.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 
+
+@o.takes(ExportSettings)
 def export(
-    ctx: typer.Context,
-    model: e.Folder,
-    format: e.FileFormat,
-    output: e.OutputFile = None,
-    overwrite: e.Replace = False,
-    opset: e.Opset = None,
-    input_name: e.InputName = None,
-    output_name: e.OutputName = None,
-    fixed_size: e.FixedSize = False,
-    license: e.License = None,
-    repo: e.Repo = None,
-    trust_code: o.TrustCode = False,
-    logits: o.Logits = None,
-    data: e.CheckData = None,
-    split: o.Split = None,
-    split_seed: o.SplitSeed = 0,
-    data_root: o.DataRoot = None,
-    input_key: o.InputKey = None,
-    target_key: o.TargetKey = None,
-    decoder: o.Decoder = "pil",
-    max_pixels: o.MaxPixels = MOST_PIXELS,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    input_size: o.InputSize = None,
-    crop_pct: o.CropPct = None,
-    crop_mode: o.CropMode = None,
-    interpolation: o.Interpolation = None,
-    check_images: e.CheckImages = 12,
-    tolerance: e.Tolerance = 1e-3,
-    seed: e.ImageSeed = 0,
-    stdout: e.Stdout = "human",
+    settings: ExportSettings,
+    *,
+    stdout: Stdout = "human",
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -63,9 +45,6 @@ def export(
     from alphatune.jobs.export import run_export
     from alphatune.results.serialisation import to_json
 
-    settings = o.settings_from(ctx, ExportSettings)
-    if verbose:
-        console.note(f"settings: {settings}")
     document = run_export(settings)
     if not quiet:
         console.warn(document.warnings)

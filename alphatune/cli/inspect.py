@@ -2,51 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alphatune.cli import options as o
-from alphatune.jobs.settings import MOST_PIXELS, InspectSettings
+from alphatune.cli.usage import as_options
+from alphatune.settings import InspectSettings
+from alphatune.settings.option import MODEL
 
 if TYPE_CHECKING:  # results are not waited for by --help
     from alphatune.results.inspection import InspectDocument, InspectedLayer
 
+NormPaths = Annotated[
+    bool,
+    typer.Option(
+        "--paths",
+        help="Also say which norm layers have a path to the output that passes no further one: "
+        "only there does weight decay of gamma and beta act on what the network computes.",
+        rich_help_panel=MODEL,
+    ),
+]
 #: answers to whether a norm layer has a norm-free path to the output
 PATH: dict[object, str] = {True: "yes", False: "no", None: "?"}
 
 
+@o.takes(InspectSettings)
 def inspect(
-    ctx: typer.Context,
-    model: o.Model,
-    checkpoint: o.Checkpoint = None,
-    checkpoint_key: o.CheckpointKey = None,
-    checkpoint_prefix: o.CheckpointPrefix = None,
-    model_kwargs: o.ModelKwargs = None,
-    pretrained: o.Pretrained = True,
-    unsafe_pickle: o.UnsafePickle = False,
-    trust_code: o.TrustCode = False,
-    logits: o.Logits = None,
-    data: o.InspectData = None,
-    split: o.Split = None,
-    split_seed: o.SplitSeed = 0,
-    data_root: o.DataRoot = None,
-    input_key: o.InputKey = None,
-    target_key: o.TargetKey = None,
-    limit: o.Limit = None,
-    decoder: o.Decoder = "pil",
-    max_pixels: o.MaxPixels = MOST_PIXELS,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    input_size: o.InputSize = None,
-    crop_pct: o.CropPct = None,
-    crop_mode: o.CropMode = None,
-    interpolation: o.Interpolation = None,
-    paths: o.NormPaths = False,
-    device: o.Device = "cpu",
-    batch_size: o.BatchSize = "auto",
-    workers: o.Workers = "auto",
-    seed: o.Seed = 0,
+    settings: InspectSettings,
+    *,
+    paths: NormPaths = False,
     config: o.Config = None,
     format: o.Format = "human",
     quiet: o.Quiet = False,
@@ -70,9 +55,6 @@ def inspect(
     from alphatune.jobs.inspect import run_inspect
     from alphatune.results.serialisation import to_json
 
-    settings = o.settings_from(ctx, InspectSettings)
-    if verbose:
-        console.note(f"settings: {settings}")
     with console.progress_bar("measuring", quiet or settings.data is None) as progress:
         document = run_inspect(settings, progress, paths=paths)
     if not quiet:
@@ -100,7 +82,7 @@ def _show(document: InspectDocument) -> None:
     rows = []
     for layer in document.layers:
         spatial = layer.spatial
-        notes = [layer.reason, layer.remark, layer.health]
+        notes = [as_options(layer.reason), as_options(layer.remark), layer.health]
         if layer.aliases:
             notes.append("shared with " + ", ".join(layer.aliases))
         rows.append(

@@ -144,7 +144,7 @@ def _fail(argv: list[str], code: int, message: str, hint: str = "") -> None:
 
     commands = getattr(typer.main.get_command(app), "commands", {})
     command = next(iter(argv), "")
-    hint = name_owners(as_options(hint, command, commands), command, commands)
+    message, hint = as_options(message), name_owners(as_options(hint), command, commands)
     message, hint = one_line(message, 1000), one_line(hint, 1000)
     if _wants_json(argv) and os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks
         with contextlib.suppress(OSError):  # a full disk may be what there is to tell

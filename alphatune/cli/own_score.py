@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from alphatune.cli.usage import as_options
+
 if TYPE_CHECKING:  # results are not waited for by --help
     from alphatune.results.plan import ScorePlan
     from alphatune.results.tune import ScoreTuneDocument
@@ -35,7 +37,7 @@ def show_score_result(document: ScoreTuneDocument, output: str) -> None:
         span = f"alpha {curve[0].alpha:g} to {curve[-1].alpha:g}"
         ends = f"{min(values):.6g} to {max(values):.6g}"
         out.print(Text(f"\n{name} {console.sparkline(values)} {ends}, {span}\n"))
-    out.print(Text(headline(document), style="bold"))
+    out.print(Text(as_options(headline(document)), style="bold"))
     if gain := document.gain:
         out.print(Text(console.gain_text(gain)))
     out.print(

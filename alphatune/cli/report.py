@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from alphatune.cli import options as o
+from alphatune.settings.option import OUTPUT
 
 TunedFolder = Annotated[
     str,
@@ -19,11 +20,11 @@ PageFile = Annotated[
         "-o",
         metavar="FILE",
         help="Write the page there, without figures as files. Default: report.html and figures/ in FOLDER.",
-        rich_help_panel=o.OUT,
+        rich_help_panel=OUTPUT,
     ),
 ]
 ReplaceFile = Annotated[
-    bool, typer.Option("--overwrite", help="Replace an older report at --output.", rich_help_panel=o.OUT)
+    bool, typer.Option("--overwrite", help="Replace an older report at --output.", rich_help_panel=OUTPUT)
 ]
 
 

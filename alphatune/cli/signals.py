@@ -63,8 +63,9 @@ def signals_raised(verbose: bool = False) -> Iterator[None]:
             if wanted and time.monotonic() - wanted[0][1] > _SAME_WISH:  # whatever is being put in order
                 raise error
             wanted[:] = [(error, time.monotonic())]
-            # torch raises where a worker process died, as they do when a whole group of processes gets the signal.
-            handle(signal.SIGCHLD, signal.SIG_DFL)
+            # torch raises where a worker process died, as they do when a whole group of processes gets the signal. Not
+            # undone: the process is about to end.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             handle(signal.SIGALRM, look)
             signal.setitimer(signal.ITIMER_REAL, _LOOK, _LOOK)
             look(number, frame)

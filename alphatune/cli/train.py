@@ -6,88 +6,20 @@ import os
 import shlex
 from typing import TYPE_CHECKING
 
-import typer
-
 from alphatune.cli import options as o
-from alphatune.cli import train_options as t
-from alphatune.jobs.settings import MOST_PIXELS, TrainSettings
+from alphatune.settings import TrainSettings
 
 if TYPE_CHECKING:  # results are not waited for by --help
     from alphatune.results.plan import TrainPlan
     from alphatune.results.training import Epoch, TrainDocument
 
 
+@o.takes(TrainSettings)
 def train(
-    ctx: typer.Context,
-    model: t.Architecture,
-    data: t.TrainData,
-    checkpoint: o.Checkpoint = None,
-    checkpoint_key: o.CheckpointKey = None,
-    checkpoint_prefix: o.CheckpointPrefix = None,
-    model_kwargs: o.ModelKwargs = None,
-    pretrained: t.FineTune = False,
-    unsafe_pickle: o.UnsafePickle = False,
-    logits: o.Logits = None,
-    data_root: o.DataRoot = None,
-    download: o.Download = False,
-    train_split: t.TrainSplit = None,
-    split: o.Split = None,
-    val_fraction: t.ValFraction = None,
-    val_data: t.ValData = None,
-    split_seed: o.SplitSeed = 0,
-    input_key: o.InputKey = None,
-    target_key: o.TargetKey = None,
-    class_map: o.ClassMap = None,
-    labels: o.Labels = None,
-    path_column: o.PathColumn = None,
-    label_column: o.LabelColumn = None,
-    limit: o.Limit = None,
-    max_pixels: o.MaxPixels = MOST_PIXELS,
-    augment: t.Augment = "auto",
-    classes_per_batch: t.ClassesPerBatch = None,
-    batch_order: t.BatchOrder = "shuffled",
-    cache: t.Cache = "none",
-    mean: o.Mean = None,
-    std: o.Std = None,
-    input_size: o.InputSize = None,
-    crop_pct: o.CropPct = None,
-    crop_mode: o.CropMode = None,
-    interpolation: o.Interpolation = None,
-    norm: t.NormOption = "batch",
-    ghost_size: t.GhostSize = 32,
-    groups: t.Groups = 32,
-    examples_per_group: t.ExamplesPerGroup = 2,
-    sync_bn: t.SyncBn = False,
-    decay_norm: t.DecayNorm = "none",
-    gamma_target: t.GammaTarget = "0",
-    epochs: t.Epochs = 10,
-    batch_size: t.TrainBatchSize = 128,
-    accumulate: t.Accumulate = 1,
-    optimizer: t.OptimizerOption = "sgd",
-    lr: t.LearningRate = None,
-    momentum: t.Momentum = 0.9,
-    schedule: t.ScheduleOption = "cosine",
-    warmup_epochs: t.WarmupEpochs = 0.0,
-    milestones: t.Milestones = "0.5,0.75",
-    weight_decay: t.WeightDecay = 5e-4,
-    bias_decay: t.BiasDecay = 0.0,
-    label_smoothing: t.LabelSmoothing = 0.0,
-    ema: t.Ema = 0.0,
-    clip_grad: t.ClipGrad = 0.0,
-    device: o.Device = "auto",
-    dtype: o.Dtype = "float32",
-    channels_last: t.ChannelsLast = False,
-    compile: t.Compile = False,
-    eval_every: t.EvalEvery = 1,
-    eval_batch_size: t.EvalBatchSize = "auto",
-    workers: o.Workers = "auto",
-    seed: t.TrainSeed = 0,
+    settings: TrainSettings,
+    *,
     config: o.Config = None,
     dry_run: o.DryRun = False,
-    output: t.RunFolder = "alphatune-train",
-    resume: t.Resume = False,
-    checkpoint_minutes: t.CheckpointMinutes = 15.0,
-    overwrite: t.OverwriteRun = False,
     format: o.Format = "human",
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -109,9 +41,6 @@ def train(
 
     speaks = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
     quiet = quiet or not speaks
-    settings = o.settings_from(ctx, TrainSettings)
-    if verbose and speaks:
-        console.note(f"settings: {settings}")
     with console.progress_bar("training", quiet or dry_run) as progress:
         document = run_train(settings, progress, None if quiet else _show_epoch, dry_run=dry_run)
     if not speaks:

@@ -7,87 +7,21 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from alphatune.cli import options as o
-from alphatune.jobs.settings import MOST_PIXELS, TuneSettings
+from alphatune.cli.usage import as_options
 from alphatune.metrics import Measure
+from alphatune.settings import TuneSettings
 
 if TYPE_CHECKING:  # results are not waited for by --help
     from alphatune.results.plan import ImagesPlan, ScorePlan
     from alphatune.results.tune import BatchStatistics, Point, Refinement, Tuned, TuneDocument
 
 
+@o.takes(TuneSettings)
 def tune(
-    ctx: typer.Context,
-    model: o.Model,
-    data: o.Data,
-    checkpoint: o.Checkpoint = None,
-    checkpoint_key: o.CheckpointKey = None,
-    checkpoint_prefix: o.CheckpointPrefix = None,
-    model_kwargs: o.ModelKwargs = None,
-    pretrained: o.Pretrained = True,
-    unsafe_pickle: o.UnsafePickle = False,
-    trust_code: o.TrustCode = False,
-    logits: o.Logits = None,
-    split: o.Split = None,
-    val_fraction: o.HeldOut = None,
-    split_seed: o.SplitSeed = 0,
-    data_root: o.DataRoot = None,
-    input_key: o.InputKey = None,
-    target_key: o.TargetKey = None,
-    class_map: o.ClassMap = None,
-    labels: o.Labels = None,
-    path_column: o.PathColumn = None,
-    label_column: o.LabelColumn = None,
-    classes_only_present: o.ClassesOnlyPresent = False,
-    limit: o.Limit = None,
-    decoder: o.Decoder = "pil",
-    max_pixels: o.MaxPixels = MOST_PIXELS,
-    on_bad_image: o.OnBadImage = "fail",
-    mean: o.Mean = None,
-    std: o.Std = None,
-    input_size: o.InputSize = None,
-    crop_pct: o.CropPct = None,
-    crop_mode: o.CropMode = None,
-    interpolation: o.Interpolation = None,
-    alphas: o.Alphas = "auto",
-    curve: o.CurveOption = "auto",
-    curve_tolerance: o.CurveTolerance = 0.002,
-    race_delta: o.RaceDelta = 0.05,
-    metric: o.MetricOption = "top1",
-    accept: o.AcceptOption = "significant",
-    granularity: o.GranularityOption = "global",
-    temperature: o.Temperature = False,
-    score: o.ScoreOption = None,
-    batch_stats: o.BatchStats = False,
-    calibrate: o.Calibrate = None,
-    recalibrate: o.Recalibrate = None,
-    recalibrate_order: o.RecalibrateOrder = "one-pass",
-    recalibrate_augment: o.RecalibrateAugment = "none",
-    calibrate_split: o.CalibrateSplit = None,
-    calibrate_limit: o.CalibrateLimit = None,
-    exclude: o.Exclude = None,
-    min_positions: o.MinPositions = 1,
-    skip_unknown: o.SkipUnknown = False,
-    device: o.Device = "auto",
-    dtype: o.Dtype = "float32",
-    batch_size: o.BatchSize = "auto",
-    workers: o.Workers = "auto",
-    cache: o.Cache = "auto",
-    seed: o.Seed = 0,
-    kernel: o.Kernel = "auto",
-    channels_last: o.ChannelsLast = False,
-    compile: o.Compile = False,
+    settings: TuneSettings,
+    *,
     config: o.Config = None,
     dry_run: o.DryRun = False,
-    min_gain: o.MinGain = None,
-    max_regression: o.MaxRegression = None,
-    require_significant: o.RequireSignificant = False,
-    max_latency_ratio: o.MaxLatencyRatio = None,
-    thumbnails: o.Thumbnails = 12,
-    no_cache: o.NoCache = False,
-    output: o.Output = "alphatune-out",
-    checkpoint_minutes: o.TuneCheckpointMinutes = 1.0,
-    resume: o.TuneResume = False,
-    overwrite: o.Overwrite = False,
     format: o.Format = "human",
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -117,9 +51,6 @@ def tune(
     from alphatune.results.serialisation import to_json
     from alphatune.results.tune import ScoreTuneDocument
 
-    settings = o.settings_from(ctx, TuneSettings)
-    if verbose:
-        console.note(f"settings: {settings}")
     document: Tuned | ImagesPlan | ScorePlan | None = None if dry_run else recall_tune(settings)
     if document is None:
         from alphatune.jobs.tune import run_tune  # torch takes three seconds to import
@@ -231,7 +162,7 @@ def show_result(document: TuneDocument, output: str) -> None:
         out.print("\n")
     if document.refinement:
         out.print(_levels(document.refinement, baseline))
-    out.print(Text(headline(document), style="bold"))
+    out.print(Text(as_options(headline(document)), style="bold"))
     if gain := document.gain:
         out.print(Text(console.gain_text(gain, beyond(document))))
     out.print(

@@ -8,8 +8,14 @@ from collections.abc import Mapping
 import typer
 
 from alphatune.errors import ConfigurationError, one_line
+from alphatune.settings import KINDS
+from alphatune.settings.option import declared
 from alphatune.suggestions import did_you_mean
 
+#: whatever is an option of some command; the last ones are of the terminal, or not of a job with a model
+_SETTINGS = {each.name for kind in KINDS.values() for each in declared(kind)} | {
+    "config", "dry_run", "paths", "scores", "stdout",
+}  # fmt: skip
 _NO_CHOICE = re.compile(r"'([^']*)' is not one of (.+?)\.?$")
 
 
@@ -35,15 +41,22 @@ def name_owners(hint: str, command: str, commands: Mapping[str, object]) -> str:
     return "; ".join(parts)
 
 
-def as_options(hint: str, command: str, commands: Mapping[str, object]) -> str:
-    """A hint of the library's, with ``name=value`` of what is an option of this command as that option."""
-    own = _options(commands[command]) if command in commands else []
+def as_options(text: str) -> str:
+    """Text of the library's, with every setting that it names as the option it is.
+
+    The library writes `batch_size` or `batch_size=8`; here that is --batch-size and --batch-size 8.
+    """
 
     def option(found: re.Match[str]) -> str:
-        name = f"--{found[1].replace('_', '-')}"
-        return f"{name} {found[2]}" if name in own else found[0]
+        name, value = found[1], found[2]
+        if name not in _SETTINGS:
+            return found[0]
+        word = name.replace("_", "-")
+        if value == "False":
+            return f"--no-{word}"
+        return f"--{word} {value}" if value else f"--{word}"
 
-    return re.sub(r"\b([a-z_]+)=(\d+)\b", option, hint)
+    return re.sub(r"`([a-z_]+)(?:=([^`]+))?`", option, text)
 
 
 def require_utf8(name: str) -> None:

@@ -124,7 +124,7 @@ def _pairs(path: Path, arrays: dict[str, _Array], input_key: str | None, target_
                 if split in found:
                     raise DataError(
                         f"{path} holds {found[split]} and {key}: which are meant?",
-                        "--input-key, --target-key",
+                        "`input_key`, `target_key`",
                     )
                 found[split] = key
         if name in _NAMES:
@@ -133,7 +133,7 @@ def _pairs(path: Path, arrays: dict[str, _Array], input_key: str | None, target_
     if not both:
         raise DataError(
             f"no images and labels in {path}: it holds {', '.join(arrays) or 'nothing'}",
-            f"expected {_EXPECTED}; --input-key and --target-key name others",
+            f"expected {_EXPECTED}; `input_key` and `target_key` name others",
         )
     return {split: _part(arrays[images[split]], arrays[labels[split]], names) for split in sorted(both)}
 

@@ -148,7 +148,7 @@ def empty_images(
 
 
 def _in_memory(batches: Batches, size: int, available: int | None) -> Tensor:
-    hint = "--cache disk or none, or fewer images by --limit"
+    hint = "`cache=disk` or none, or fewer images by `limit`"
     if available is not None and size > available:
         raise ResourceError(
             f"{len(batches)} decoded images take {_gib(size)}, and {_gib(available)} of memory are available",
@@ -166,7 +166,7 @@ def _in_memory(batches: Batches, size: int, available: int | None) -> Tensor:
 
 
 def _in_file(batches: Batches, size: int) -> Tensor:
-    hint = "TMPDIR names another folder; or --cache none"
+    hint = "TMPDIR names another folder; or `cache=none`"
     try:
         folder = tempfile.gettempdir()
         free = shutil.disk_usage(folder).free

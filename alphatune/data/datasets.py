@@ -70,8 +70,8 @@ def open_data(
     ):
         raise ConfigurationError(
             f"labels from a file do not go with {text}",
-            "--labels FILE is for a folder or an archive; --path-column and --label-column for such a file; "
-            "--input-key and --target-key name columns of other data",
+            "`labels=FILE` is for a folder or an archive; `path_column` and `label_column` for such a file; "
+            "`input_key` and `target_key` name columns of other data",
         )
     if opens_by_name(text, data_root):
         examples = named_split(
@@ -93,7 +93,7 @@ def open_data(
         examples = open_labelled(text, os.fspath(labels), split, **columns)
     elif is_manifest(text):
         if split is not None:
-            raise ConfigurationError(f"{text} has no splits", "leave out --split")
+            raise ConfigurationError(f"{text} has no splits", "leave out `split`")
         examples = open_manifest(text, data_root, labelled=labelled, **columns)
     else:
         mapped = class_map is not None

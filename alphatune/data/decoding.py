@@ -88,11 +88,11 @@ def _decode_image() -> Any:
         from torchcodec.decoders import decode_image
     except ImportError:  # also a version before 0.16, which has no such function
         raise ConfigurationError(
-            "--decoder torchcodec needs the package torchcodec, 0.16 or newer",
+            "`decoder=torchcodec` needs the package torchcodec, 0.16 or newer",
             'pip install "alphatune[torchcodec]"',
         ) from None
     except (OSError, RuntimeError) as error:  # built for another torch
         raise ConfigurationError(
-            f"torchcodec does not load: {one_line(error)}", "--decoder pil, or a torchcodec for this torch"
+            f"torchcodec does not load: {one_line(error)}", "`decoder=pil`, or a torchcodec for this torch"
         ) from None
     return decode_image

@@ -33,7 +33,7 @@ class Examples:
     """A finite, ordered set of labelled images.
 
     ``indices`` are positions in the source, in increasing order; they identify
-    an example whatever else was left out by ``--limit``.
+    an example whatever else was left out by ``limit``.
     """
 
     source: str
@@ -69,9 +69,9 @@ class Examples:
         decoder_version(decoder)
         if decoder != "pil" and not getattr(self.load, "encoded", False):
             raise ConfigurationError(
-                f"--decoder {decoder} reads folders, archives, hfds/ data and shards in files; "
+                f"`decoder={decoder}` reads folders, archives, hfds/ data and shards in files; "
                 f"the images of {self.source} come decoded already",
-                "leave out --decoder",
+                "leave out `decoder`",
             )
         return replace(self, decode_by=decoder)
 
@@ -94,7 +94,7 @@ class Examples:
         if count is None or count >= len(self):
             return self
         if count < 1:
-            raise ConfigurationError(f"--limit must be at least 1, got {count}")
+            raise ConfigurationError(f"`limit` must be at least 1, got {count}")
         return self.take(np.sort(sample(self.targets, count, np.random.default_rng(seed))))
 
     def take(self, positions: np.ndarray) -> Examples:

@@ -54,7 +54,7 @@ def open_path(
             path, "a timm dataset string starts with torch/, hfds/, hfids/, tfds/ or wds/"
         )
         if text.rpartition(":")[0].endswith(".py"):
-            hint = "a loader of your own goes with tune --score"
+            hint = "a loader of your own goes with tune `score`"
         raise DataError(f"no such folder, archive or dataset: {text}", hint)
     if (splits := saved_splits(path)) is not None:
         return open_saved(path, text, splits, split, input_key, target_key, mapped=mapped, labelled=labelled)
@@ -132,8 +132,8 @@ def _open_archive(path: Path, text: str, split: str | None, *, labelled: bool) -
     splits, top = _splits_among(inventory, found), found.top.rpartition("/")[2]
     if splits or (split is not None and top not in (split, *synonyms(split))):
         raise ConfigurationError(
-            f"{text} is an archive{' of the splits ' + ', '.join(splits) if splits else ''}, and --split reads folders",
-            "unpack it, or archive each split by itself" if splits else "leave out --split",
+            f"{text} is an archive{' of the splits ' + ', '.join(splits) if splits else ''}, and `split` reads folders",
+            "unpack it, or archive each split by itself" if splits else "leave out `split`",
         )
     return _examples(text, text, "", found, archive.load(), archive.notes)
 
@@ -188,7 +188,7 @@ def splits_of(root: Path) -> list[str]:
             if name != found[0] and holds_images(str(root / name)):
                 raise ConfigurationError(
                     f"{root / found[0]} may be a split, or a class as {name} beside it",
-                    f"--split {found[0]} reads it as a split, --split . as a class",
+                    f"`split={found[0]}` reads it as a split, `split=.` as a class",
                 )
     return found
 

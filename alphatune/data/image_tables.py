@@ -128,7 +128,7 @@ def _require(table: Any, wanted: str, what: str, text: str) -> None:
     if wanted not in table.column_names:
         raise ConfigurationError(
             f"{text} has no column of {what} called {wanted}; it has {', '.join(table.column_names)}",
-            did_you_mean(wanted, table.column_names, "--input-key and --target-key name the columns"),
+            did_you_mean(wanted, table.column_names, "`input_key` and `target_key` name the columns"),
         )
 
 
@@ -147,9 +147,9 @@ def _image_column(table: Any, text: str, wanted: str | None) -> str:
     if not among:
         raise ConfigurationError(
             f"{text} has no column of images; it has {', '.join(table.column_names)}",
-            "--input-key and --target-key name the columns",
+            "`input_key` and `target_key` name the columns",
         )
-    return _only(among, IMAGE_HEADINGS, "images", text, "--input-key")
+    return _only(among, IMAGE_HEADINGS, "images", text, "`input_key`")
 
 
 def _is_packed(feature: Any) -> bool:
@@ -172,9 +172,9 @@ def _label_column(table: Any, images: str, text: str) -> str:
     if not among:
         raise ConfigurationError(
             f"{text} has no column of labels; it has {', '.join(table.column_names)}",
-            "--input-key and --target-key name the columns",
+            "`input_key` and `target_key` name the columns",
         )
-    return _only(among, CLASS_HEADINGS, "labels", text, "--target-key")
+    return _only(among, CLASS_HEADINGS, "labels", text, "`target_key`")
 
 
 def _only(among: Sequence[str], headings: set[str], what: str, text: str, option: str) -> str:

@@ -113,7 +113,7 @@ def label_images(inventory: Inventory, *, labelled: bool = True) -> Labelled:
                 return Labelled(top[:-1], (), np.zeros(len(images), np.int64), tuple(notes))
             raise DataError(
                 f"{inventory.shown} holds images outside class folders",
-                "expected FOLDER/CLASS/image.jpg; --labels FILE reads the classes from a file",
+                "expected FOLDER/CLASS/image.jpg; `labels=FILE` reads the classes from a file",
             )
         folders = _first_of(inventory.folders, top)
         if len(folders) > 1 or not all("/" in rest for _, _, rest in names):

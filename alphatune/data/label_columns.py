@@ -68,7 +68,7 @@ def choose_columns(
     if best is None:
         raise DataError(
             f"no column of {name} names images {begin}: {tables[0].where[0]} is {_shown(tables[0].rows[0])}",
-            "paths are relative; of the images of a folder, with --labels, they may lack folders and the ending",
+            "paths are relative; of the images of a folder, with `labels`, they may lack folders and the ending",
         )
     _, path, table = best
     width = len(table.rows[0])
@@ -142,7 +142,7 @@ def _label_column(
         return others[0]
     which = _shown([named[c] for c in others]) if others else f"none but {named[path]!r}"
     raise ConfigurationError(
-        f"which column of {name} holds the labels? There is {which}", "--label-column NAME says it"
+        f"which column of {name} holds the labels? There is {which}", "`label_column=NAME` says it"
     )
 
 

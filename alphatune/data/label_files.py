@@ -199,7 +199,7 @@ def _matched(columns: Columns, images: _Images, labels: str) -> dict[int, int]:
 
 def _hint(missing: Sequence[tuple[str, str]], columns: Columns) -> str:
     if len(missing) == 1 and missing[0][0] == columns.where[0]:
-        return f"if that line is a heading: --path-column {missing[0][1]}"
+        return f"if that line is a heading: `path_column={missing[0][1]}`"
     return "leave out the rows of other images"
 
 

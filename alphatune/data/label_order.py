@@ -71,7 +71,7 @@ def check_label_order(examples: Examples, targets: NDArray[Any], predicted: NDAr
         if clear:
             raise ConfigurationError(
                 f"the labels are not in the model's order: {figures}; first {other.differs}",
-                "--class-map FILE says which output each class is: one class name a line, in the model's order",
+                "`class_map=FILE` says which output each class is: one class name a line, in the model's order",
             )
         if of and other.likely:
             notes.append(
@@ -92,7 +92,7 @@ def near_chance(targets: NDArray[Any], top1: float, at: str = "") -> list[str]:
         return []
     return [
         f"top-1{at and ' ' + at} is {top1:.4f}, close to chance ({chance:.4f}): check the order of the labels "
-        "(--class-map) and the preprocessing (--mean, --std, --input-size) before trusting any figure"
+        "(`class_map`) and the preprocessing (`mean`, `std`, `input_size`) before trusting any figure"
     ]
 
 

@@ -76,7 +76,7 @@ def open_named(data: str, data_root: str | None, *, seed: int = 0, download: boo
             f"unknown dataset {data!r}", did_you_mean(name, NAMES, f"one of: {', '.join(NAMES)}")
         )
     if data_root is None:
-        raise ConfigurationError(f"{name} needs to know where the data lie", "add --data-root FOLDER")
+        raise ConfigurationError(f"{name} needs to know where the data lie", "add `data_root=FOLDER`")
     parts = _read(name, Path(data_root).expanduser(), download)
     divide = _DATASETS[name].divide
     if divide is not None:
@@ -106,15 +106,15 @@ def _read(name: str, root: Path, download: bool) -> layouts.Layout:
     if download and not dataset.downloadable:
         raise ConfigurationError(
             f"{name} has to be downloaded by hand",
-            f"leave out --download and put its {dataset.location} into {root}",
+            f"leave out `download` and put its {dataset.location} into {root}",
         )
     in_root = name == "cub2011" and (root / "images.txt").exists()
     if not download and not in_root and not (root / dataset.location).exists():
         raise DataError(
             f"{name} is not in {root}: there is no {dataset.location}",
-            f"--download fetches it; or give the folder that holds {dataset.location} as --data-root"
+            f"`download` fetches it; or give the folder that holds {dataset.location} as `data_root`"
             if dataset.downloadable
-            else f"give the folder that holds {dataset.location} as --data-root; it has to be downloaded by hand",
+            else f"give the folder that holds {dataset.location} as `data_root`; it has to be downloaded by hand",
         )
     try:
         # stdout carries results only
@@ -126,7 +126,7 @@ def _read(name: str, root: Path, download: bool) -> layouts.Layout:
         reason = one_line(error) or type(error).__name__
         if "not found or corrupted" in reason:
             reason = "files are missing, or are not the published ones (checksums differ)"
-        hint = "--download fetches what is missing" if dataset.downloadable and not download else ""
+        hint = "`download` fetches what is missing" if dataset.downloadable and not download else ""
         raise DataError(f"cannot read {name} in {root}: {reason}", hint) from None
     for split, part in parts.items():
         if len(part) == 0:

@@ -39,7 +39,7 @@ def without_unreadable(batches: Batches, on_bad_image: str) -> tuple[Batches, tu
     if examples.load is None:
         raise ConfigurationError(
             f"bad images cannot be skipped in {examples.source}, which is a stream",
-            "leave out --on-bad-image skip",
+            "leave out `on_bad_image=skip`",
         )
     bad = _unreadable(batches)
     if len(bad) == len(examples):

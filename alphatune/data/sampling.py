@@ -35,18 +35,18 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise ConfigurationError(f"--batch-size must be at least 1, got {self.batch_size}")
+            raise ConfigurationError(f"`batch_size` must be at least 1, got {self.batch_size}")
         if self.seed < 0:
-            raise ConfigurationError(f"--seed must be at least 0, got {self.seed}")
+            raise ConfigurationError(f"`seed` must be at least 0, got {self.seed}")
         if self.batch_order not in get_args(BatchOrder):
             raise ConfigurationError(f"unknown batch order {self.batch_order!r}", "shuffled or blocks")
         classes = self.classes_per_batch
         if classes is None:
             if self.batch_order == "blocks":
-                raise ConfigurationError("--batch-order blocks needs --classes-per-batch")
+                raise ConfigurationError("`batch_order=blocks` needs `classes_per_batch`")
         elif classes < 1 or self.batch_size % classes:
             raise ConfigurationError(
-                f"--classes-per-batch must divide the batch size {self.batch_size}, got {classes}"
+                f"`classes_per_batch` must divide the batch size {self.batch_size}, got {classes}"
             )
 
 
@@ -55,7 +55,7 @@ def steps_per_epoch(examples: int, sampling: Sampling) -> int:
     if examples < sampling.batch_size:
         raise ConfigurationError(
             f"a batch of {sampling.batch_size} needs as many training examples, got {examples}",
-            "use a smaller --batch-size",
+            "use a smaller `batch_size`",
         )
     return examples // sampling.batch_size
 
@@ -76,7 +76,7 @@ def epoch_batches(targets: NDArray[np.int64], sampling: Sampling, epoch: int) ->
     members = [np.flatnonzero(targets == label) for label in np.unique(targets)]
     if len(members) < sampling.classes_per_batch:
         raise ConfigurationError(
-            f"--classes-per-batch {sampling.classes_per_batch} of data with {len(members)} classes"
+            f"`classes_per_batch={sampling.classes_per_batch}` of data with {len(members)} classes"
         )
     share = size // sampling.classes_per_batch
     batches = np.empty((steps, size), dtype=np.int64)

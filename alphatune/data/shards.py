@@ -86,7 +86,7 @@ def find_shards(location: str, split: str | None) -> Shards:
         return Shards(_expanded(named), pattern, int(count) if count.isdecimal() else None)
     if not folder.is_dir():
         if split is not None:
-            raise ConfigurationError(f"{location} has no splits", "leave out --split")
+            raise ConfigurationError(f"{location} has no splits", "leave out `split`")
         return Shards(_expanded(location))
     if info := _read_info(folder):
         chosen = choose_split(location, info, split)

@@ -26,10 +26,10 @@ def choose_split(shown: str, names: Collection[str], split: str | None) -> str:
         return found
     others = ", ".join(sorted(names))
     if split is not None:
-        hint = f"it has: {others}" if others else "leave out --split"
+        hint = f"it has: {others}" if others else "leave out `split`"
         raise ConfigurationError(f"{shown} has no split {split!r}", hint)
     if others:
         raise ConfigurationError(
-            f"{shown} holds the splits {others} and no validation split", "choose one by --split"
+            f"{shown} holds the splits {others} and no validation split", "choose one by `split`"
         )
     return ""

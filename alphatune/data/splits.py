@@ -109,7 +109,7 @@ def open_splits(
     train = open_data(data, split=train_split, **how, **filed)
     if val_data is not None:
         if opens_by_name(val_data, data_root):
-            raise ConfigurationError(f"{val_data} has a training split of its own", f"--data {val_data}")
+            raise ConfigurationError(f"{val_data} has a training split of its own", f"`data={val_data}`")
         validation = open_data(val_data, split=split, **how)
     elif split or (
         val_fraction is None and (split := _own_split(data, data_root, "validation", *keys, labels))
@@ -134,14 +134,14 @@ def _check_options(val_fraction: float | None, val_data: str | None, split: str 
     if val_fraction is None:
         return
     if not 0 < val_fraction < 1:
-        raise ConfigurationError(f"--val-fraction must lie between 0 and 1, got {val_fraction:g}")
-    other = "--val-data" if val_data is not None else "--split" if split is not None else ""
+        raise ConfigurationError(f"`val_fraction` must lie between 0 and 1, got {val_fraction:g}")
+    other = "`val_data`" if val_data is not None else "`split`" if split is not None else ""
     if other:
-        raise ConfigurationError(f"--val-fraction and {other} both say what to validate on", "give one")
+        raise ConfigurationError(f"`val_fraction` and {other} both say what to validate on", "give one")
 
 
 def _refuse_own_splits(data: str, *options: object) -> None:
-    names = ("--val-fraction", "--val-data", "--train-split", "--split", "--labels")
+    names = ("`val_fraction`", "`val_data`", "`train_split`", "`split`", "`labels`")
     given = [name for name, option in zip(names, options, strict=True) if option is not None]
     if given:
         raise ConfigurationError(f"{data} has splits of its own", f"leave out {', '.join(given)}")
@@ -177,7 +177,7 @@ def _held_out(whole: Examples, fraction: float, seed: int) -> Splits:
     kept, held = partition(whole.targets, hold_out(fraction), seed)
     if len(held) == 0:
         raise DataError(
-            f"{whole.source} has one example of each class, and nothing to hold out", "give --val-data"
+            f"{whole.source} has one example of each class, and nothing to hold out", "give `val_data`"
         )
     labels, counts = np.unique(whole.targets, return_counts=True)
     lone = int((counts == 1).sum())
@@ -210,7 +210,7 @@ def _check_classes(train: Examples, validation: Examples) -> None:
     raise DataError(
         f"expected the same classes in training ({len(train.classes)}) and validation "
         f"({len(validation.classes)}): {what}",
-        "--class-map FILE numbers the classes of both alike",
+        "`class_map=FILE` numbers the classes of both alike",
     )
 
 
@@ -229,7 +229,7 @@ def _check_disjoint(train: Examples, validation: Examples) -> None:
     if same:
         raise DataError(
             f"training and validation examples are the same: {train.root or train.source}",
-            "--val-fraction holds out a part of them",
+            "`val_fraction` holds out a part of them",
         )
 
 

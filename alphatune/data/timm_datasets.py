@@ -66,7 +66,7 @@ def _open_by_timm(
     if prefix == "wds":
         root = locate(text, data_root)
     if prefix in ("torch", "tfds") and root is None:
-        raise ConfigurationError(f"{text} needs to know where the data lie", "add --data-root FOLDER")
+        raise ConfigurationError(f"{text} needs to know where the data lie", "add `data_root=FOLDER`")
     try:
         with silenced():
             dataset = create_dataset(
@@ -85,7 +85,7 @@ def _open_by_timm(
     except AlphatuneError:
         raise
     except Exception as error:  # each back-end has errors of its own
-        hint = "shards at an address need _info.json, or a pattern as --split: a-{000..009}.tar"
+        hint = "shards at an address need _info.json, or a pattern, such as `split=a-{000..009}.tar`"
         raise DataError(
             f"cannot open {text} (split {split!r}): {one_line(error)}", hint if prefix == "wds" else ""
         ) from None

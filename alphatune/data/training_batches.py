@@ -43,7 +43,7 @@ class DeviceCache:
     @classmethod
     def of(cls, batches: Batches) -> DeviceCache:
         """Read all batches; raises ResourceError if they do not fit into memory."""
-        images = empty_images(len(batches), batches.preprocessing, batches.device, "leave out --cache")
+        images = empty_images(len(batches), batches.preprocessing, batches.device, "leave out `cache`")
         targets, ids, start = [], [], 0
         for part in on_device(batches.host_batches(), batches.device):
             images[start : start + len(part)] = part.inputs
@@ -104,7 +104,7 @@ class TrainingBatches:
         if self.examples.load is None and self.cache is None:
             raise ConfigurationError(
                 f"{self.examples.source} can be read in order only, and training draws at random",
-                "--cache device keeps the images in memory",
+                "`cache=device` keeps the images in memory",
             )
 
     def cached(self) -> TrainingBatches:

@@ -208,7 +208,7 @@ def _images(
         if len(among) > 1:
             raise ConfigurationError(
                 f"which member is the image of {where(index)}? There is {', '.join(among)}",
-                "--input-key names it",
+                "`input_key` names it",
             )
         if among:
             keys[among[0]] = None
@@ -219,12 +219,12 @@ def _images(
         there = list(dict.fromkeys(key for sample in samples for key in sample.members))
         raise ConfigurationError(
             f"{text} has no images of the key {wanted}; its keys are {', '.join(there)}",
-            did_you_mean(told[0], there, "--input-key and --target-key name the keys"),
+            did_you_mean(told[0], there, "`input_key` and `target_key` name the keys"),
         )
     if lacking:
         raise DataError(
             f"{len(lacking)} of {len(samples)} samples of {text} have no image, first {where.members(lacking[0])}",
-            "every sample needs one; --input-key names its key",
+            "every sample needs one; `input_key` names its key",
         )
     usual = told or keys.keys() <= {"jpg", "jpeg", "png", "webp"}
     return found, [] if usual else [f"images by key {' or '.join(map(repr, keys))}"]
@@ -261,7 +261,7 @@ def _labels(
             did_you_mean(
                 field_name,
                 there,
-                "--input-key and --target-key name the keys; a tar of class folders is read without wds/",
+                "`input_key` and `target_key` name the keys; a tar of class folders is read without wds/",
             ),
         )
     found = list(_contents(key, samples, where, text))
@@ -279,7 +279,7 @@ def _contents(key: str, samples: Sequence[_Sample], where: _Where, text: str) ->
     if lacking:
         raise DataError(
             f"{len(lacking)} of {len(samples)} samples of {text} have no label ({key}), first {where.members(lacking[0])}",
-            "every sample needs one; --target-key names its key",
+            "every sample needs one; `target_key` names its key",
         )
     for index, content in enumerate(where.read(key)):
         yield _decoded(content, key, index, where)
@@ -303,7 +303,7 @@ def _label_field(found: Sequence[Any]) -> str:
     if len(among) > 1 and "label" not in among:
         raise ConfigurationError(
             f"which field of json holds the labels? There is {', '.join(map(repr, among))}",
-            "--target-key names it",
+            "`target_key` names it",
         )
     return "label" if "label" in among else "".join(among)
 
@@ -323,7 +323,7 @@ def _of_field(found: Sequence[Any], name: str, where: Callable[[int], str]) -> l
         there = [str(key) for key in found[0]] if isinstance(found[0], dict) else []
         raise ConfigurationError(
             f"there are no labels of the key or field {name}; the fields of json are {', '.join(there) or 'none'}",
-            did_you_mean(name, there, "--target-key names it"),
+            did_you_mean(name, there, "`target_key` names it"),
         )
     if lacking:
         raise DataError(

@@ -102,7 +102,7 @@ def decoded(loader: Iterable[Any], *, pin: bool = False) -> Iterator[tuple[Tenso
         if isinstance(images, Unreadable):
             raise DataError(
                 f"unreadable image {images.name}: {images.reason}",
-                "; ".join(filter(None, [images.hint, "--on-bad-image skip leaves such images out"])),
+                "; ".join(filter(None, [images.hint, "`on_bad_image=skip` leaves such images out"])),
             )
         batch = torch.from_numpy(images)
         yield batch.pin_memory() if pin else batch, torch.from_numpy(ids)
@@ -140,7 +140,7 @@ def _begin(loader: Iterable[Any]) -> Iterator[Any]:
         if isinstance(error, OSError):
             raise ResourceError(
                 f"worker processes that read images cannot be started: {one_line(error)}",
-                "without workers (--workers 0, num_workers=0) the main process reads them",
+                "without workers (`workers=0`) the main process reads them",
             ) from None
         raise
     finally:

@@ -1,4 +1,4 @@
-"""Moving averages that ``tune`` measures before it sweeps: --calibrate and --recalibrate."""
+"""Moving averages that ``tune`` measures before it sweeps: `calibrate` and `recalibrate`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from alphatune.errors import ConfigurationError, NumericError
 from alphatune.evaluation import Predictor, Progress, Scores, concatenate, evaluate, summarise
 from alphatune.jobs.describe import describe_measured
 from alphatune.jobs.opening import OpenedModel, Prepared, choose_workers, whole_number
-from alphatune.jobs.settings import InspectSettings, TuneSettings
 from alphatune.models.calibration import (
     ORDERS,
     Calibration,
@@ -42,6 +41,7 @@ from alphatune.results.averages import Calibration as Calibrated
 from alphatune.results.averages import Recalibration as Recalibrated
 from alphatune.results.gain import PairedGain
 from alphatune.results.plan import PlannedAverages
+from alphatune.settings import InspectSettings, TuneSettings
 from alphatune.tuning.gain import paired_gain
 from alphatune.tuning.selection import FEWEST_EXAMPLES
 from alphatune.tuning.tune import TuneResult
@@ -79,7 +79,7 @@ class Replaced:
 
 
 def open_averages(settings: TuneSettings, prepared: Prepared) -> Averages:
-    """Open what --calibrate and --recalibrate name, and check that the model has layers for them.
+    """Open what `calibrate` and `recalibrate` name, and check that the model has layers for them.
 
     Layers to calibrate get moments that stand in for those to come, so that all
     other checks can be made before anything is run.
@@ -104,13 +104,13 @@ def open_averages(settings: TuneSettings, prepared: Prepared) -> Averages:
         else:
             notes.append(
                 f"{settings.recalibrate} is a stream and read in its own order: if that is by class, batches are "
-                "not like those of training, and --recalibrate-order layer-by-layer fits better"
+                "not like those of training, and `recalibrate_order=layer-by-layer` fits better"
             )
     if settings.calibrate is not None:
         layers_to_calibrate(module)
         calibrate = _open(settings, settings.calibrate, opened, "none", notes)
         _stand_in_(prepared)
-    for option, batches in (("--calibrate", calibrate), ("--recalibrate", recalibrate)):
+    for option, batches in (("`calibrate`", calibrate), ("`recalibrate`", recalibrate)):
         if batches is not None and _same_source(batches, prepared.batches):
             notes.append(
                 f"{option} measures on the images that the gain is then reported on: deployed on other images, "
@@ -139,7 +139,7 @@ def open_images(
         target_key=settings.target_key,
         split_seed=split_seed,
     )
-    batch_size = whole_number(settings.batch_size, "--batch-size", 1)
+    batch_size = whole_number(settings.batch_size, "`batch_size`", 1)
     batch_size = batch_size or automatic_batch_size(opened.preprocessing, opened.device)
     return Batches(
         examples.decoded_by(settings.decoder).at_most(settings.max_pixels).limit(limit, settings.seed),
@@ -243,19 +243,17 @@ def _check(settings: TuneSettings) -> None:
     if settings.recalibrate is None:
         for name, usual in (("recalibrate_augment", "none"), ("recalibrate_order", "one-pass")):
             if getattr(settings, name) != usual:
-                raise ConfigurationError(f"--{name.replace('_', '-')} needs --recalibrate DATA")
+                raise ConfigurationError(f"`{name}` needs `recalibrate=DATA`")
         if settings.calibrate is None:
             for name in ("calibrate_limit", "calibrate_split"):
                 if getattr(settings, name) is not None:
-                    raise ConfigurationError(
-                        f"--{name.replace('_', '-')} needs --calibrate DATA or --recalibrate DATA"
-                    )
+                    raise ConfigurationError(f"`{name}` needs `calibrate=DATA` or `recalibrate=DATA`")
     if settings.recalibrate_order not in ORDERS:
         raise ConfigurationError(
             f"unknown order {settings.recalibrate_order!r}", f"one of: {', '.join(ORDERS)}"
         )
     if settings.calibrate_limit is not None and settings.calibrate_limit < 1:
-        raise ConfigurationError(f"--calibrate-limit must be at least 1, got {settings.calibrate_limit}")
+        raise ConfigurationError(f"`calibrate_limit` must be at least 1, got {settings.calibrate_limit}")
 
 
 def _open(

@@ -17,7 +17,6 @@ from alphatune.deployment import DeploymentCost, deployment_cost
 from alphatune.errors import ConfigurationError, ResourceError, is_out_of_memory, one_line
 from alphatune.jobs.describe import describe_source
 from alphatune.jobs.opening import DTYPES, OpenedModel, assumed_preprocessing, digits, open_model
-from alphatune.jobs.settings import BenchSettings
 from alphatune.models.health import require_health
 from alphatune.models.probe import Probe, probe
 from alphatune.norms.patching import Alpha, get_alpha
@@ -27,6 +26,7 @@ from alphatune.reports.file import check_file, write_file
 from alphatune.reports.result import environment
 from alphatune.results.bench import BenchDocument
 from alphatune.results.environment import BenchEnvironment
+from alphatune.settings import BenchSettings
 from alphatune.tuning.remarks import remark_on_inactive
 
 #: α of a model that has none of its own
@@ -52,7 +52,7 @@ def run_bench(settings: BenchSettings, note: Callable[[str], None] | None = None
     if settings.dtype not in DTYPES:
         raise ConfigurationError(f"unknown dtype {settings.dtype!r}", f"one of: {', '.join(DTYPES)}")
     if not (settings.seconds > 0 and math.isfinite(settings.seconds)):
-        raise ConfigurationError(f"--seconds must be positive, got {settings.seconds:g}")
+        raise ConfigurationError(f"`seconds` must be positive, got {settings.seconds:g}")
     settings = _of_any_channels(settings)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     with _threads(settings.threads):
@@ -94,7 +94,7 @@ def parse_batch_sizes(text: str) -> tuple[int, ...]:
     sizes = [digits(part.strip()) or 0 for part in text.split(",")]
     if not all(1 <= size <= MOST_IMAGES for size in sizes):
         raise ConfigurationError(
-            f"--batch-size takes whole numbers from 1 to {MOST_IMAGES}, separated by commas, got {one_line(text, 80)!r}"
+            f"`batch_size` takes whole numbers from 1 to {MOST_IMAGES}, separated by commas, got {one_line(text, 80)!r}"
         )
     return tuple(dict.fromkeys(sizes))
 
@@ -127,12 +127,12 @@ def _random_inputs(opened: OpenedModel, size: int, settings: BenchSettings) -> T
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise ResourceError(f"{size} images do not fit into memory", "use a smaller --batch-size") from None
+        raise ResourceError(f"{size} images do not fit into memory", "use a smaller `batch_size`") from None
 
 
 def _of_any_channels(settings: BenchSettings) -> BenchSettings:
     """The settings with a mean and deviation that fit the channels asked for: noise needs neither."""
-    size = parse_numbers(settings.input_size, "--input-size") if settings.input_size else ()
+    size = parse_numbers(settings.input_size, "`input_size`") if settings.input_size else ()
     if len(size) != 3 or size[0] not in range(1, 1025):  # whatever else is wrong with it is said later
         return settings
     channels = int(size[0])
@@ -159,7 +159,7 @@ def _busy(device: torch.device, load: float) -> list[str]:
         return []
     return [
         f"{threads} threads were timed on {cores} cores that were busy already (load average {load:.1f}): "
-        "trust ratios from an idle machine, or with fewer --threads"
+        "trust ratios from an idle machine, or with fewer `threads`"
     ]
 
 
@@ -170,7 +170,7 @@ def _unsteady(costs: list[DeploymentCost]) -> list[str]:
         return []
     return [
         f"timings are unsteady (quartiles up to {spread:.1f} medians apart): something else uses this machine; "
-        "a longer --seconds or fewer --threads help"
+        "a longer `seconds` or fewer `threads` help"
     ]
 
 

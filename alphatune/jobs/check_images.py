@@ -14,9 +14,9 @@ from alphatune.data.datasets import open_data, opens_by_name
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.errors import AlphatuneError, InputError
-from alphatune.jobs.settings import ExportSettings
 from alphatune.results.data import ScoredData
 from alphatune.results.stored import read_tuned
+from alphatune.settings import ExportSettings
 from alphatune.toml import tomllib
 
 #: where a run.toml says which images they are, and how they are read
@@ -33,10 +33,10 @@ class CheckImages:
 
 
 def open_check_images(settings: ExportSettings, preprocessing: Preprocessing) -> CheckImages:
-    """Images of ``--data``; without it of what the folder was tuned on, if that is still there; else noise.
+    """Images of ``data``; without it of what the folder was tuned on, if that is still there; else noise.
 
     Raises:
-        AlphatuneError: ``--data`` cannot be read, in the kind that says why.
+        AlphatuneError: ``data`` cannot be read, in the kind that says why.
     """
     if settings.data is not None:
         how = {name: getattr(settings, name) for name in _HOW}
@@ -54,7 +54,7 @@ def open_check_images(settings: ExportSettings, preprocessing: Preprocessing) ->
         except AlphatuneError as error:
             reason = f"{data}, which the folder was tuned on, cannot be read ({error.message})"
     noise = random_images(settings, preprocessing)
-    return CheckImages(noise, "random", f"checked on random images: {reason}; --data names real ones")
+    return CheckImages(noise, "random", f"checked on random images: {reason}; `data` names real ones")
 
 
 def random_images(settings: ExportSettings, preprocessing: Preprocessing) -> Tensor:

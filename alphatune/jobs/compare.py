@@ -52,7 +52,7 @@ def run_compare(
 
 def _check(path: Path, overwrite: bool) -> None:
     if path.suffix not in (".json", *_MARKS):
-        raise ConfigurationError(f"--output names a file that ends in .json, .md or .csv, got {path}")
+        raise ConfigurationError(f"`output` names a file that ends in .json, .md or .csv, got {path}")
     check_file(path, "compare", overwrite=overwrite, ours=_is_ours if path.suffix in _MARKS else None)
 
 

@@ -28,7 +28,6 @@ from alphatune.data.stratification import hold_out, partition
 from alphatune.errors import ConfigurationError, ResourceError
 from alphatune.jobs.evaluate import run_evaluate
 from alphatune.jobs.opening import resolve_device
-from alphatune.jobs.settings import EvaluateSettings, TrainSettings, TuneSettings
 from alphatune.jobs.train import run_train
 from alphatune.jobs.tune import run_tune
 from alphatune.models.output import check_output
@@ -37,6 +36,7 @@ from alphatune.results.document import SCHEMA
 from alphatune.results.evaluation import EvaluateDocument
 from alphatune.results.serialisation import to_json
 from alphatune.results.stored import command_of
+from alphatune.settings import EvaluateSettings, TrainSettings, TuneSettings
 
 RESULT = "demo.json"
 #: chosen to show an effect: over ten seeds the network loses 3 to 15 points of top-1, and α wins 2 to 9 back
@@ -70,7 +70,7 @@ def run_demo(
         ResourceError: the disk refused.
     """
     if seed < 0:
-        raise ConfigurationError(f"--seed must be at least 0, got {seed}")
+        raise ConfigurationError(f"`seed` must be at least 0, got {seed}")
     folder = Path(output)
     _check_folder(folder, overwrite)
     resolve_device(device)

@@ -12,7 +12,6 @@ from alphatune.data.examples import Unreadable
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing as Transform
 from alphatune.jobs.opening import DTYPES, OpenedModel, Prepared
-from alphatune.jobs.settings import EvaluateSettings
 from alphatune.jobs.training_job import TrainingJob
 from alphatune.models.probe import Probe
 from alphatune.norms.patching import get_alpha
@@ -26,6 +25,7 @@ from alphatune.results.model import LayerRemark, Model, Output, PlannedModel, Sk
 from alphatune.results.plan import ImagesPlan, TrainPlan
 from alphatune.results.training import Recipe, TrainData, TrainedModel, TrainedNorm
 from alphatune.results.values import ModelKind
+from alphatune.settings import EvaluateSettings
 from alphatune.training.optimizers import parameter_groups
 from alphatune.tuning.remarks import remark_on_inactive
 
@@ -59,7 +59,7 @@ def describe_model(
             continue
         reason = layer.reason
         if layer.name in too_small:
-            reason = "fewer positions an example than --min-positions"
+            reason = "fewer positions an example than `min_positions`"
         elif layer.status == "patchable":
             reason = f"left as plain {'BatchNorm' if 'Batch' in layer.kind else layer.kind}"
         skipped.append(SkippedLayer(name=layer.name, kind=layer.kind, reason=reason, status=layer.status))

@@ -38,7 +38,7 @@ def run_doctor() -> DoctorDocument:
 
 
 def to_document(findings: list[Finding]) -> DoctorDocument:
-    """The findings as ``--format json`` shows them."""
+    """The findings, to be printed as JSON."""
     summary = Summary(**{status: sum(f.status == status for f in findings) for status in FINDING_STATUSES})
     return DoctorDocument(
         alphatune=alphatune.__version__,

@@ -12,7 +12,6 @@ from alphatune.evaluation import Progress, evaluate, summarise
 from alphatune.hashing import sha256
 from alphatune.jobs.describe import describe_data, describe_env, describe_model, describe_plan, model_alpha
 from alphatune.jobs.opening import predictor_of, prepare
-from alphatune.jobs.settings import EvaluateSettings
 from alphatune.models.health import require_health
 from alphatune.models.temperature import get_temperature
 from alphatune.norms.kernels import COMPILED_FROM, resolve_kernel, use_kernel
@@ -24,6 +23,7 @@ from alphatune.results.document import Artifact
 from alphatune.results.evaluation import EvaluateDocument
 from alphatune.results.model import EvaluatedModel
 from alphatune.results.plan import ImagesPlan
+from alphatune.settings import EvaluateSettings
 from alphatune.tuning.remarks import remark_on_inactive
 
 

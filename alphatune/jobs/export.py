@@ -10,7 +10,6 @@ from alphatune.jobs.describe import describe_preprocessing, describe_source, mod
 from alphatune.jobs.export_job import INPUT, OUTPUT, ExportJob, open_export
 from alphatune.jobs.exported_graph import Checked, write_graph
 from alphatune.jobs.hub_folder import write_hub_folder
-from alphatune.jobs.settings import ExportSettings
 from alphatune.models.onnx import DEFAULT_OPSET
 from alphatune.models.output import staged
 from alphatune.models.output_file import staged_file
@@ -29,6 +28,7 @@ from alphatune.results.export import (
     ProgramExport,
     WeightsExport,
 )
+from alphatune.settings import ExportSettings
 
 
 def run_export(settings: ExportSettings, *, model: nn.Module | None = None) -> ExportDocument:
@@ -38,7 +38,7 @@ def run_export(settings: ExportSettings, *, model: nn.Module | None = None) -> E
         model: an instance of the architecture, where the folder does not know how to build it.
 
     Returns:
-        What ``--stdout json`` prints.
+        What is printed as JSON.
 
     Raises:
         AlphatuneError: in one of its kinds, and no file is left; NumericError where it computes something else.

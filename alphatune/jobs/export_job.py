@@ -24,7 +24,6 @@ from alphatune.errors import (
 from alphatune.evaluation import evaluation_mode, input_dtype
 from alphatune.jobs.check_images import CheckImages, open_check_images, random_images
 from alphatune.jobs.opening import OpenedModel, assumed_preprocessing, open_model, override_preprocessing
-from alphatune.jobs.settings import ExportSettings
 from alphatune.models.agreement import BATCH_SIZES, Expected, expect
 from alphatune.models.bundle import WEIGHTS, Bundle, read_bundle, restore_
 from alphatune.models.checkpoint_loading import Loaded
@@ -40,22 +39,14 @@ from alphatune.models.temperature import fold_temperature_, get_temperature
 from alphatune.reading import kept_reading
 from alphatune.results.stored import read_tuned
 from alphatune.results.tune import Tuned
+from alphatune.settings import ExportSettings
+from alphatune.settings.option import IMAGES, check_applies
 from alphatune.versions import EXPORTED_PROGRAM, require_torch
 
 #: of ONNX, where no option names them
 INPUT, OUTPUT = "images", "logits"
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors", "hf": "-hf"}
-#: options that mean something for these formats only
-_ONLY = {
-    "opset": ("onnx",),
-    "input_name": ("onnx",),
-    "output_name": ("onnx",),
-    "fixed_size": ("onnx", "pt2"),
-    "license": ("hf",),
-    "repo": ("hf",),
-    "data": ("onnx", "pt2", "hf"),
-}
-#: options that say how ``--data`` is read
+#: options that say how ``data`` is read
 _OF_DATA = ("split", "data_root", "input_key", "target_key")
 
 
@@ -116,8 +107,8 @@ def open_export(settings: ExportSettings, model: nn.Module | None = None) -> Exp
         check_output(output, overwrite=settings.overwrite, keep=[folder])
         if bundle.kind != "timm":
             raise UnsupportedModelError(
-                f"--format hf is for timm's architectures, {folder} holds {bundle.spec or 'a model of your own'}",
-                "--format safetensors keeps the weights and what alphatune found for any model",
+                f"`format=hf` is for timm's architectures, {folder} holds {bundle.spec or 'a model of your own'}",
+                "`format=safetensors` keeps the weights and what alphatune found for any model",
             )
     else:
         check_output_file(output, suffix, overwrite=settings.overwrite, keep=[folder])
@@ -152,29 +143,24 @@ def _check_settings(settings: ExportSettings) -> None:
     if settings.format not in SUFFIXES:
         raise ConfigurationError(
             f"unknown format {settings.format!r}",
-            f"one of: {', '.join(SUFFIXES)}; --stdout chooses what is printed",
+            f"one of: {', '.join(SUFFIXES)}; `stdout` chooses what is printed",
         )
-    for name, formats in _ONLY.items():
-        if getattr(settings, name) not in (None, False) and settings.format not in formats:
-            raise ConfigurationError(
-                f"--{name.replace('_', '-')} does not go with --format {settings.format}",
-                f"it is for --format {' and '.join(formats)}",
-            )
+    check_applies(settings, frozenset({settings.format, *IMAGES}), f"`format={settings.format}`")
     for name in _OF_DATA:
         if getattr(settings, name) is not None and settings.data is None:
-            raise ConfigurationError(f"--{name.replace('_', '-')} needs --data DATA")
+            raise ConfigurationError(f"`{name}` needs `data=DATA`")
     if settings.check_images < max(BATCH_SIZES):
         raise ConfigurationError(
-            f"--check-images must be at least {max(BATCH_SIZES)}, the largest batch that is tried, "
+            f"`check_images` must be at least {max(BATCH_SIZES)}, the largest batch that is tried, "
             f"got {settings.check_images}"
         )
     if not (0 <= settings.tolerance < math.inf):
-        raise ConfigurationError(f"--tolerance must be a number from 0, got {settings.tolerance:g}")
+        raise ConfigurationError(f"`tolerance` must be a number from 0, got {settings.tolerance:g}")
     names = (settings.input_name or INPUT, settings.output_name or OUTPUT)
     if "" in (settings.input_name, settings.output_name) or names[0] == names[1]:
-        raise ConfigurationError("--input-name and --output-name must be two different names")
+        raise ConfigurationError("`input_name` and `output_name` must be two different names")
     if settings.repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", settings.repo, re.ASCII):
-        raise ConfigurationError(f"--repo takes USER/REPO, got {settings.repo!r}")
+        raise ConfigurationError(f"`repo` takes USER/REPO, got {settings.repo!r}")
     if settings.device != "cpu":
         raise ConfigurationError(f"export runs on the CPU, got the device {settings.device!r}")
 
@@ -207,7 +193,7 @@ def _refused(images: Tensor, error: RuntimeError) -> ConfigurationError:
     raise_if_machine_failed(error)
     return ConfigurationError(
         f"the model does not take images of size {'x'.join(map(str, images.shape[1:]))}: {one_line(error)}",
-        "see --input-size",
+        "see `input_size`",
     )
 
 

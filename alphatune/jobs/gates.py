@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from alphatune.errors import ConfigurationError
-from alphatune.jobs.settings import TuneSettings
 from alphatune.metrics import HIGHER_IS_BETTER, METRICS, SCORE, Measure
 from alphatune.results.document import Part
 from alphatune.results.tune import Gate as JudgedGate
 from alphatune.results.tune import Tuned
+from alphatune.settings import TuneSettings
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def open_gates(settings: TuneSettings) -> tuple[Gate, ...]:
         gates.append(
             Gate(
                 "min-gain",
-                _number(settings.min_gain, "--min-gain"),
+                _number(settings.min_gain, "`min_gain`"),
                 _gain,
                 bound="at least {:g} is asked for",
             )
@@ -52,9 +52,9 @@ def open_gates(settings: TuneSettings) -> tuple[Gate, ...]:
         metric = next((metric for metric in known if metric == name), None)
         if metric is None:
             raise ConfigurationError(
-                f"--max-regression takes METRIC=VALUE, got {text!r}", f"METRIC is one of: {', '.join(known)}"
+                f"`max_regression` takes METRIC=VALUE, got {text!r}", f"METRIC is one of: {', '.join(known)}"
             )
-        limit = _number(value, f"--max-regression {metric}")
+        limit = _number(value, f"`max_regression={metric}`")
         gates.append(
             Gate(
                 f"max-regression {metric}",
@@ -67,7 +67,7 @@ def open_gates(settings: TuneSettings) -> tuple[Gate, ...]:
     if settings.require_significant:
         gates.append(Gate("require-significant", 1.0, _significant))
     if settings.max_latency_ratio is not None:
-        limit = _number(settings.max_latency_ratio, "--max-latency-ratio")
+        limit = _number(settings.max_latency_ratio, "`max_latency_ratio`")
         gates.append(Gate("max-latency-ratio", limit, _latency, least=False, bound="at most {:g} is allowed"))
     return tuple(gates)
 

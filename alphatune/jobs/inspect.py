@@ -14,7 +14,6 @@ from alphatune.evaluation import Progress
 from alphatune.jobs.averages import open_images
 from alphatune.jobs.describe import describe_data, describe_preprocessing, describe_source
 from alphatune.jobs.opening import OpenedModel, open_model
-from alphatune.jobs.settings import InspectSettings
 from alphatune.models.health import examine
 from alphatune.models.measurement import measure_moments
 from alphatune.models.outputs import check_outputs_, find_reading_
@@ -30,6 +29,7 @@ from alphatune.results.inspection import (
     InspectedModel,
     Paths,
 )
+from alphatune.settings import InspectSettings
 
 
 def run_inspect(
@@ -104,7 +104,7 @@ def _measured(
     if settings.data is None:
         for name in ("split", "limit", "data_root", "input_key", "target_key"):
             if getattr(settings, name) is not None:
-                raise ConfigurationError(f"--{name.replace('_', '-')} needs --data DATA")
+                raise ConfigurationError(f"`{name}` needs `data=DATA`")
         return {}, None
     batches = open_images(
         settings,
@@ -128,5 +128,5 @@ def _stale(rows: list[InspectedLayer], found: dict[str, float]) -> list[str]:
     return [
         f"the stored averages of {len(stale)} of {len(found)} norm layers look stale on these images, first "
         f"{first.name or '(root)'} (distance {shown}, from {STALE:g}): the images differ from those of "
-        "training, or the averages do not belong to the weights; tune --recalibrate measures them anew"
+        "training, or the averages do not belong to the weights; tune `recalibrate` measures them anew"
     ]

@@ -15,7 +15,6 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
@@ -28,12 +27,13 @@ from alphatune.data.loading import Batches
 from alphatune.hashing import file_state, files_sha256
 from alphatune.jobs.opening import DTYPES, Prepared, resolved
 from alphatune.jobs.plain_values import plain_values
-from alphatune.jobs.result_cache import FREE, NOTES, CachedResult, results_folder, timed_on
-from alphatune.jobs.settings import TuneSettings
+from alphatune.jobs.result_cache import NOTES, CachedResult, results_folder, timed_on
 from alphatune.models.checkpoint_files import files_of_checkpoint
 from alphatune.models.neighbours import files_of_neighbours
 from alphatune.models.output import is_bundle
 from alphatune.reports.result import environment
+from alphatune.settings import TuneSettings
+from alphatune.settings.saved import decisive
 
 _OF_THE_MACHINE = ("platform", "threads")
 #: packages that ``environment`` or ``_own_code`` tells apart
@@ -93,7 +93,7 @@ def _key(settings: TuneSettings, prepared: Prepared, data: Sequence[str | None],
     tensors = [*module.named_parameters(), *module.named_buffers()]
     env = environment(prepared.opened.device, DTYPES[settings.dtype])
     parts = {
-        "settings": {k: v for k, v in asdict(resolved(settings, prepared)).items() if k not in FREE},
+        "settings": decisive(resolved(settings, prepared)),
         "data": data,
         "preprocessing": prepared.opened.preprocessing.to_dict(),  # of the weights, where no option says
         "weights": tensors_sha256(sorted(tensors, key=lambda pair: pair[0])),

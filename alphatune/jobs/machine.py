@@ -104,7 +104,7 @@ def _computes(torch: Any, device: str, detail: str, facts: Open) -> Finding:
     hint = "install a torch that was built for this device"
     if device == "cpu":
         return Finding(DEVICES, device, "broken", f"{detail}; does not compute: {failure}", hint, facts)
-    hint += "; --device cpu works without it"
+    hint += "; `device=cpu` works without it"
     return Finding(DEVICES, device, "note", f"{detail}; does not compute: {failure}", hint, facts)
 
 
@@ -137,14 +137,14 @@ def find_memory() -> Iterator[Finding]:
     free = available_memory()
     if free is not None:
         little = free < LITTLE_MEMORY
-        hint = "smaller --batch-size, --workers 0, --cache none" if little else ""
+        hint = "smaller `batch_size`, `workers=0`, `cache=none`" if little else ""
         yield Finding(
             MEMORY, "memory", "note" if little else "ok", f"{gibibytes(free)} available", hint, {"free": free}
         )
     if Path("/dev/shm").is_dir():
         yield shared_memory(Path("/dev/shm"))
     yield _folder(
-        "temporary folder", Path(tempfile.gettempdir()), "TMPDIR names another; --cache disk writes there"
+        "temporary folder", Path(tempfile.gettempdir()), "TMPDIR names another; `cache=disk` writes there"
     )
     cache = cache_folder()
     if cache is None:

@@ -26,7 +26,6 @@ from alphatune.data.workers import affordable_workers, automatic_workers
 from alphatune.distributed import local_device
 from alphatune.errors import ConfigurationError, one_line, raise_if_machine_failed
 from alphatune.evaluation import Predictor
-from alphatune.jobs.settings import EvaluateSettings, ModelSettings, TuneSettings
 from alphatune.models.bundle import WEIGHTS, build_bundled, read_bundle, restore_
 from alphatune.models.checkpoint_loading import Loaded, load_weights_
 from alphatune.models.checkpoints import Checkpoint, read_checkpoint
@@ -36,6 +35,7 @@ from alphatune.models.outputs import EXAMPLES, check_outputs_
 from alphatune.models.probe import Probe, probe
 from alphatune.models.sources import Source, build, parse_model_kwargs
 from alphatune.norms.kernels import resolve_kernel
+from alphatune.settings import EvaluateSettings, ModelSettings, TuneSettings
 
 S = TypeVar("S", bound=EvaluateSettings)
 P = TypeVar("P", bound=ModelSettings)
@@ -79,12 +79,12 @@ def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
     if is_bundle(settings.model):
         if settings.checkpoint:
             raise ConfigurationError(
-                f"{settings.model} is a tuned folder with weights of its own", "leave out --checkpoint"
+                f"{settings.model} is a tuned folder with weights of its own", "leave out `checkpoint`"
             )
         if settings.model_kwargs:
             raise ConfigurationError(
                 f"{settings.model} is a tuned folder with an architecture of its own",
-                "leave out --model-kwargs",
+                "leave out `model_kwargs`",
             )
         bundle = read_bundle(settings.model)
         source = build_bundled(bundle, trust_code=settings.trust_code)
@@ -102,9 +102,9 @@ def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
             checkpoint = load_weights_(source.model, read_named_checkpoint(settings, named))
             notes += checkpoint.notes
         elif source.kind == "factory":
-            notes.append(f"no --checkpoint was given: the weights are those that {settings.model} made")
+            notes.append(f"no `checkpoint` was given: the weights are those that {settings.model} made")
         elif not source.weights:
-            notes.append("the model has random weights (--no-pretrained)")
+            notes.append("the model has random weights (`pretrained=False`)")
     base = source.preprocessing
     preprocessing = override_preprocessing(base or Preprocessing(), settings)
     if base is None and images:
@@ -117,9 +117,9 @@ def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
 def check_choices(settings: ModelSettings) -> None:
     """Refuse a choice among the weights of a file where there is no file; raises ConfigurationError."""
     if settings.checkpoint is None and not (settings.checkpoint_key is settings.checkpoint_prefix is None):
-        option = "--checkpoint-key" if settings.checkpoint_key is not None else "--checkpoint-prefix"
+        option = "`checkpoint_key`" if settings.checkpoint_key is not None else "`checkpoint_prefix`"
         raise ConfigurationError(
-            f"{option} chooses among the weights of a file, and none was given", "--checkpoint"
+            f"{option} chooses among the weights of a file, and none was given", "`checkpoint`"
         )
 
 
@@ -190,7 +190,7 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     _check_classes(examples, seen.num_classes)
     if settings.classes_only_present:
         examples = only_present(examples)
-    batch_size = whole_number(settings.batch_size, "--batch-size", 1)
+    batch_size = whole_number(settings.batch_size, "`batch_size`", 1)
     batch_size = batch_size or automatic_batch_size(opened.preprocessing, opened.device)
     workers, fewer = choose_workers(settings.workers, batch_size, opened.preprocessing)
     batches = Batches(
@@ -309,18 +309,18 @@ def _check_classes(examples: Examples, outputs: int) -> None:
     if not examples.classes and lowest == 1 and highest == outputs:
         raise ConfigurationError(
             f"the labels run from 1 to {outputs}, the model's outputs from 0 to {outputs - 1}",
-            "--class-map FILE that lists the labels, one a line in the order of the outputs, says which is which",
+            "`class_map=FILE` that lists the labels, one a line in the order of the outputs, says which is which",
         )
     if highest >= outputs:
         raise ConfigurationError(
             f"the data has label {highest}, the model {outputs} outputs",
-            "give --class-map, or a model with a head for these classes",
+            "give `class_map`, or a model with a head for these classes",
         )
     if examples.classes and len(examples.classes) != outputs:
         hint = (
-            "all images are in one folder: --labels FILE reads their classes from a file"
+            "all images are in one folder: `labels=FILE` reads their classes from a file"
             if len(examples.classes) == 1 and not examples.labels
-            else "--class-map FILE says which output each class is: one class name a line, in the model's order"
+            else "`class_map=FILE` says which output each class is: one class name a line, in the model's order"
         )
         raise ConfigurationError(
             f"the data has {len(examples.classes)} classes, the model {outputs} outputs",
@@ -329,8 +329,8 @@ def _check_classes(examples: Examples, outputs: int) -> None:
 
 
 def choose_workers(text: str, batch_size: int, preprocessing: Preprocessing) -> tuple[int, list[str]]:
-    """How many worker processes read images, and a remark if they are fewer than ``--workers`` asks for."""
-    asked = whole_number(text, "--workers", 0)
+    """How many worker processes read images, and a remark if they are fewer than ``workers`` asks for."""
+    asked = whole_number(text, "`workers`", 0)
     wanted = automatic_workers() if asked is None else asked
     used, _ = affordable_workers(wanted, batch_size * math.prod(preprocessing.input_size))
     if asked is None or used == asked:
@@ -358,9 +358,9 @@ def digits(text: str) -> int | None:
 def override_preprocessing(base: Preprocessing, settings: ModelSettings) -> Preprocessing:
     """What the options say about preprocessing, and ``base`` where they are silent."""
     return base.override(
-        mean=parse_numbers(settings.mean, "--mean") if settings.mean else None,
-        std=parse_numbers(settings.std, "--std") if settings.std else None,
-        input_size=parse_numbers(settings.input_size, "--input-size") if settings.input_size else None,
+        mean=parse_numbers(settings.mean, "`mean`") if settings.mean else None,
+        std=parse_numbers(settings.std, "`std`") if settings.std else None,
+        input_size=parse_numbers(settings.input_size, "`input_size`") if settings.input_size else None,
         crop_pct=settings.crop_pct,
         crop_mode=settings.crop_mode,
         interpolation=settings.interpolation,

@@ -13,26 +13,26 @@ from alphatune.models.sources import beside, find_factory
 
 
 def find_score(spec: str) -> Callable[[Any, Any], Any]:
-    """The function that ``--score`` names.
+    """The function that ``score`` names.
 
     Raises:
         ConfigurationError: it cannot be imported, or is no function.
     """
-    found = _find(spec, "--score")
+    found = _find(spec, "`score`")
     if not callable(found):
         raise ConfigurationError(
-            f"--score must name a function score(outputs, targets), {spec} is a {type(found).__name__}"
+            f"`score` must name a function score(outputs, targets), {spec} is a {type(found).__name__}"
         )
     return _beside(spec).calling(found)
 
 
 def open_loader(spec: str) -> Iterable[Any]:
-    """What ``--data`` names beside ``--score``: a loader, or a function without arguments that makes one.
+    """What ``data`` names beside ``score``: a loader, or a function without arguments that makes one.
 
     Raises:
         ConfigurationError: it cannot be imported, fails, or is nothing to iterate over.
     """
-    found = _find(spec, "--data")
+    found = _find(spec, "`data`")
     loader = found
     if callable(found):
         try:
@@ -60,6 +60,6 @@ def _find(spec: str, option: str) -> Any:
     if not spec.rpartition(":")[0]:
         raise ConfigurationError(
             f"{option} takes package.module:function or file.py:function, got {spec!r}",
-            "with --score the data are a loader of your own" if option == "--data" else "",
+            "with `score` the data are a loader of your own" if option == "`data`" else "",
         )
     return find_factory(spec, option, again=False)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from msgspec import structs
 
-from alphatune.data.preprocessing import Preprocessing
 from alphatune.errors import ConfigurationError
 from alphatune.evaluation import Progress
 from alphatune.jobs.describe import describe_model, describe_source
 from alphatune.jobs.gates import Gate, judge, open_gates
 from alphatune.jobs.opening import DTYPES, OpenedModel, open_model, resolved_paths
 from alphatune.jobs.own_code import find_score, open_loader
-from alphatune.jobs.settings import ModelSettings, TuneSettings, input_paths, to_command, to_toml
 from alphatune.models.bundle import write_model
 from alphatune.models.health import require_health
 from alphatune.models.output import check_output, claimed, filling
@@ -35,14 +33,11 @@ from alphatune.results.environment import ScoreEnvironment, SeededEnvironment
 from alphatune.results.model import Model, PlannedModel
 from alphatune.results.plan import PlannedData, PlannedScore, ScorePlan
 from alphatune.results.tune import ScoreTuneDocument
+from alphatune.settings import TuneSettings
+from alphatune.settings.option import check_applies
+from alphatune.settings.saved import input_paths, to_command, to_toml
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.own_score import ScoreResult, tune_score
-
-#: settings that mean something here; all others are about images in classes
-_APPLY = {f.name for f in fields(ModelSettings)} - {f.name for f in fields(Preprocessing)} - {"logits"} | {
-    "data", "score", "alphas", "accept", "seed", "dtype", "kernel", "exclude", "skip_unknown", "output", "overwrite",
-    "min_gain", "max_regression", "require_significant", "max_latency_ratio", "no_cache", "thumbnails",
-}  # fmt: skip
 
 
 def run_score(
@@ -96,17 +91,17 @@ def check_settings(settings: TuneSettings) -> None:
     Raises:
         ConfigurationError: names the option.
     """
-    for field in fields(settings):
-        if field.name not in _APPLY and getattr(settings, field.name) != field.default:
-            raise ConfigurationError(
-                f"--{field.name.replace('_', '-')} does not go with --score",
-                "the loader prepares the data, and the score takes the place of the metric",
-            )
+    check_applies(
+        settings,
+        frozenset(),
+        "`score`",
+        "the loader prepares the data, and the score takes the place of the metric",
+    )
     if settings.dtype not in DTYPES:
         raise ConfigurationError(f"unknown dtype {settings.dtype!r}", f"one of: {', '.join(DTYPES)}")
     if place_of_process() is not None:
         raise ConfigurationError(
-            "--score runs in one process: a loader of your own cannot be shared out", "leave out torchrun"
+            "`score` runs in one process: a loader of your own cannot be shared out", "leave out torchrun"
         )
 
 

@@ -16,17 +16,17 @@ import json
 import os
 import platform
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import alphatune
 from alphatune.hashing import file_state, settled, write_note
 from alphatune.jobs.gates import open_gates
-from alphatune.jobs.result_cache import FREE, NOTES, CachedResult, results_folder, timed_on, write_again
-from alphatune.jobs.settings import TuneSettings, input_paths
+from alphatune.jobs.result_cache import NOTES, CachedResult, results_folder, timed_on, write_again
 from alphatune.models.output import check_output
 from alphatune.peers import place_of_process
 from alphatune.results.tune import TuneDocument
+from alphatune.settings import TuneSettings
+from alphatune.settings.saved import decisive, input_paths
 
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "torchcodec")
 #: what decides which modules and devices are found
@@ -78,7 +78,7 @@ def _note(root: Path, settings: TuneSettings) -> Path:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append((name, importlib.metadata.version(name)))
     surroundings = {
-        "settings": {k: v for k, v in asdict(settings).items() if k not in FREE},
+        "settings": decisive(settings),
         "folder": str(Path.cwd()),
         "python": [sys.version, sys.prefix, platform.machine()],
         "versions": versions,

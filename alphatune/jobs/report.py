@@ -41,7 +41,7 @@ def run_report(folder: str, *, output: str | None = None, overwrite: bool = Fals
     if output is not None:
         check_file(page_path, "report", overwrite=overwrite, ours=_is_ours)
     elif not os.access(root, os.W_OK):
-        raise ConfigurationError(f"cannot write to {root}", "--output FILE writes the page somewhere else")
+        raise ConfigurationError(f"cannot write to {root}", "`output=FILE` writes the page somewhere else")
     try:
         stored = read_own_scores(root, document)
         page, drawn = render_html(document, stored)

@@ -24,21 +24,20 @@ from alphatune.cache_folder import cache_folder, private_folder
 from alphatune.errors import AlphatuneError, InputError
 from alphatune.hashing import FileState, file_state, sha256
 from alphatune.jobs.gates import Gate, judge
-from alphatune.jobs.settings import TuneSettings, input_paths, to_command, to_toml, values_to_toml
 from alphatune.models.neighbours import files_of_neighbours
 from alphatune.models.output import beside, remove, staged
 from alphatune.reports.artifacts import write_result
-from alphatune.reports.page_tables import OF_THE_RUN
 from alphatune.results.stored import RESULT, read_tuned
 from alphatune.results.tune import Cached, TuneDocument
+from alphatune.settings import TuneSettings
+from alphatune.settings.option import without_effect
+from alphatune.settings.saved import input_paths, to_command, to_toml, values_to_toml
 from alphatune.toml import tomllib
 
 VARIABLE, OFF = "ALPHATUNE_CACHE", ("off", "no", "false", "0")
 NOTES = "notes"
 #: all results together; those that nobody asked for the longest go first
 MOST_BYTES = 2 * 2**30
-#: settings that change nothing of what is measured and kept
-FREE = OF_THE_RUN
 _RUN = "run.toml"
 
 
@@ -118,8 +117,9 @@ def _run_toml(settings: TuneSettings, earlier: Path) -> str:
     values = tomllib.loads(earlier.read_text(encoding="utf-8"))
     given = tomllib.loads(to_toml(settings))
     resolved = {k: values[k] for k in ("workers",) if settings.workers == "auto" and k in values}
-    free = {k: v for k, v in given.items() if k in FREE} | resolved
-    return values_to_toml({k: v for k, v in values.items() if k not in FREE} | free)
+    free = without_effect(TuneSettings)
+    changed = {k: v for k, v in given.items() if k in free} | resolved
+    return values_to_toml({k: v for k, v in values.items() if k not in free} | changed)
 
 
 def _make_room(root: Path) -> None:

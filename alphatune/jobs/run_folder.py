@@ -9,10 +9,12 @@ from pathlib import Path
 from alphatune.errors import ConfigurationError, InputError
 from alphatune.folder_lock import locked
 from alphatune.jobs.opening import resolved_paths
-from alphatune.jobs.settings import TrainSettings, input_paths, to_toml
 from alphatune.models.output import MANIFEST, check_name, check_output, disk_errors, is_bundle, remove
 from alphatune.results.stored import read_trained
 from alphatune.results.training import TrainDocument
+from alphatune.settings import TrainSettings
+from alphatune.settings.option import without_effect
+from alphatune.settings.saved import input_paths, to_toml
 from alphatune.toml import tomllib
 from alphatune.training.state import replace_file
 
@@ -21,14 +23,12 @@ CHECKPOINT, RUN, LOG, TENSORBOARD = "checkpoint.pt", "run.toml", "log.csv", "ten
 _FILES = (
     CHECKPOINT, LOG, TENSORBOARD, "model.safetensors", "config.json", "curves.png", "result.json", MANIFEST, RUN,
 )  # fmt: skip
-#: settings that may differ between a run and its continuation
-_FREE = ("output", "device", "workers", "eval_batch_size", "checkpoint_minutes", "download")
 
 
 def check_run_folder(output: Path, settings: TrainSettings) -> None:
     """Refuse an output that is somebody else's, or that this run would change unasked."""
     if settings.resume and settings.overwrite:
-        raise ConfigurationError("--resume continues a run and --overwrite starts anew", "give one")
+        raise ConfigurationError("`resume` continues a run and `overwrite` starts anew", "give one")
     check_name(output)
     for path in filter(None, (settings.data, settings.val_data)):
         if Path(path).is_dir() and output.resolve().is_relative_to(Path(path).resolve()):
@@ -52,7 +52,7 @@ def check_run_folder(output: Path, settings: TrainSettings) -> None:
     elif not settings.overwrite:
         unfinished = "" if finished else " and holds an unfinished run"
         raise ConfigurationError(
-            f"the output {output} exists{unfinished}", "--resume continues it, --overwrite starts anew"
+            f"the output {output} exists{unfinished}", "`resume` continues it, `overwrite` starts anew"
         )
 
 
@@ -67,7 +67,7 @@ def opened_run_folder(output: Path, settings: TrainSettings) -> Iterator[None]:
     try:
         with disk_errors(output), ExitStack() as held:
             output.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(output, f"training into {output}", "give another --output"))
+            held.enter_context(locked(output, f"training into {output}", "give another `output`"))
             check_run_folder(output, settings)  # again, now that nobody else changes it
             # Of a run that was killed.
             leftovers = [entry for entry in output.iterdir() if _is_partial(entry)]
@@ -111,10 +111,10 @@ def _is_partial(entry: Path) -> bool:
 def _check_same(file: Path, settings: TrainSettings) -> None:
     """A run goes on as it began."""
     before = tomllib.loads(file.read_text(encoding="utf-8"))
-    now = tomllib.loads(to_toml(resolved_paths(settings)))
+    now, free = tomllib.loads(to_toml(resolved_paths(settings))), without_effect(TrainSettings)
     for name in sorted(before.keys() | now.keys()):
-        if name not in _FREE and before.get(name) != now.get(name):
+        if name not in free and before.get(name) != now.get(name):
             raise ConfigurationError(
                 f"the run in {file.parent} has {name} = {before.get(name)!r}, now it is {now.get(name)!r}",
-                f"--config {file} repeats its settings; --overwrite starts anew",
+                f"`config={file}` repeats its settings; `overwrite` starts anew",
             )

@@ -86,7 +86,7 @@ def find_cxx(compiler: str | None = None) -> Finding:
     from alphatune.norms.cpu_kernels import find_compiler
 
     name = "C++ compiler"
-    hint = "install g++ or clang++, or let CXX name one; without it --kernel eager is used, which is slower"
+    hint = "install g++ or clang++, or let CXX name one; without it `kernel=eager` is used, which is slower"
     compiler = compiler or find_compiler()
     if compiler is None:
         return Finding(TOOLS, name, "missing", "none on the PATH", hint)

@@ -24,7 +24,6 @@ from alphatune.jobs.run_folder import (
     finished_result,
     opened_run_folder,
 )
-from alphatune.jobs.settings import TrainSettings, check_minutes
 from alphatune.jobs.training_job import (
     TrainingJob,
     evaluation_batches,
@@ -38,6 +37,8 @@ from alphatune.reports.training import log_frame, write_training_reports
 from alphatune.results.metrics import Metrics
 from alphatune.results.plan import TrainPlan
 from alphatune.results.training import Epoch, TrainDocument
+from alphatune.settings import TrainSettings
+from alphatune.settings.saved import check_minutes
 from alphatune.training.distributed import gather, shard
 from alphatune.training.interruption import deferred_signals
 from alphatune.training.loop import train

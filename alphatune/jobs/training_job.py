@@ -30,7 +30,6 @@ from alphatune.jobs.opening import (
     require_device,
     whole_number,
 )
-from alphatune.jobs.settings import TrainSettings
 from alphatune.jobs.training_norm import convert_for_training_, norm_of
 from alphatune.models.finetuning import Started, build_for_classes
 from alphatune.models.output import is_bundle
@@ -39,6 +38,7 @@ from alphatune.models.probe import probe
 from alphatune.models.sources import parse_model_kwargs
 from alphatune.models.weights import weights_of
 from alphatune.norms.conversion import Norm
+from alphatune.settings import TrainSettings
 from alphatune.training.recipe import Recipe
 
 
@@ -80,7 +80,7 @@ def prepare_training(settings: TrainSettings, device: torch.device, world: World
     """Open the data, build and convert the model, and check that they fit each other."""
     recipe = recipe_of(settings)
     if settings.norm != "batch" and settings.sync_bn:
-        raise ConfigurationError(f"--sync-bn is for --norm batch, got --norm {settings.norm}")
+        raise ConfigurationError(f"`sync_bn` is for `norm=batch`, got `norm={settings.norm}`")
     image_mode = (
         "L" if settings.input_size and settings.input_size.replace("x", ",").startswith("1,") else "RGB"
     )
@@ -162,7 +162,7 @@ def _build(settings: TrainSettings, num_classes: int) -> tuple[Started, list[str
     if is_bundle(settings.model):
         raise ConfigurationError(
             f"{settings.model} is a folder that alphatune wrote",
-            f"fine-tune its weights: ARCHITECTURE --checkpoint {settings.model}/model.safetensors",
+            f"fine-tune its weights: ARCHITECTURE `checkpoint={settings.model}/model.safetensors`",
         )
     check_choices(settings)
     checkpoint = read_named_checkpoint(settings, settings.checkpoint) if settings.checkpoint else None
@@ -207,7 +207,7 @@ def evaluation_batches(
     examples: Examples, preprocessing: Preprocessing, settings: TrainSettings, device: torch.device
 ) -> Batches:
     """Examples as the evaluation of a run reads them."""
-    batch_size = whole_number(settings.eval_batch_size, "--eval-batch-size", 1)
+    batch_size = whole_number(settings.eval_batch_size, "`eval_batch_size`", 1)
     batch_size = batch_size or automatic_batch_size(preprocessing, device)
     workers, _ = choose_workers(settings.workers, batch_size, preprocessing)
     return Batches(examples, preprocessing, batch_size, device, workers)
@@ -228,7 +228,7 @@ def recipe_of(settings: TrainSettings) -> Recipe:
         gamma_target=int(settings.gamma_target),  # type: ignore[arg-type]
         schedule=settings.schedule,
         warmup_epochs=settings.warmup_epochs,
-        milestones=parse_numbers(settings.milestones, "--milestones"),
+        milestones=parse_numbers(settings.milestones, "`milestones`"),
         label_smoothing=settings.label_smoothing,
         ema_decay=settings.ema,
         clip_grad=settings.clip_grad,

@@ -8,10 +8,10 @@ from torch import nn
 
 from alphatune.distributed import World
 from alphatune.errors import ConfigurationError
-from alphatune.jobs.settings import TrainSettings
 from alphatune.models.probe import Probe
 from alphatune.norms.conversion import Norm, convert_, groups_for
 from alphatune.norms.survey import survey
+from alphatune.settings import TrainSettings
 
 
 def norm_of(settings: TrainSettings, steps: int) -> Norm:
@@ -35,10 +35,10 @@ def convert_for_training_(
     if settings.sync_bn:
         if not torch.cuda.is_available():
             raise ConfigurationError(
-                "--sync-bn needs CUDA devices", "--norm ghost keeps statistics per process"
+                "`sync_bn` needs CUDA devices", "`norm=ghost` keeps statistics per process"
             )
         if world.size == 1:
-            return ["--sync-bn changes nothing with one process"]
+            return ["`sync_bn` changes nothing with one process"]
         timm.layers.convert_sync_batchnorm(model)
         return []
     if norm.kind == "batch":
@@ -67,12 +67,12 @@ def convert_for_training_(
         if single and (norm.kind == "group" or norm.examples_per_group == 1):
             raise ConfigurationError(
                 f"layer {single[0]} would have one value in each group, and nothing to normalise by",
-                "use fewer --groups",
+                "use fewer `groups`",
             )
     share = settings.batch_size // world.size
     if norm.kind == "ghost" and norm.ghost_batch_size >= share:
         notes.append(
-            f"--ghost-size {norm.ghost_batch_size} is no smaller than the batch of {share}: this is BatchNorm"
+            f"`ghost_size={norm.ghost_batch_size}` is no smaller than the batch of {share}: this is BatchNorm"
         )
     elif norm.kind == "ghost" and share % norm.ghost_batch_size:
         notes.append(f"the last ghost batch of each {share} has {share % norm.ghost_batch_size} examples")

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,8 +28,7 @@ from alphatune.jobs.job_key import find_result, quick_key
 from alphatune.jobs.opening import DTYPES, Prepared, predictor_of, prepare, resolved
 from alphatune.jobs.own_score import run_score
 from alphatune.jobs.recall import remember
-from alphatune.jobs.result_cache import FREE, write_again
-from alphatune.jobs.settings import TuneSettings, check_minutes, input_paths, to_command, to_toml
+from alphatune.jobs.result_cache import write_again
 from alphatune.jobs.thumbnails import make_thumbnails
 from alphatune.models.bundle import write_model
 from alphatune.models.health import require_health
@@ -48,6 +47,8 @@ from alphatune.results.environment import TuneEnvironment
 from alphatune.results.model import Model
 from alphatune.results.plan import ImagesPlan, ScorePlan
 from alphatune.results.tune import Tuned
+from alphatune.settings import TuneSettings
+from alphatune.settings.saved import check_minutes, decisive, input_paths, to_command, to_toml
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.journal import Journal, State, open_journal
 from alphatune.tuning.tune import TuneResult, check_choices, tune
@@ -186,7 +187,7 @@ def _journal(
     """
     folder = _journal_folder(settings)
     checkpoint = prepared.opened.checkpoint
-    job: State = {k: v for k, v in asdict(resolved(settings, prepared)).items() if k not in FREE}
+    job: State = decisive(resolved(settings, prepared))
     job |= {
         "alphatune": alphatune.__version__,
         "checkpoint_sha256": checkpoint.sha256 if checkpoint else "",
@@ -288,7 +289,7 @@ def _below(positions: int, seen: Probe, layers: tuple[NormLayer, ...]) -> set[st
     small = {n for n in names if n in seen.layers and seen.layers[n].positions < positions}
     if small == names and names:
         raise UnsupportedModelError(
-            f"every norm layer sees fewer than {positions} positions (--min-positions)"
+            f"every norm layer sees fewer than {positions} positions (`min_positions`)"
         )
     return small
 
@@ -297,6 +298,6 @@ def _remarks(names: tuple[str, ...], seen: Probe) -> list[str]:
     """One warning for each unusual way in which example-weighted layers see the example."""
     counts = Counter(seen.layers[n].remark for n in names if n in seen.layers and seen.layers[n].remark)
     return [
-        f"{count} example-weighted layer(s) see {remark}; --min-positions 2 leaves layers of one position alone"
+        f"{count} example-weighted layer(s) see {remark}; `min_positions=2` leaves layers of one position alone"
         for remark, count in counts.items()
     ]

@@ -219,7 +219,7 @@ def build_bundled(bundle: Bundle, *, trust_code: bool = False) -> Source:
     if bundle.kind != "torchvision" and bundle.spec not in TRUSTED_FACTORIES and not trust_code:
         raise UntrustedError(
             f"{bundle.folder} names code of its own as the architecture: {bundle.spec}",
-            "--trust-code (trust_code=True) imports it",
+            "`trust_code` imports it",
         )
     built = build(bundle.spec, pretrained=False, model_kwargs=bundle.model_kwargs)
     return Source(bundle.spec, built.kind, built.model, bundle.model_kwargs, bundle.preprocessing)

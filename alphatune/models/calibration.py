@@ -168,7 +168,7 @@ def layers_to_calibrate(model: nn.Module) -> tuple[str, ...]:
     if not names:
         raise UnsupportedModelError(
             "expected a layer that keeps no moving averages (GroupNorm, InstanceNorm, LayerNorm2d), found none",
-            "--recalibrate (recalibrate_) measures those of BatchNorm layers anew",
+            "`recalibrate` (recalibrate_) measures those of BatchNorm layers anew",
         )
     return names
 
@@ -179,7 +179,7 @@ def layers_to_recalibrate(model: nn.Module) -> tuple[str, ...]:
     if not names:
         raise UnsupportedModelError(
             "expected a BatchNorm layer with moving averages to measure anew, found none",
-            "--calibrate (calibrate_) is for layers that keep none, such as GroupNorm",
+            "`calibrate` (calibrate_) is for layers that keep none, such as GroupNorm",
         )
     return names
 
@@ -293,7 +293,7 @@ def _checked(names: tuple[str, ...], pooled: Mapping[str, Moments]) -> tuple[str
         if not bool((torch.isfinite(moments.mean) & torch.isfinite(moments.deviations)).all()):
             raise NumericError(
                 f"layer {name or '(root)'} saw values that are NaN or infinite: there is no average of them",
-                "are these the weights you mean? --dtype float32 overflows last",
+                "are these the weights you mean? `dtype=float32` overflows last",
             )
         if moments.count < 2:
             raise DataError(

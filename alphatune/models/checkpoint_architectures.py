@@ -74,10 +74,10 @@ def _candidates(container: Container, size: int, path: str) -> Iterator[tuple[st
     """Architectures in the order in which they are worth a look, each with how it is built."""
     classes, features = _head(container)
     kwargs: dict[str, Any] = {} if classes == 1000 else {"num_classes": classes}
-    text = f" --model-kwargs num_classes={classes}" if kwargs else ""
+    text = f" `model_kwargs=num_classes={classes}`" if kwargs else ""
     keys = "\n".join(map(plain, container.tensors))
     if "linear.weight" in keys:
-        other = "" if classes == 10 else f" --model-kwargs num_classes={classes}"
+        other = "" if classes == 10 else f" `model_kwargs=num_classes={classes}`"
         for depth in (18, 20, 32, 44, 56, 110):
             name = f"resnet{depth}"
             yield f"alphatune.models.cifar:{name}{other}", lambda n=name: getattr(cifar, n)(classes)  # type: ignore[misc]

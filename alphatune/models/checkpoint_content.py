@@ -45,7 +45,7 @@ from alphatune.pickles.torch_file import (
     weights_root,
 )
 
-ASK = "ask for a .safetensors file; --unsafe-pickle runs the code if you trust its author"
+ASK = "ask for a .safetensors file; `unsafe_pickle` runs the code if you trust its author"
 TORCHSCRIPT = "TorchScript archive"
 _OF_TORCHSCRIPT = ("__torch__.", "torch.jit._pickle.")  # names that its archives always have
 _HEAD = 4096

@@ -104,7 +104,7 @@ def load_weights_(model: nn.Module, checkpoint: Checkpoint, num_classes: int | N
     key, unsafe = match.container.key, checkpoint.unsafe_pickle
     notes += checkpoint.warnings
     if unsafe:
-        notes.append(f"{checkpoint.path} was unpickled without restriction (--unsafe-pickle)")
+        notes.append(f"{checkpoint.path} was unpickled without restriction (`unsafe_pickle`)")
     return Loaded(checkpoint.path, checkpoint.sha256, key, unsafe, tuple(notes), match.new)
 
 
@@ -131,7 +131,7 @@ def _chosen(fits: list[Match], path: str) -> tuple[Match, list[str]]:
         prefixes = ", ".join(sorted(repr(match.rule.file) for match in (best, *best.rivals)))
         raise CheckpointError(
             f"{path} holds several weights that fit the model, under the prefixes {prefixes}",
-            "--checkpoint-prefix chooses",
+            "`checkpoint_prefix` chooses",
         )
     others = {
         m.container.key: m for m in fits if m.container is not best.container and not m.same_values(best)
@@ -140,17 +140,17 @@ def _chosen(fits: list[Match], path: str) -> tuple[Match, list[str]]:
     if others and not best.container.usual:
         raise CheckpointError(
             f"{path} holds several weights that fit the model, under {best.container.key!r}, {keys}",
-            "--checkpoint-key chooses",
+            "`checkpoint_key` chooses",
         )
     notes = []
     if others:
         taken = repr(best.container.key) if best.container.key else "the top"
         notes.append(
-            f"the weights at {taken} of {path} were taken; others under {keys} fit, too (--checkpoint-key)"
+            f"the weights at {taken} of {path} were taken; others under {keys} fit, too (`checkpoint_key`)"
         )
     if best.rivals:
         prefixes = ", ".join(sorted(repr(match.rule.file) for match in best.rivals))
-        notes.append(f"{path} also holds other weights that fit, under {prefixes} (--checkpoint-prefix)")
+        notes.append(f"{path} also holds other weights that fit, under {prefixes} (`checkpoint_prefix`)")
     return best, notes
 
 

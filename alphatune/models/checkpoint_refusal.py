@@ -21,7 +21,7 @@ def refusal(path: str, found: Sequence[Match], expected: Expected) -> Checkpoint
     """
     if not found:
         return CheckpointError(
-            f"no weights of the model are under this prefix in {path}", "see --checkpoint-prefix"
+            f"no weights of the model are under this prefix in {path}", "see `checkpoint_prefix`"
         )
     match = min(found, key=lambda m: m.faults)
     where = path + (f" (under {match.container.key!r})" if match.container.key else "")
@@ -29,7 +29,7 @@ def refusal(path: str, found: Sequence[Match], expected: Expected) -> Checkpoint
         first, second = match.twice[0]
         return CheckpointError(
             f"{where} holds {first!r} and {second!r}: different tensors that are the same weight of the model",
-            "--checkpoint-prefix chooses",
+            "`checkpoint_prefix` chooses",
         )
     if not match.missing and not match.unknown:
         return _of_other_shapes(where, path, match, expected)
@@ -60,7 +60,7 @@ def _of_other_shapes(where: str, path: str, match: Match, expected: Expected) ->
         own.ndim in (1, 2) and found.shape[1:] == own.shape[1:] for found, own in differ
     ):
         return CheckpointError(
-            message, f"another number of classes? try --model-kwargs num_classes={heads.pop()}"
+            message, f"another number of classes? try `model_kwargs=num_classes={heads.pop()}`"
         )
     return CheckpointError(message, _hint(match, path))
 

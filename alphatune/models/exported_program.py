@@ -35,7 +35,7 @@ EXAMPLES = 2
 #: the file inside a .pt2 that says what it is
 RECORD = "alphatune.json"
 #: said where torch is too old for a graph
-WITHOUT_A_GRAPH = "--format safetensors and hf work with every torch"
+WITHOUT_A_GRAPH = "`format=safetensors` and hf work with every torch"
 
 
 class _Logits(nn.Module):

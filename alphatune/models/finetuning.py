@@ -52,7 +52,7 @@ def build_for_classes(
         if source.kind == "factory":
             raise ConfigurationError(
                 f"{spec} has no pretrained weights that alphatune could fetch",
-                "give them as --checkpoint FILE",
+                "give them as `checkpoint=FILE`",
             )
         weights = source.weights or str(source.checkpoint or "")
         if source.checkpoint:
@@ -63,7 +63,7 @@ def build_for_classes(
         kwargs = {**source.model_kwargs, **kwargs}
     if kwargs.setdefault("num_classes", num_classes) != num_classes:
         raise ConfigurationError(
-            f"--model-kwargs num_classes={kwargs['num_classes']} for data with {num_classes} classes"
+            f"`model_kwargs=num_classes={kwargs['num_classes']}` for data with {num_classes} classes"
         )
     if not _takes_num_classes(spec):
         del kwargs["num_classes"]

@@ -136,7 +136,7 @@ def materialise_(
         if not weights_follow:
             raise UnsupportedModelError(
                 f"{spec} gives a model on the meta device: {len(meta)} of its tensors have no values, e.g. {meta[0]}",
-                "give its weights as --checkpoint FILE, or build it on the CPU",
+                "give its weights as `checkpoint=FILE`, or build it on the CPU",
             )
         for module in model.modules():
             if any(
@@ -155,7 +155,7 @@ def materialise_(
                 raise ConfigurationError(
                     f"{spec} has layers that take their shapes from an input, and the model does not take one of size "
                     f"{'x'.join(map(str, input_size))}: {one_line(error)}",
-                    "see --input-size",
+                    "see `input_size`",
                 ) from None
 
 
@@ -166,7 +166,7 @@ def _described(given: object) -> str:
     if isinstance(given, torch.export.ExportedProgram):
         return "an exported program (torch.export), a graph without layers to work on"
     if isinstance(given, dict) and given and all(torch.is_tensor(v) for v in given.values()):
-        return "a dict of tensors: weights, which go to --checkpoint, without the network"
+        return "a dict of tensors: weights, which go to `checkpoint`, without the network"
     if isinstance(given, (tuple, list)):
         kinds: list[Any] = [type(item).__name__ for item in given[:6]]
         return (

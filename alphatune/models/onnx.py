@@ -46,7 +46,7 @@ def require_onnx() -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise ConfigurationError(
-                f"--format onnx needs {', '.join(PACKAGES)}: {one_line(error)}",
+                f"`format=onnx` needs {', '.join(PACKAGES)}: {one_line(error)}",
                 'pip install "alphatune[onnx]"',
             ) from None
 
@@ -55,7 +55,7 @@ def check_opset(opset: int) -> None:
     """Raise ConfigurationError for an opset that the exporter does not write."""
     if opset not in OPSETS:
         raise ConfigurationError(
-            f"torch's exporter writes opset {OPSETS.start} to {OPSETS.stop - 1}, got --opset {opset}"
+            f"torch's exporter writes opset {OPSETS.start} to {OPSETS.stop - 1}, got `opset={opset}`"
         )
 
 
@@ -103,8 +103,8 @@ def write_onnx(
     written = model.graph.opset_imports.get("")
     if written != opset:
         raise ConfigurationError(
-            f"the model cannot be written with --opset {opset}: torch's exporter gave {written}",
-            f"--opset {written}",
+            f"the model cannot be written with `opset={opset}`: torch's exporter gave {written}",
+            f"`opset={written}`",
         )
     _name(model.graph, input_name, output_name)
     for part in (model.graph, *model.functions.values()):

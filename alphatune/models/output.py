@@ -85,7 +85,7 @@ def _make_and_lock(stage: Path, output: Path, held: ExitStack) -> os.stat_result
         # what is not ours. (Some file systems give what we make to somebody else.)
         if not stat.S_ISDIR(status.st_mode) or not (made or status.st_uid == os.geteuid()):
             raise ConfigurationError(f"expected {stage} to be a folder of ours, or not to exist", "remove it")
-        held.enter_context(locked(stage, f"writing {output}", "wait for it, or give another --output"))
+        held.enter_context(locked(stage, f"writing {output}", "wait for it, or give another `output`"))
     except FileNotFoundError:
         return None
     return status if _is_same(stage, status) else None
@@ -175,7 +175,7 @@ def check_output(output: Path, *, overwrite: bool, keep: Iterable[str | os.PathL
     """Refuse an output that exists, is no folder of ours, or holds an input."""
     if output.suffix in (".json", ".safetensors", ".pt", ".pth", ".onnx", ".csv", ".md"):
         raise ConfigurationError(
-            f"--output names a folder, got {output}", "for the result alone: --format json > FILE"
+            f"`output` names a folder, got {output}", "for the result alone: `format=json` > FILE"
         )
     check_name(output)
     output = Path(os.path.abspath(output))
@@ -192,7 +192,7 @@ def check_output(output: Path, *, overwrite: bool, keep: Iterable[str | os.PathL
             "name a folder inside it",
         )
     if not overwrite:
-        raise ConfigurationError(f"the output {output} exists", "--overwrite replaces it")
+        raise ConfigurationError(f"the output {output} exists", "`overwrite` replaces it")
     if not output.is_dir() or (any(output.iterdir()) and not is_bundle(output)):
         raise ConfigurationError(f"{output} was not written by alphatune, so it is not overwritten")
     for path in keep:

@@ -27,9 +27,9 @@ def check_output_file(
     check_name(path)
     path = Path(os.path.abspath(path))  # not resolve(): a link is to be refused, not followed
     if path.is_dir():
-        raise ConfigurationError(f"--output names a file, got the folder {path}")
+        raise ConfigurationError(f"`output` names a file, got the folder {path}")
     if path.suffix != suffix:
-        raise ConfigurationError(f"--output names a file ending in {suffix}, got {path.name}")
+        raise ConfigurationError(f"`output` names a file ending in {suffix}, got {path.name}")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise ConfigurationError(f"cannot write to {path.parent}, where the output {path} would be")
     if path.is_symlink():
@@ -40,7 +40,7 @@ def check_output_file(
     if not path.exists():
         return
     if not overwrite:
-        raise ConfigurationError(f"the output {path} exists", "--overwrite replaces it")
+        raise ConfigurationError(f"the output {path} exists", "`overwrite` replaces it")
     if not _is_export(path):
         raise ConfigurationError(f"{path} was not written by alphatune export, so it is not overwritten")
 
@@ -64,7 +64,7 @@ def staged_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
             sync(file)
             target = path.with_name(file.name)
             if target.exists() and not overwrite:
-                raise ConfigurationError(f"the output {target} exists", "--overwrite replaces it")
+                raise ConfigurationError(f"the output {target} exists", "`overwrite` replaces it")
         replaces = path.exists()
         for file in staged:
             file.replace(path.with_name(file.name))

@@ -99,7 +99,7 @@ def watch_layers(
             raise_if_machine_failed(error)
             raise ConfigurationError(
                 f"the model does not take an input of size {'x'.join(map(str, input_size))}: {one_line(error)}",
-                "see --input-size",
+                "see `input_size`",
             ) from None
     seen = {}
     for name, shape in watch.shapes.items():

@@ -120,7 +120,7 @@ def build(spec: str, *, pretrained: bool = True, model_kwargs: Mapping[str, Any]
         refuse_graph(Path(spec))
         raise ConfigurationError(
             f"MODEL names an architecture, got the file {spec}",
-            f"try: MODEL --checkpoint {spec}" if not spec.endswith(".py") else f"try: {spec}:FACTORY",
+            f"try: MODEL `checkpoint={spec}`" if not spec.endswith(".py") else f"try: {spec}:FACTORY",
         )
     if rest:
         return _factory(spec, scheme, rest, kwargs)
@@ -136,7 +136,7 @@ def parse_model_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key.isidentifier():
-            raise ConfigurationError(f"--model-kwargs takes name=value, got {pair!r}")
+            raise ConfigurationError(f"`model_kwargs` takes name=value, got {pair!r}")
         try:
             kwargs[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -160,7 +160,7 @@ def _timm(spec: str, pretrained: bool, kwargs: dict[str, Any]) -> Source:
             raise ConfigurationError(
                 f"timm has no pretrained weights {spec!r}",
                 did_you_mean(spec, closest(spec, tagged, 1))
-                or f"give --checkpoint FILE{', or one of the tags ' + ', '.join(tags[:8]) if tags else ''}",
+                or f"give `checkpoint=FILE`{', or one of the tags ' + ', '.join(tags[:8]) if tags else ''}",
             )
     with reading_safely():
         model = _call(timm.create_model, spec, spec, pretrained=pretrained, **kwargs)
@@ -228,7 +228,7 @@ def beside(location: str) -> Neighbours:
 def _factory(spec: str, location: str, attribute: str, kwargs: dict[str, Any]) -> Source:
     factory = find_factory(spec)
     if isinstance(factory, nn.Module) and kwargs:
-        raise ConfigurationError(f"{spec} is a model already and takes no --model-kwargs")
+        raise ConfigurationError(f"{spec} is a model already and takes no `model_kwargs`")
     called = callable(factory) and not isinstance(factory, nn.Module)
     model = _call(beside(location).calling(factory), spec, **kwargs) if called else factory
     if location.endswith(".py"):
@@ -292,7 +292,7 @@ def _call(factory: Callable[..., Any], spec: str, *args: Any, **kwargs: Any) -> 
     except (OSError, FileNotFoundError) as error:  # huggingface_hub's and urllib's errors are OSErrors
         raise CheckpointError(
             f"cannot get the pretrained weights of {spec}: {one_line(error)}",
-            "give the weights as --checkpoint FILE",
+            "give the weights as `checkpoint=FILE`",
         ) from None
     except (Exception, SystemExit) as error:  # any factory may raise anything
         raise_if_machine_failed(error)
@@ -354,9 +354,9 @@ def _meant_argument(error: TypeError, factory: Callable[..., Any]) -> str:
     """The factory's argument that a name it does not take looks like; Python 3.13 says so itself."""
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if not unknown or "Did you mean" in str(error):
-        return "see --model-kwargs"
+        return "see `model_kwargs`"
     try:
         known = list(inspect.signature(factory).parameters)
     except (TypeError, ValueError):
         known = []
-    return did_you_mean(unknown[1], {*known, *USUAL_ARGUMENTS}, "see --model-kwargs")
+    return did_you_mean(unknown[1], {*known, *USUAL_ARGUMENTS}, "see `model_kwargs`")

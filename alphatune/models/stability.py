@@ -78,7 +78,7 @@ def require_stable(model: nn.Module, images: Tensor) -> tuple[str, ...]:
                     raise UnsupportedModelError(
                         text, "let eval() reach every layer, and self.training decide"
                     )
-                return (f"{text}; figures depend on --batch-size",)
+                return (f"{text}; figures depend on `batch_size`",)
     return ()
 
 

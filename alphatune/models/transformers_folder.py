@@ -61,7 +61,7 @@ def build_transformers(folder: Path, kwargs: dict[str, Any]) -> nn.Module:
         )
         if unused:
             raise ConfigurationError(
-                f"{named} of transformers has no setting {next(iter(unused))!r}", "see --model-kwargs"
+                f"{named} of transformers has no setting {next(iter(unused))!r}", "see `model_kwargs`"
             )
         model = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
     except AlphatuneError:
@@ -86,7 +86,7 @@ def weights_file(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise ConfigurationError(
-        f"{folder} has no {' or '.join(WEIGHTS)}", "give the weights as --checkpoint FILE"
+        f"{folder} has no {' or '.join(WEIGHTS)}", "give the weights as `checkpoint=FILE`"
     )
 
 

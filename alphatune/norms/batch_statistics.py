@@ -68,7 +68,7 @@ def batch_statistics(
         if not layers:
             raise UnsupportedModelError(
                 "expected a BatchNorm layer, which infers by moving averages, found only GroupNorm",
-                "leave out --batch-stats (batch_stats=True)",
+                "leave out `batch_stats`",
             )
         # On the instance, as hook libraries do it: the class is example weighting's.
         before = {layer: layer.__dict__.get("forward") for layer in layers.values()}

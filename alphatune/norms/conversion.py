@@ -167,7 +167,7 @@ def convert_(model: nn.Module, norm: Norm) -> tuple[str, ...]:
         )
     if not chosen:
         raise UnsupportedModelError(
-            "expected a model with BatchNorm layers to convert, found none", "train it with --norm batch"
+            "expected a model with BatchNorm layers to convert, found none", "train it with `norm=batch`"
         )
     if norm.kind == "renorm":
         for name in chosen:

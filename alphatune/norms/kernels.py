@@ -61,15 +61,15 @@ def resolve_kernel(kernel: Kernel, device: torch.device, *, worth_compiling: boo
         raise ConfigurationError(f"unknown kernel {kernel!r}", f"one of: {', '.join(KERNELS)}")
     if kernel == "compiled":
         if device.type != "cpu":
-            raise ConfigurationError(f"--kernel compiled is for the CPU, the model is on {device}", "triton")
+            raise ConfigurationError(f"`kernel=compiled` is for the CPU, the model is on {device}", "triton")
         if cpu_kernels.load_library() is None:
             raise ConfigurationError(
-                "--kernel compiled needs a C++ compiler, and none works here",
+                "`kernel=compiled` needs a C++ compiler, and none works here",
                 "install g++ or clang++, or set CXX",
             )
     if kernel == "triton" and not (device.type == "cuda" and _triton_available()):
         raise ConfigurationError(
-            f"--kernel triton needs Triton and a CUDA device, the model is on {device}", "auto or eager"
+            f"`kernel=triton` needs Triton and a CUDA device, the model is on {device}", "auto or eager"
         )
     if kernel != "auto":
         return kernel

@@ -134,7 +134,7 @@ def unpatched_alpha(model: nn.Module) -> float:
     if len(alphas) > 1:
         raise UnsupportedModelError(
             "the model has BatchNorm and GroupNorm layers: no single alpha stands for the unpatched model",
-            "--exclude (exclude=...) leaves the layers of one kind alone",
+            "`exclude` leaves the layers of one kind alone",
         )
     return alphas.pop() if alphas else 0.0
 
@@ -193,7 +193,7 @@ def _refuse_unknown(layers: Sequence[NormLayer], skip_unknown: bool) -> None:
         more = f"; and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise UnsupportedModelError(
             f"{len(unknown)} norm layer(s) cannot be example-weighted: {shown}{more}",
-            "--skip-unknown (skip_unknown=True) leaves them as they are and tunes the rest",
+            "`skip_unknown` leaves them as they are and tunes the rest",
         )
 
 
@@ -207,5 +207,5 @@ def _nothing_to_patch(layers: tuple[NormLayer, ...]) -> tuple[str, str]:
         ), hint
     kinds = ", ".join(sorted({layer.kind for layer in layers}))
     if any(layer.status == "calibratable" for layer in layers):
-        hint = "tune --calibrate DATA (calibrate_) measures them over a set of images"
+        hint = "tune `calibrate=DATA` (calibrate_) measures them over a set of images"
     return f"expected at least one BatchNorm layer with moving averages to patch, found only: {kinds}", hint

@@ -105,7 +105,7 @@ def _judge(module: nn.Module, auxiliary: bool) -> tuple[Status, str]:
     if isinstance(module, ExampleWeighted):
         return "patched", ""
     if can_be_calibrated(module):
-        return "calibratable", "keeps no moving averages to mix with: --calibrate (calibrate_) measures them"
+        return "calibratable", "keeps no moving averages to mix with: `calibrate` (calibrate_) measures them"
     calibrated = isinstance(module, Calibrated)
     if isinstance(module, (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)) and not calibrated:
         return "skipped", "keeps no moving averages: the example's own moments are all it uses"

@@ -1,8 +1,8 @@
 """What ``alphatune compare`` is given: a result that lies in a file, and the scores that belong to it.
 
     FOLDER, FOLDER/result.json   of a tune, with FOLDER/scores.npz
-    FILE.json                    what ``tune`` or ``evaluate --format json`` printed
-    FILE.npz                     what ``evaluate --scores`` wrote: scores, and the result in it
+    FILE.json                    what ``tune`` or ``evaluate`` printed as JSON
+    FILE.npz                     what ``evaluate`` wrote as its scores: scores, and the result in it
 
 ``:baseline``, ``:chosen`` or ``:best`` after it names the run of a tune.
 """
@@ -108,14 +108,14 @@ def _read(file: Path, named: Path) -> bytes:
     if named.is_dir() and not file.is_file():
         raise InputError(
             f"{named} holds no result.json: expected a folder that alphatune tune wrote",
-            "alphatune evaluate MODEL --data DATA --scores FILE.npz measures any other model",
+            "evaluate with `scores=FILE.npz` measures any other model",
         )
     try:
         return file.read_bytes()
     except OSError as error:
         raise InputError(
             f"cannot read {file}: {one_line(error)}",
-            "expected a tuned folder, a result of tune or evaluate as JSON, or a file of evaluate --scores",
+            "expected a tuned folder, a result of tune or evaluate as JSON, or a file of evaluate `scores`",
         ) from None
 
 
@@ -138,7 +138,7 @@ def _scores_of(document: Measured, file: Path) -> tuple[StoredScores | None, str
 
 def _evaluated_scores(kept: Artifact | None, file: Path) -> tuple[StoredScores | None, str]:
     if kept is None:
-        return None, f"{file} was evaluated without --scores"
+        return None, f"{file} was evaluated without `scores`"
     for path in (file.parent / Path(kept.path).name, Path(kept.path)):
         if path.is_file() and sha256(path) == kept.sha256:
             return evaluation_scores.read_evaluation(path)[1], ""

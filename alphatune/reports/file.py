@@ -18,7 +18,7 @@ def check_file(
     command: str,
     *,
     overwrite: bool,
-    option: str = "--output",
+    option: str = "`output`",
     ours: Callable[[Path], bool] | None = None,
 ) -> None:
     """Refuse a file that exists, unless it is an older result of the same command and may be replaced.
@@ -38,7 +38,7 @@ def check_file(
     if path.is_dir():
         raise ConfigurationError(f"{option} names a file, got the folder {path}")
     if not overwrite:
-        raise ConfigurationError(f"the output {path} exists", "--overwrite replaces it")
+        raise ConfigurationError(f"the output {path} exists", "`overwrite` replaces it")
     if not (ours(path) if ours else command_of(path) == command):
         raise ConfigurationError(f"{path} was not written by alphatune {command}, so it is not overwritten")
 

@@ -6,13 +6,14 @@ equal results have equal pages.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from alphatune.metrics import HIGHER_IS_BETTER, SCORE, Measure
 from alphatune.reports.averages import averages_sentences
@@ -187,12 +188,17 @@ def interval(values: list[float] | tuple[float, float] | None) -> str:
 def _environment() -> jinja2.Environment:
     environment = open_templates(html=True)
     environment.finalize = lambda value: value if isinstance(value, Markup) else printable(value)
-    environment.filters |= {"number": number, "signed": signed, "interval": interval, "inline": _inline}
+    environment.filters |= {"number": number, "signed": signed, "interval": interval, "inline": _inline, "code": _code}
     environment.globals.update(
         light=LIGHT, dark=DARK, labels=LABELS, level_name=level_name, alpha_text=alpha_text,
         each=f"{100 * CONFIDENCE:.0f} %", counted=counted, left_out=left_out, ends=ENDS,
     )  # fmt: skip
     return environment
+
+
+def _code(text: str) -> Markup:
+    """Text of the library's, in which `this` is code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(printable(text))))
 
 
 def _inline(drawing: Any) -> Markup:

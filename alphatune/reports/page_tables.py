@@ -10,12 +10,9 @@ from typing import Any
 from alphatune.results.alpha import LayerAlpha
 from alphatune.results.data import Data, ScoredData
 from alphatune.results.tune import ScoreTuneDocument, Search, Tuned
+from alphatune.settings import TuneSettings
+from alphatune.settings.option import without_effect
 
-#: settings of one run, which do not change what is measured: a page is the same without them
-OF_THE_RUN = (
-    "output", "overwrite", "resume", "checkpoint_minutes", "no_cache", "workers", "cache",
-    "min_gain", "max_regression", "require_significant", "max_latency_ratio",
-)  # fmt: skip
 #: files whose hashes the page cannot know, or that tell of the run
 _OWN = ("report.html", "report.md", "run.toml", "result.json")
 
@@ -27,9 +24,8 @@ def repeatable_command(command_line: str) -> str:
         if word.startswith("--"):
             lines.append([])
         lines[-1].append(word)
-    lines = [
-        line for line in lines if line and line[0].removeprefix("--").replace("-", "_") not in OF_THE_RUN
-    ]
+    free = without_effect(TuneSettings)
+    lines = [line for line in lines if line and line[0].removeprefix("--").replace("-", "_") not in free]
     return " \\\n    ".join(shlex.join(line) for line in lines)
 
 

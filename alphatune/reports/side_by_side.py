@@ -221,7 +221,7 @@ def _warnings(compared: Sequence[Compared], comparisons: Sequence[Comparison]) -
     if fitted and any(c.same_data for c in comparisons):
         notes.append(
             f"{_listed(fitted)} had alpha chosen on the very examples that are compared, which flatters it: "
-            "what it is worth on others is the gain in its own result; evaluate --scores on others compares "
+            "what it is worth on others is the gain in its own result; evaluate `scores` on others compares "
             "without that"
         )
     return notes

@@ -1,4 +1,4 @@
-"""Results as types: what result.json, ``--format json`` and every report hold.
+"""Results as types: what result.json, the commands' JSON output and every report hold.
 
 One definition gives the object, its JSON, its JSON Schema (schemas.py), the
 validation when it is read again (stored.py), and what templates see. The order

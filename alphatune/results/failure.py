@@ -21,6 +21,6 @@ class Failure(Part, frozen=True, kw_only=True):
 
 
 class FailureDocument(Part, frozen=True, kw_only=True):
-    """What ``--format json`` prints where a command fails. A gate that fails is not such a failure: the result tells."""
+    """What a command prints as JSON where it fails. A gate that fails is not such a failure: the result tells."""
 
     error: Failure

@@ -59,7 +59,7 @@ class Paths(Part, frozen=True, kw_only=True):
 class InspectDocument(Document, frozen=True, kw_only=True):
     """Every norm layer of a model.
 
-    "free_path" and "paths" come with --paths; "distance" and "stale" are null without --data.
+    "free_path" and "paths" come with `paths`; "distance" and "stale" are null without `data`.
     """
 
     command: Literal["inspect"] = "inspect"

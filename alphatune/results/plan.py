@@ -1,4 +1,4 @@
-"""What ``--dry-run`` prints: what would be run, and on what."""
+"""What ``dry_run`` prints: what would be run, and on what."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class PlannedScore(Part, frozen=True, kw_only=True):
 
 
 class ScorePlan(Document, frozen=True, kw_only=True):
-    """The plan of tune --score."""
+    """The plan of tune `score`."""
 
     command: Literal["dry-run"] = "dry-run"
     model: PlannedModel

@@ -165,7 +165,7 @@ class Cached(Part, frozen=True, kw_only=True):
 
 
 class TuneDocument(VersionedDocument, frozen=True, kw_only=True):
-    """result.json of a tune, and what ``--format json`` prints."""
+    """result.json of a tune, and what tune prints as JSON."""
 
     command: Literal["tune"] = "tune"
     command_line: CommandLine = ""

@@ -168,7 +168,7 @@ def _step(
         if is_out_of_memory(error):
             raise ResourceError(
                 f"a batch of {len(batch)} does not fit into the memory of {device}",
-                "use a smaller --batch-size with --accumulate, or --dtype bfloat16",
+                "use a smaller `batch_size` with `accumulate`, or `dtype=bfloat16`",
             ) from None
         raise_if_machine_failed(error)
         if state.step:
@@ -217,7 +217,7 @@ def _require_finite(state: TrainingState, *, weights: bool = False) -> None:
     if bad:
         raise NumericError(
             f"{bad} is NaN or infinite at step {state.step}",
-            "try a smaller --lr, --warmup-epochs 1, --clip-grad 1 or --dtype bfloat16; the last checkpoint is kept",
+            "try a smaller `lr`, `warmup_epochs=1`, `clip_grad=1` or `dtype=bfloat16`; the last checkpoint is kept",
         )
 
 

@@ -59,11 +59,11 @@ class Recipe:
             _within(name, getattr(self, name), 0, 1)
         if self.warmup_epochs >= self.epochs:
             raise ConfigurationError(
-                f"--warmup-epochs must be fewer than the {self.epochs} epochs, got {self.warmup_epochs:g}"
+                f"`warmup_epochs` must be fewer than the {self.epochs} epochs, got {self.warmup_epochs:g}"
             )
         if list(self.milestones) != sorted(self.milestones) or not all(0 < m < 1 for m in self.milestones):
             raise ConfigurationError(
-                f"--milestones are rising fractions of the run in (0, 1), got {list(self.milestones)}"
+                f"`milestones` are rising fractions of the run in (0, 1), got {list(self.milestones)}"
             )
 
 

@@ -94,7 +94,7 @@ def load_state_(state: TrainingState, path: Path, fingerprint: str) -> None:
             raise CheckpointError(f"{path} has schema {content['schema']!r}, this version reads {SCHEMA}")
         if content["fingerprint"] != fingerprint:
             raise ConfigurationError(
-                f"{path} belongs to a run on other training data", "--overwrite starts a new one"
+                f"{path} belongs to a run on other training data", "`overwrite` starts a new one"
             )
         state.model.load_state_dict(content["model"])
         state.optimizer.load_state_dict(content["optimizer"])

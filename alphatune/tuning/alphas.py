@@ -49,13 +49,13 @@ def _parse(text: str) -> list[float]:
         if ":" in text:
             start, stop, count = text.split(":")
             if int(count) < 2:
-                raise ConfigurationError(f"--alphas start:stop:count needs a count of 2 or more, got {count}")
+                raise ConfigurationError(f"`alphas` start:stop:count needs a count of 2 or more, got {count}")
             if int(count) > MOST:
-                raise ConfigurationError(f"--alphas takes {MOST} values at most, got {count}")
+                raise ConfigurationError(f"`alphas` takes {MOST} values at most, got {count}")
             # Rounded, so that 0:0.3:31 holds 0.07 and not 0.06999999999999999.
             return [round(float(a), 12) for a in np.linspace(float(start), float(stop), int(count))]
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise ConfigurationError(
-            f"cannot understand --alphas {text!r}", "auto, a list like 0,0.01,0.02, or start:stop:count"
+            f"cannot understand `alphas={text!r}`", "auto, a list like 0,0.01,0.02, or start:stop:count"
         ) from None

@@ -120,7 +120,7 @@ def batches_of(data: Data, groups: Sequence[NDArray[np.int64]]) -> Iterator[Batc
         if len({batch.inputs.shape[1:] for batch in read}) > 1:
             raise ConfigurationError(
                 "batches drawn at random need inputs of one shape, the data have several",
-                "leave out --batch-stats (batch_stats=True)",
+                "leave out `batch_stats`",
             )
         inputs = torch.cat([batch.inputs for batch in read])
         targets = torch.cat([batch.targets for batch in read])

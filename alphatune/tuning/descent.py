@@ -277,7 +277,7 @@ def _backward(problem: _Problem, state: _State, batch: Batch, share: float) -> N
         if len(batch) == 1:
             raise ResourceError(
                 "the gradient of one example does not fit into the device's memory",
-                "use a smaller --input-size, --device cpu, or --granularity global",
+                "use a smaller `input_size`, `device=cpu`, or `granularity=global`",
             ) from None
     torch.cuda.empty_cache()
     half = len(batch) // 2

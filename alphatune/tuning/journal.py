@@ -108,7 +108,7 @@ class Journal:
 
     def give_up(self, error: Exception) -> None:
         """Leave the room that there is to the result."""
-        self.given_up = f"what --resume goes on from could not be kept in {self.folder}: {one_line(error)}"
+        self.given_up = f"what `resume` goes on from could not be kept in {self.folder}: {one_line(error)}"
         self.close()
 
     def close(self) -> None:
@@ -137,7 +137,7 @@ def open_journal(folder: Path, job: State, *, resume: bool, minutes: float) -> J
         if key.exists() and key.read_text(encoding="utf-8") != text:
             raise InputError(
                 f"{folder} was left by a job with other settings, model or data",
-                "repeat the command that was interrupted, or leave out --resume to start anew",
+                "repeat the command that was interrupted, or leave out `resume` to start anew",
             )
     except OSError as error:
         raise ResourceError(f"cannot write {folder}: {error}") from None

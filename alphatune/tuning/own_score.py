@@ -328,7 +328,7 @@ def _raise_if_not_at_fault(error: Exception) -> None:
     if is_out_of_memory(error):
         raise ResourceError(
             "a batch does not fit into the device's memory",
-            "let the loader give smaller batches, or use --dtype bfloat16 or --device cpu",
+            "let the loader give smaller batches, or use `dtype=bfloat16` or `device=cpu`",
         ) from error
     raise_if_machine_failed(error)
 

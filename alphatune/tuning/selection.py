@@ -137,7 +137,7 @@ def decide(
     if gain.significant:
         return Decision(alpha, f"the {gain.scheme} gain in {metric} is significant", best, gain)
     if accept == "best":
-        reason = f"the gain in {metric} is not significant, but --accept best was asked for"
+        reason = f"the gain in {metric} is not significant, but `accept=best` was asked for"
         return Decision(alpha, reason, best, gain)
     return Decision(baseline, f"the {gain.scheme} gain in {metric} is not significant", best, gain)
 

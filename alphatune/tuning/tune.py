@@ -237,7 +237,7 @@ def tune(
         if refining and n < FEWEST_TO_REFINE:
             raise ConfigurationError(
                 f"expected at least {FEWEST_TO_REFINE} examples for a finer granularity or a temperature, got {n}",
-                "more examples, or --granularity global without --temperature",
+                "more examples, or `granularity=global` without `temperature`",
             )
         used = resolve_kernel(kernel, tensor.device, worth_compiling=n >= COMPILED_FROM)
         started, forwards = time.perf_counter(), 0
@@ -427,14 +427,14 @@ def _remark_on_calibration(result: TuneResult) -> list[str]:
     if refinement is None:
         return [
             f"a gain in {metric} can be calibration, which dividing the logits by one number gives for free: "
-            "--temperature (temperature=True) tells what alpha is worth beyond it"
+            "`temperature` tells what alpha is worth beyond it"
         ]
     plain, chosen = (getattr(level.calibrated, metric) for level in (refinement.levels[0], refinement.level))
     if refinement.joint or chosen < plain:
         return []
     return [
         f"all of the gain in {metric} is calibration: with a temperature each the unpatched model has {plain:.4f} and "
-        f"the chosen alpha {chosen:.4f}; --temperature (temperature=True) takes that into account"
+        f"the chosen alpha {chosen:.4f}; `temperature` takes that into account"
     ]
 
 
@@ -450,7 +450,7 @@ def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
         notes.append(
             f"{others} raises top-1 by about {100 * (max(top1.values()) - plain):.1f} points: so much usually means "
             "that alpha makes up for preprocessing other than the model was trained with; check "
-            "--mean, --std, --crop-pct and --interpolation first"
+            "`mean`, `std`, `crop_pct` and `interpolation` first"
         )
     before, after = result.baseline, result.chosen
     if changed and result.metric != "top1" and after.top1 < before.top1:

@@ -23,8 +23,8 @@ from alphatune.data.cache import with_cache
 from alphatune.evaluation import evaluate, summarise
 from alphatune.jobs.averages import mixed, open_images
 from alphatune.jobs.opening import prepare
-from alphatune.jobs.settings import TuneSettings
 from alphatune.models.calibration import ORDERS, recalibrate_
+from alphatune.settings import TuneSettings
 from alphatune.tuning.gain import paired_gain
 
 

@@ -33,11 +33,11 @@ from alphatune.data.preprocessing import Preprocessing
 from alphatune.errors import AlphatuneError
 from alphatune.evaluation import predict
 from alphatune.jobs.export import run_export
-from alphatune.jobs.settings import ExportSettings
 from alphatune.models.sources import Source, build
 from alphatune.norms.conversion import layer_settings
 from alphatune.norms.survey import survey
 from alphatune.results.serialisation import to_json
+from alphatune.settings import ExportSettings
 
 CLASSES = 100
 #: family -> MODEL, image size

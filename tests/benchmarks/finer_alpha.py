@@ -24,8 +24,8 @@ import torch
 from alphatune.cli.memory import keep_freed_memory
 from alphatune.evaluation import evaluate
 from alphatune.jobs.opening import prepare
-from alphatune.jobs.settings import TuneSettings
 from alphatune.results.tune import Level
+from alphatune.settings import TuneSettings
 from alphatune.tuning.refinement import Refinement
 from alphatune.tuning.tune import tune
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alphatune.jobs.opening import prepare
-from alphatune.jobs.settings import TuneSettings
+from alphatune.settings import TuneSettings
 from alphatune.tuning.alphas import AUTO
 from alphatune.tuning.selection import cross_fitted_gain, select_by_score
 from alphatune.tuning.sweep import Sweep

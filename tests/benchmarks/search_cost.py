@@ -37,8 +37,8 @@ from alphatune.data.cache import with_cache
 from alphatune.data.loading import Batches
 from alphatune.evaluation import evaluate
 from alphatune.jobs.opening import Prepared, prepare
-from alphatune.jobs.settings import TuneSettings
 from alphatune.norms.kernels import resolve_kernel
+from alphatune.settings import TuneSettings
 from alphatune.tuning.tune import TuneResult, tune
 
 LOOP_ALPHAS = (0.0, 0.02, 0.05, 0.1)

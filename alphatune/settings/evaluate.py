@@ -1,0 +1,84 @@
+"""What ``evaluate`` takes."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from alphatune.settings.images import (
+    BATCH_SIZE,
+    DATA_OPTION,
+    SEED,
+    WORKERS,
+    ImageSettings,
+    LabelSettings,
+)
+from alphatune.settings.model import ModelSettings
+from alphatune.settings.option import DATA, IMAGES, RUNNING, TUNING, Option
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(ModelSettings, LabelSettings, ImageSettings):
+    """Which data, and how to run over them."""
+
+    data: Annotated[str, DATA_OPTION] = field()  # is required
+    classes_only_present: Annotated[
+        bool,
+        Option(
+            help="Score the outputs of the classes that the data hold, and leave out the others (ImageNet-R, -A).",
+            group=DATA,
+            applies_to=IMAGES,
+        ),
+    ] = False
+    on_bad_image: Annotated[
+        Literal["fail", "skip"],
+        Option(
+            help="What an image that cannot be read does: end the run, or be left out of all of it. skip decodes "
+            "every image once more.",
+            group=DATA,
+            applies_to=IMAGES,
+        ),
+    ] = "fail"
+    alpha: Annotated[
+        float | None,
+        Option(help="Evaluate at this alpha instead of the model's own.", group=TUNING, metavar="A"),
+    ] = None
+    skip_unknown: Annotated[
+        bool, Option(help="Leave norm layers of unknown kind as they are.", group=TUNING)
+    ] = False
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"],
+        Option(help="float16 and bfloat16 mean autocast.", group=RUNNING),
+    ] = "float32"
+    batch_size: Annotated[str, BATCH_SIZE] = "auto"
+    workers: Annotated[str, WORKERS] = "auto"
+    cache: Annotated[
+        Literal["auto", "none", "ram", "disk"],
+        Option(
+            help="Where decoded images are kept for a further pass; auto: ram if they take at most 2 GiB "
+            "(evaluate makes one pass: none).",
+            group=RUNNING,
+            affects_result=False,
+            applies_to=IMAGES,
+        ),
+    ] = "auto"
+    seed: Annotated[int, SEED] = 0
+    kernel: Annotated[
+        Literal["auto", "eager", "compiled", "triton"],
+        Option(
+            help="Code of the example-weighted layers: compiled is C++ on a CPU, triton for CUDA, eager plain torch.",
+            group=RUNNING,
+        ),
+    ] = "auto"
+    channels_last: Annotated[
+        bool,
+        Option(
+            help="Weights and images in the channels-last memory format.", group=RUNNING, applies_to=IMAGES
+        ),
+    ] = False
+    compile: Annotated[
+        bool,
+        Option(
+            help="Run the whole model through torch.compile; on CUDA as CUDA graphs. Takes a minute to begin.",
+            group=RUNNING,
+            applies_to=IMAGES,
+        ),
+    ] = False

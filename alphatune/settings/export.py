@@ -1,0 +1,110 @@
+"""What ``export`` takes."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from alphatune.settings.images import DATA_OPTION, SEED, ImageSettings
+from alphatune.settings.model import DEVICE, MODEL_OPTION, ModelSettings
+from alphatune.settings.option import CHECK, FILE, Option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(ModelSettings, ImageSettings):
+    """What to write from a tuned folder, ``model``, and what to check it on."""
+
+    OMITTED: ClassVar[tuple[str, ...]] = (
+        "checkpoint", "checkpoint_key", "checkpoint_prefix", "model_kwargs", "pretrained", "unsafe_pickle", "device",
+        "val_fraction", "limit",
+    )  # fmt: skip
+
+    model: Annotated[str, MODEL_OPTION.but(help="The tuned folder.", metavar="OUT")]
+    format: Annotated[
+        Literal["onnx", "pt2", "safetensors", "hf"],
+        Option(
+            help="onnx; pt2: torch.export's program; safetensors: weights, and the rest as metadata; hf: a folder for "
+            "the Hugging Face hub that timm loads.",
+            group=FILE,
+            show_default=False,
+        ),
+    ]
+    output: Annotated[
+        str | None,
+        Option(
+            help="Default: OUT's name with .onnx, .pt2 or .safetensors, or -hf, in the current folder.",
+            group=FILE,
+            metavar="PATH",
+            short="-o",
+            show_default=False,
+        ),
+    ] = None
+    overwrite: Annotated[bool, Option(help="Replace an older export.", group=FILE, saved=False)] = False
+    opset: Annotated[
+        int | None,
+        Option(
+            help="Of ONNX, 18 to 23. Default: 20.",
+            group=FILE,
+            metavar="N",
+            show_default=False,
+            applies_to=("onnx",),
+        ),
+    ] = None
+    input_name: Annotated[
+        str | None,
+        Option(
+            help="Of ONNX's input. Default: images.",
+            group=FILE,
+            metavar="NAME",
+            show_default=False,
+            applies_to=("onnx",),
+        ),
+    ] = None
+    output_name: Annotated[
+        str | None,
+        Option(
+            help="Of ONNX's output. Default: logits.",
+            group=FILE,
+            metavar="NAME",
+            show_default=False,
+            applies_to=("onnx",),
+        ),
+    ] = None
+    fixed_size: Annotated[
+        bool,
+        Option(
+            help="Height and width of the input size alone (onnx, pt2); without it they are left open if the model "
+            "allows.",
+            group=FILE,
+            applies_to=("onnx", "pt2"),
+        ),
+    ] = False
+    license: Annotated[
+        str | None,
+        Option(help="Of the model card (hf), e.g. apache-2.0.", group=FILE, metavar="ID", applies_to=("hf",)),
+    ] = None
+    repo: Annotated[
+        str | None,
+        Option(
+            help="Where the folder will be, for the model card (hf).",
+            group=FILE,
+            metavar="USER/REPO",
+            applies_to=("hf",),
+        ),
+    ] = None
+    data: Annotated[
+        str | None,
+        DATA_OPTION.but(
+            help="Images to check on, as for tune. Default: what OUT was tuned on, if that is still there, else noise.",
+            applies_to=("onnx", "pt2", "hf"),
+        ),
+    ] = None
+    check_images: Annotated[int, Option(help="Images to check on.", group=CHECK, metavar="N")] = 12
+    tolerance: Annotated[
+        float,
+        Option(
+            help="Allowed difference of a logit from PyTorch's, in units of the largest logit.",
+            group=CHECK,
+            metavar="E",
+        ),
+    ] = 1e-3
+    seed: Annotated[int, SEED.but(help="Random seed for drawing the images.", group=CHECK)] = 0
+    device: Annotated[str, DEVICE] = "cpu"

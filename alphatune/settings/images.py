@@ -1,0 +1,162 @@
+"""Which images, and which class each of them is."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from alphatune.settings.option import DATA, IMAGES, MAX_SEED, RUNNING, Option
+
+#: of an image that is read: where PIL begins to refuse
+MAX_PIXELS = 178_956_970
+
+DATA_OPTION = Option(
+    help="Folder or archive of class folders, arrays (.npz, .npy, .pt), a file of paths and labels, a timm dataset "
+    "string (torch/..., hfds/..., wds/...), or with --data-root a name like cifar10.",
+    group=DATA,
+    metavar="DATA",
+    show_default=False,
+)
+VAL_FRACTION = Option(
+    help="Only the share of each class that train holds out by the same option and --split-seed.",
+    group=DATA,
+    metavar="F",
+    applies_to=IMAGES,
+)
+SEED = Option(
+    help="Random seed for sampling, folds and bootstrap.",
+    group=RUNNING,
+    metavar="N",
+    minimum=0,
+    maximum=MAX_SEED,
+)
+WORKERS = Option(
+    help="Processes that decode images.",
+    group=RUNNING,
+    metavar="auto|N",
+    affects_result=False,
+    applies_to=IMAGES,
+)
+BATCH_SIZE = Option(help="Halved where it does not fit.", group=RUNNING, metavar="auto|N", applies_to=IMAGES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """Where the images lie, and how they are read."""
+
+    data: Annotated[str | None, DATA_OPTION] = None
+    split: Annotated[
+        str | None,
+        Option(
+            help="Split, or subfolder of that name. Default: validation, if there is one.",
+            group=DATA,
+            applies_to=IMAGES,
+        ),
+    ] = None
+    val_fraction: Annotated[float | None, VAL_FRACTION] = None
+    split_seed: Annotated[
+        int,
+        Option(
+            help="Decides which examples are held out.",
+            group=DATA,
+            metavar="N",
+            minimum=0,
+            maximum=MAX_SEED,
+            applies_to=IMAGES,
+        ),
+    ] = 0
+    data_root: Annotated[
+        str | None,
+        Option(
+            help="Where data by name, torch/, tfds/ and wds/ lie.",
+            group=DATA,
+            metavar="FOLDER",
+            applies_to=IMAGES,
+        ),
+    ] = None
+    input_key: Annotated[
+        str | None,
+        Option(
+            help="Column of the images (arrays, tables, hfds/, wds/).",
+            group=DATA,
+            metavar="NAME",
+            applies_to=IMAGES,
+        ),
+    ] = None
+    target_key: Annotated[
+        str | None,
+        Option(
+            help="Column of the labels (arrays, tables, hfds/, wds/).",
+            group=DATA,
+            metavar="NAME",
+            applies_to=IMAGES,
+        ),
+    ] = None
+    limit: Annotated[
+        int | None,
+        Option(
+            help="Use N examples, drawn by seed, every class in proportion.",
+            group=DATA,
+            metavar="N",
+            applies_to=IMAGES,
+        ),
+    ] = None
+    decoder: Annotated[
+        Literal["pil", "torchcodec"],
+        Option(
+            help="What reads the images; torchcodec turns photos upright, PIL does not.",
+            group=DATA,
+            applies_to=IMAGES,
+        ),
+    ] = "pil"
+    max_pixels: Annotated[
+        int,
+        Option(
+            help="The most pixels of an image that is read; a small file can unpack to more than memory holds.",
+            group=DATA,
+            metavar="N",
+            applies_to=IMAGES,
+        ),
+    ] = MAX_PIXELS
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSettings:
+    """Where the class of each image is said, if its folder does not say it."""
+
+    class_map: Annotated[
+        str | None,
+        Option(
+            help="Which output each class is: names, one a line in the order of the outputs, or index and name "
+            "(CSV, JSON, YAML, synset words).",
+            group=DATA,
+            metavar="FILE",
+            applies_to=IMAGES,
+        ),
+    ] = None
+    labels: Annotated[
+        str | None,
+        Option(
+            help="The class of each image of a folder or archive without class folders: CSV, JSON, JSON lines, "
+            "parquet or text of path and label.",
+            group=DATA,
+            metavar="FILE",
+            applies_to=IMAGES,
+        ),
+    ] = None
+    path_column: Annotated[
+        str | None,
+        Option(
+            help="Column of the images in such a file. Default: by content.",
+            group=DATA,
+            metavar="NAME|N",
+            applies_to=IMAGES,
+        ),
+    ] = None
+    label_column: Annotated[
+        str | None,
+        Option(
+            help="Column of the labels in such a file. Default: by its name.",
+            group=DATA,
+            metavar="NAME|N",
+            applies_to=IMAGES,
+        ),
+    ] = None

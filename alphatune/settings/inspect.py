@@ -1,0 +1,25 @@
+"""What ``inspect`` takes."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from alphatune.settings.images import BATCH_SIZE, DATA_OPTION, SEED, WORKERS, ImageSettings
+from alphatune.settings.model import DEVICE, ModelSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectSettings(ModelSettings, ImageSettings):
+    """Which images to measure the norm layers' inputs on, if any."""
+
+    OMITTED: ClassVar[tuple[str, ...]] = ("val_fraction",)
+
+    data: Annotated[
+        str | None,
+        DATA_OPTION.but(
+            help="Images to measure what the norm layers see: says whose stored averages look stale."
+        ),
+    ] = None
+    batch_size: Annotated[str, BATCH_SIZE] = "auto"
+    workers: Annotated[str, WORKERS] = "auto"
+    seed: Annotated[int, SEED] = 0
+    device: Annotated[str, DEVICE] = "cpu"

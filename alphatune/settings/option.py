@@ -1,0 +1,114 @@
+"""What a field of the settings says about itself, beside its type and default."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+
+from alphatune.errors import ConfigurationError
+
+MODEL, DATA, PREPROCESSING, RUNNING, OUTPUT = "Model", "Data", "Preprocessing", "Running", "Output"
+TUNING, AVERAGES, GATES = "Tuning", "Moving averages", "Gates (exit code 1 if one fails)"
+NORMALISATION, OPTIMISATION, FILE, CHECK = "Normalisation", "Optimisation", "File", "Check"
+#: in the order in which help shows them
+GROUPS = (
+    FILE,
+    MODEL,
+    DATA,
+    PREPROCESSING,
+    NORMALISATION,
+    OPTIMISATION,
+    TUNING,
+    AVERAGES,
+    CHECK,
+    RUNNING,
+    GATES,
+    OUTPUT,
+)
+
+MAX_SEED = 2**32 - 1
+#: for ``applies_to``: without a score of the user's own
+IMAGES = ("images",)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """Metadata of a setting, given as ``Annotated[type, Option(...)]``.
+
+    Args:
+        help: one sentence.
+        group: one of ``GROUPS``.
+        metavar: what stands for the value in help, where its type does not say it.
+        short: the option's second name, such as ``-o``.
+        minimum: the least number allowed.
+        maximum: the largest number allowed.
+        suggestions: values that a shell may complete.
+        show_default: whether help names the default.
+        can_be_negated: whether a switch has a ``--no-`` form.
+        affects_result: whether another value may give another result. If not, it is no part of a cache key, a run
+            that is resumed may change it, and the report's command leaves it out.
+        saved: whether run.toml holds it and may set it. Consent is not saved: the file may be a stranger's.
+        applies_to: the kinds of job that it means something to; none: all.
+    """
+
+    help: str
+    group: str
+    metavar: str | None = None
+    short: str | None = None
+    minimum: int | None = None
+    maximum: int | None = None
+    suggestions: tuple[str, ...] = ()
+    show_default: bool = True
+    can_be_negated: bool = False
+    affects_result: bool = True
+    saved: bool = True
+    applies_to: tuple[str, ...] = ()
+
+    def but(self, **changes: Any) -> "Option":
+        """The same, but for some of it."""
+        return replace(self, **changes)
+
+
+class Declared(NamedTuple):
+    """A setting as it is declared."""
+
+    name: str
+    type: Any
+    default: Any  # dataclasses.MISSING where there is none
+    option: Option
+
+
+def declared(kind: type) -> tuple[Declared, ...]:
+    """The settings of a job that are options of its command, by group."""
+    hints, omitted = get_type_hints(kind, include_extras=True), getattr(kind, "OMITTED", ())
+    found = []
+    for field in fields(kind):
+        type_, *metadata = get_args(hints[field.name])
+        options = [each for each in metadata if isinstance(each, Option)]
+        if options and field.name not in omitted:
+            found.append(Declared(field.name, type_, field.default, options[0]))
+    return tuple(sorted(found, key=lambda each: GROUPS.index(each.option.group)))
+
+
+def without_effect(kind: type) -> frozenset[str]:
+    """Names of the settings that change no result."""
+    return frozenset(each.name for each in declared(kind) if not each.option.affects_result)
+
+
+def check_applies(settings: object, jobs: frozenset[str], against: str, hint: str = "") -> None:
+    """Refuse settings that mean nothing to this kind of job.
+
+    Args:
+        jobs: members of ``Option.applies_to`` that this one is.
+        against: what they do not go with, for the message.
+        hint: what to say beside it; without it, what the setting is for.
+
+    Raises:
+        ConfigurationError: names the setting.
+    """
+    for name, _, default, option in declared(type(settings)):
+        means_nothing = option.applies_to and jobs.isdisjoint(option.applies_to)
+        if means_nothing and getattr(settings, name) != default:
+            raise ConfigurationError(
+                f"`{name}` does not go with {against}", hint or f"it is for {' and '.join(option.applies_to)}"
+            )

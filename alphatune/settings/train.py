@@ -1,0 +1,210 @@
+"""What ``train`` takes."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+from alphatune.settings.images import (
+    DATA_OPTION,
+    SEED,
+    VAL_FRACTION,
+    WORKERS,
+    ImageSettings,
+    LabelSettings,
+)
+from alphatune.settings.model import DEVICE, MODEL_OPTION, PRETRAINED, ModelSettings
+from alphatune.settings.option import DATA, NORMALISATION, OPTIMISATION, OUTPUT, RUNNING, Option
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
+    """What to train on, how, and where to write."""
+
+    OMITTED: ClassVar[tuple[str, ...]] = ("trust_code", "decoder")
+
+    model: Annotated[
+        str,
+        MODEL_OPTION.but(
+            help="A timm name, hf-hub:REPO, local-dir:FOLDER, torchvision:NAME[:WEIGHTS], package.module:factory or "
+            "file.py:factory."
+        ),
+    ]
+    pretrained: Annotated[
+        bool,
+        PRETRAINED.but(
+            help="Start from the weights that timm or torchvision has for the name; the head is made anew."
+        ),
+    ] = False
+    data: Annotated[
+        str,
+        DATA_OPTION.but(
+            help="cifar10, cifar100, svhn, caltech256, flowers102, cub2011, imagenet; a folder or archive of class "
+            "folders, arrays, or a timm dataset string."
+        ),
+    ] = field()  # is required
+    download: Annotated[
+        bool, Option(help="Fetch data by name that are not there yet.", group=DATA, affects_result=False)
+    ] = False
+    train_split: Annotated[str | None, Option(help="Split to train on. Default: train.", group=DATA)] = None
+    val_fraction: Annotated[
+        float | None,
+        VAL_FRACTION.but(
+            help="Hold out this share of each class for validation. Default: 0.1 where there is no validation split."
+        ),
+    ] = None
+    val_data: Annotated[
+        str | None, Option(help="Validate on another folder or archive.", group=DATA, metavar="DATA")
+    ] = None
+    augment: Annotated[
+        Literal["auto", "none", "crop", "cifar", "imagenet"],
+        Option(help="auto: cifar up to 64 pixels, imagenet above, crop for SVHN.", group=DATA),
+    ] = "auto"
+    classes_per_batch: Annotated[
+        int | None,
+        Option(
+            help="Batches that are not i.i.d.: N random classes each, examples drawn with replacement.",
+            group=DATA,
+            metavar="N",
+        ),
+    ] = None
+    batch_order: Annotated[
+        Literal["shuffled", "blocks"],
+        Option(help="Within such a batch: mixed, or one class after the other.", group=DATA),
+    ] = "shuffled"
+    cache: Annotated[
+        Literal["none", "device"],
+        Option(
+            help="device: decode once, keep all images in the device's memory, augment there.", group=DATA
+        ),
+    ] = "none"
+    norm: Annotated[
+        Literal["batch", "ghost", "batch-group", "group", "renorm"],
+        Option(help="What the BatchNorm layers become for training.", group=NORMALISATION),
+    ] = "batch"
+    ghost_size: Annotated[
+        int,
+        Option(help="Examples that share statistics (ghost).", group=NORMALISATION, metavar="N", minimum=1),
+    ] = 32
+    groups: Annotated[
+        int,
+        Option(
+            help="Channel groups, at most (group, batch-group).", group=NORMALISATION, metavar="N", minimum=1
+        ),
+    ] = 32
+    examples_per_group: Annotated[
+        int,
+        Option(
+            help="Examples that share statistics (batch-group).", group=NORMALISATION, metavar="N", minimum=1
+        ),
+    ] = 2
+    sync_bn: Annotated[
+        bool, Option(help="Statistics over all processes (batch, CUDA).", group=NORMALISATION)
+    ] = False
+    decay_norm: Annotated[
+        Literal["none", "gamma", "beta", "both"],
+        Option(
+            help="Weight decay on norm layers' weight and bias; see inspect --paths.", group=NORMALISATION
+        ),
+    ] = "none"
+    gamma_target: Annotated[Literal["0", "1"], Option(help="What gamma decays to.", group=NORMALISATION)] = (
+        "0"
+    )
+    epochs: Annotated[int, Option(help="Passes over the training data.", group=OPTIMISATION, metavar="N")] = (
+        10
+    )
+    batch_size: Annotated[
+        int, Option(help="Examples of a batch, over all processes.", group=OPTIMISATION, metavar="N")
+    ] = 128
+    accumulate: Annotated[
+        int, Option(help="Batches to one step of the optimiser.", group=OPTIMISATION, metavar="N")
+    ] = 1
+    optimizer: Annotated[
+        Literal["sgd", "adamw"], Option(help="SGD with Nesterov momentum, or AdamW.", group=OPTIMISATION)
+    ] = "sgd"
+    lr: Annotated[
+        float | None,
+        Option(help="Peak learning rate. Default: 0.1, AdamW 0.001.", group=OPTIMISATION, metavar="F"),
+    ] = None
+    momentum: Annotated[float, Option(help="Momentum of SGD.", group=OPTIMISATION, metavar="F")] = 0.9
+    schedule: Annotated[
+        Literal["cosine", "step", "constant"],
+        Option(help="Schedule of the learning rate.", group=OPTIMISATION),
+    ] = "cosine"
+    warmup_epochs: Annotated[
+        float,
+        Option(
+            help="Epochs over which the learning rate rises from 0 first.", group=OPTIMISATION, metavar="N"
+        ),
+    ] = 0.0
+    milestones: Annotated[
+        str,
+        Option(help="Fractions of the run at which step divides by ten.", group=OPTIMISATION, metavar="F,F"),
+    ] = "0.5,0.75"
+    weight_decay: Annotated[
+        float, Option(help="Weight decay of weights.", group=OPTIMISATION, metavar="F")
+    ] = 5e-4
+    bias_decay: Annotated[
+        float, Option(help="Weight decay of biases outside norm layers.", group=OPTIMISATION, metavar="F")
+    ] = 0.0
+    label_smoothing: Annotated[
+        float, Option(help="Label smoothing, in [0, 1).", group=OPTIMISATION, metavar="F")
+    ] = 0.0
+    ema: Annotated[
+        float,
+        Option(
+            help="Keep a moving average of the weights with this decay, e.g. 0.9998.",
+            group=OPTIMISATION,
+            metavar="F",
+        ),
+    ] = 0.0
+    clip_grad: Annotated[
+        float,
+        Option(help="Largest norm of the gradient; 0: any.", group=OPTIMISATION, metavar="F"),
+    ] = 0.0
+    device: Annotated[str, DEVICE.but(affects_result=False)] = "auto"
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"],
+        Option(help="float16 and bfloat16 mean autocast.", group=RUNNING),
+    ] = "float32"
+    channels_last: Annotated[bool, Option(help="Memory format of images and weights.", group=RUNNING)] = False
+    compile: Annotated[bool, Option(help="torch.compile the model.", group=RUNNING)] = False
+    eval_every: Annotated[
+        int, Option(help="Epochs between validations; the last always.", group=RUNNING, metavar="N")
+    ] = 1
+    eval_batch_size: Annotated[
+        str,
+        Option(help="Batch size of validation.", group=RUNNING, metavar="auto|N", affects_result=False),
+    ] = "auto"
+    workers: Annotated[str, WORKERS] = "auto"
+    seed: Annotated[int, SEED.but(help="Random seed for new weights, batches, augmentation and dropout.")] = 0
+    output: Annotated[
+        str,
+        Option(
+            help="The run and the trained model.",
+            group=OUTPUT,
+            metavar="FOLDER",
+            short="-o",
+            affects_result=False,
+        ),
+    ] = "alphatune-train"
+    resume: Annotated[
+        bool,
+        Option(
+            help="Go on with the run in the output folder, if there is one.",
+            group=OUTPUT,
+            affects_result=False,
+            saved=False,
+        ),
+    ] = False
+    checkpoint_minutes: Annotated[
+        float,
+        Option(help="Save this often, beside every epoch.", group=OUTPUT, metavar="N", affects_result=False),
+    ] = 15.0
+    overwrite: Annotated[
+        bool,
+        Option(
+            help="Delete the run in the output folder and start anew.",
+            group=OUTPUT,
+            affects_result=False,
+            saved=False,
+        ),
+    ] = False
