@@ -188,7 +188,13 @@ def interval(values: list[float] | tuple[float, float] | None) -> str:
 def _environment() -> jinja2.Environment:
     environment = open_templates(html=True)
     environment.finalize = lambda value: value if isinstance(value, Markup) else printable(value)
-    environment.filters |= {"number": number, "signed": signed, "interval": interval, "inline": _inline, "code": _code}
+    environment.filters |= {
+        "number": number,
+        "signed": signed,
+        "interval": interval,
+        "inline": _inline,
+        "code": _code,
+    }
     environment.globals.update(
         light=LIGHT, dark=DARK, labels=LABELS, level_name=level_name, alpha_text=alpha_text,
         each=f"{100 * CONFIDENCE:.0f} %", counted=counted, left_out=left_out, ends=ENDS,
