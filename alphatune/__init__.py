@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from alphatune.core.version import VERSION
+
 if TYPE_CHECKING:
     from alphatune.models.bundle import load, save
     from alphatune.models.calibration import calibrate_, recalibrate_, uncalibrate_
@@ -29,10 +31,10 @@ if TYPE_CHECKING:
     from alphatune.norms.group import GroupNorm2d
     from alphatune.norms.patching import patch_, set_alpha_, unpatch_
     from alphatune.norms.renorm import BatchRenorm2d
-    from alphatune.tuning.own_score import tune_score
+    from alphatune.tuning.custom_score import tune_score
     from alphatune.tuning.tune import tune
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "BatchGroupNorm2d",
     "BatchRenorm2d",
@@ -70,7 +72,7 @@ _HOME = {
     "unpatch_": "alphatune.norms.patching",
     "set_alpha_": "alphatune.norms.patching",
     "tune": "alphatune.tuning.tune",
-    "tune_score": "alphatune.tuning.own_score",
+    "tune_score": "alphatune.tuning.custom_score",
     "calibrate_": "alphatune.models.calibration",
     "recalibrate_": "alphatune.models.calibration",
     "uncalibrate_": "alphatune.models.calibration",

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alphatune.versions import TORCH_FOR, torch_allows
+from alphatune.core.versions import TORCH_FOR, torch_allows
 
 sys.path.insert(0, str(Path(__file__).parent))
 from blank_figures import blank_figures

@@ -25,7 +25,7 @@ from pathlib import Path
 from blank_figures import blank_figures
 
 import alphatune
-from alphatune.hashing import sha256
+from alphatune.core.hashing import sha256
 
 # A thread of the memory allocator of pyarrow, which pandas imports, may hold a lock at a fork.
 os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")

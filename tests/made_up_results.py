@@ -11,10 +11,10 @@ import msgspec
 import numpy as np
 from msgspec.structs import asdict
 
-from alphatune.evaluation import Scores, summarise
 from alphatune.reports.scores import StoredScores, Thumbnail
 from alphatune.results.tune import ScoreTuneDocument, Tuned, TuneDocument
-from alphatune.tuning.gain import paired_difference
+from alphatune.statistics.gain import paired_difference
+from alphatune.statistics.scores import Scores, summarise
 
 COMMAND = (
     "alphatune tune my.py:net --data 'a folder' --metric loss --workers 2 --output /tmp/secret --overwrite"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alphatune.evaluation import Scores
+from alphatune.statistics.scores import Scores
 from alphatune.tuning.alphas import AUTO
 from alphatune.tuning.sweep import Sweep
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alphatune.norms import alpha_gradient, kernels, moments
+from alphatune.kernels import alpha_gradient, moments
+from alphatune.kernels import dispatch as kernels
 from alphatune.norms.example_weighted import ExampleWeightedBatchNorm2d
 from alphatune.norms.patching import differentiable_alpha
 

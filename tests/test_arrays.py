@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import TINY, Run
 
+from alphatune.core.errors import AlphatuneError, ConfigurationError, DataError, UntrustedError
 from alphatune.data.cache import with_cache
 from alphatune.data.datasets import open_data
 from alphatune.data.decoding import read_image
@@ -24,7 +25,6 @@ from alphatune.data.fingerprint import files_of, fingerprint
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.data.splits import open_splits
-from alphatune.errors import AlphatuneError, ConfigurationError, DataError, UntrustedError
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (12, 8, 6, 3)).astype(np.uint8)

@@ -12,10 +12,10 @@ from forks import run_distributed
 from safetensors.torch import load_file
 from tiny import grouped, tiny
 
+from alphatune.core.hashing import sha256
 from alphatune.data.datasets import open_data
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.hashing import sha256
 from alphatune.jobs.averages import mixed
 
 COMMON = ("--input-size", "12", "--crop-pct", "1", "--mean", "0.5", "--std", "0.25", "--workers", "0")
@@ -316,6 +316,6 @@ def test_inspect_of_layers_that_could_be_calibrated(run: Run, image_folder: Path
     assert code == 0, err
     document = json.loads(stdout)
     assert document["summary"] == {"calibratable": 2}
-    assert all("--calibrate" in row["reason"] for row in document["layers"])
+    assert all("`calibrate`" in row["reason"] for row in document["layers"])
     assert [row["stale"] for row in document["layers"]] == [None, None]
     assert "calibratable" in run("inspect", GROUPED, "--input-size", 12)[1]

@@ -15,7 +15,7 @@ from test_ghost import as_numpy, check_step, randomise_
 from torch import nn
 
 from alphatune import BatchGroupNorm2d, GhostBatchNorm2d
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
 from alphatune.norms.batch_group import BatchGroupNorm1d, BatchGroupNorm3d, BatchGroupNormAct2d
 from alphatune.norms.grouping import batch_group_norm
 

@@ -14,7 +14,7 @@ from tiny import no_norm, odd, tiny
 from torch import nn
 
 import alphatune
-from alphatune.errors import ConfigurationError, UnsupportedModelError
+from alphatune.core.errors import ConfigurationError, UnsupportedModelError
 from alphatune.norms.batch_statistics import PSEUDO_COUNT, batch_statistics, batch_statistics_norm
 from alphatune.norms.conversion import Norm, convert_
 from alphatune.norms.patching import get_alpha

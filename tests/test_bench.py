@@ -18,14 +18,14 @@ from torch import nn
 
 import alphatune
 from alphatune.cli.main import main
-from alphatune.deployment import deployment_cost
-from alphatune.errors import AlphatuneError, ConfigurationError, NumericError, UnsupportedModelError
+from alphatune.core.errors import AlphatuneError, ConfigurationError, NumericError, UnsupportedModelError
+from alphatune.core.timing import Timing, interleave, ratio
+from alphatune.export.deployment import deployment_cost
+from alphatune.export.folding import fold
 from alphatune.jobs.bench import _busy, _unsteady
 from alphatune.models.copying import stock_copy
-from alphatune.models.folding import fold
 from alphatune.models.sources import build
 from alphatune.norms.patching import get_alpha, patch_
-from alphatune.timing import Timing, interleave, ratio
 
 RESNET20 = "alphatune.models.cifar:resnet20"
 #: how to build an architecture, its input size, and how many norm layers follow no convolution

@@ -13,12 +13,12 @@ import torch
 from conftest import TINY, Run, write_images
 from PIL import Image
 
+from alphatune.core.errors import DataError
 from alphatune.data.augmented import AugmentedBatches
 from alphatune.data.datasets import open_data
 from alphatune.data.decoding import read_image
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import DataError
 
 CPU = torch.device("cpu")
 DEEP = np.random.default_rng(0).integers(0, 65536, (5, 7, 4)).astype(np.uint16)

@@ -15,8 +15,14 @@ from safetensors.torch import load_file
 from tiny import tiny
 
 import alphatune
+from alphatune.core.errors import (
+    CheckpointError,
+    ConfigurationError,
+    InputError,
+    ResourceError,
+    UntrustedError,
+)
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import CheckpointError, ConfigurationError, InputError, ResourceError, UntrustedError
 from alphatune.models.bundle import read_bundle
 from alphatune.models.output import staged
 from alphatune.models.sources import build
@@ -117,7 +123,7 @@ def test_a_strangers_folder_cannot_name_code(tmp_path: Path) -> None:
         ):
             manifest["source"] = {"spec": spec, "kind": kind, "model_kwargs": [f"self={str(marker)!r}"]}
             path.write_text(json.dumps(manifest))
-            with pytest.raises(alphatune.errors.AlphatuneError):
+            with pytest.raises(alphatune.core.errors.AlphatuneError):
                 alphatune.load(tmp_path / "out")
     assert not marker.exists()
 

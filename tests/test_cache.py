@@ -23,17 +23,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
+from alphatune.core.errors import ConfigurationError, DataError, ResourceError
 from alphatune.data import cache as cache_module
-from alphatune.data import own_loader
+from alphatune.data import custom_loader
 from alphatune.data.available_memory import available_memory
 from alphatune.data.cache import CachedBatches, with_cache
+from alphatune.data.custom_loader import LoaderBatches
 from alphatune.data.datasets import open_data
 from alphatune.data.examples import Examples
 from alphatune.data.loading import Batch, Batches
-from alphatune.data.own_loader import LoaderBatches
 from alphatune.data.prefetch import on_device
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import ConfigurationError, DataError, ResourceError
 
 CPU = torch.device("cpu")
 PREPROCESSING = Preprocessing((3, 6, 6), crop_pct=1.0)
@@ -234,7 +234,7 @@ def test_ram_that_is_not_there_is_refused_before_anything_is_decoded(monkeypatch
     monkeypatch.setattr(cache_module, "available_memory", lambda: SIZE - 1)
     with pytest.raises(ResourceError, match="40 decoded images take") as error:
         with_cache(batches, "ram")
-    assert "--cache disk" in error.value.hint
+    assert "`cache=disk`" in error.value.hint
     monkeypatch.setattr(cache_module, "available_memory", lambda: None)
     with pytest.raises(ResourceError, match="do not fit into the memory of cpu"):
         with_cache(replace(batches, preprocessing=Preprocessing((3, 2**22, 2**22))), "ram")
@@ -367,7 +367,7 @@ PART = np.array([0, 3, 4, 5, 9, 10, 11, 12, 20, 21, 22])
 @pytest.mark.parametrize("first", ["iterate", "len", "targets", "take", "batch_size"])
 def test_passes_over_a_loader(keeps: bool, first: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not keeps:
-        monkeypatch.setattr(own_loader, "KEPT_BYTES", 60)  # two batches are not enough
+        monkeypatch.setattr(custom_loader, "KEPT_BYTES", 60)  # two batches are not enough
     loader = Reiterable()
     batches = LoaderBatches(loader, CPU)
     {
@@ -407,7 +407,7 @@ def test_a_pass_over_a_loader_that_is_given_up_counts_for_nothing() -> None:
 
 @pytest.mark.parametrize("given_up", [False, True])
 def test_an_iterator_is_kept_at_any_size(given_up: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_loader, "KEPT_BYTES", 0)
+    monkeypatch.setattr(custom_loader, "KEPT_BYTES", 0)
     batches = LoaderBatches(iter(Reiterable()), CPU)
     if given_up:
         passing = iter(batches)
@@ -427,7 +427,7 @@ def test_a_loader_that_gives_others_the_second_time_is_refused(
 ) -> None:
     loader = Reiterable([np.arange(23), second])
     assert_rows(LoaderBatches(loader, CPU), slice(None), [5, 5, 5, 5, 3])
-    monkeypatch.setattr(own_loader, "KEPT_BYTES", 0)
+    monkeypatch.setattr(custom_loader, "KEPT_BYTES", 0)
     batches = LoaderBatches(Reiterable([np.arange(23), second]), CPU)
     assert len(batches) == 23
     with pytest.raises(ConfigurationError, match="same examples in the same order") as error:

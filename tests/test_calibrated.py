@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from test_example_weighted import uncalibrated
 from torch import nn
 
+from alphatune.kernels.moments import example_weighted_layer_norm, example_weighted_norm
 from alphatune.norms.calibrated import CALIBRATED, Calibrated, can_be_calibrated, channel_groups
 from alphatune.norms.conversion import Norm, convert_
 from alphatune.norms.example_weighted import EXAMPLE_WEIGHTED
-from alphatune.norms.moments import example_weighted_layer_norm, example_weighted_norm
 from alphatune.norms.patching import patch_, unpatch_
 from alphatune.norms.surgery import (
     become_calibrated_,
@@ -214,7 +214,7 @@ def test_the_survey_says_what_can_be_calibrated() -> None:
     for kind, (layer, _) in uncalibrated().items():
         (before,) = survey(layer)
         assert before.status == "calibratable", kind
-        assert "--calibrate" in before.reason
+        assert "`calibrate`" in before.reason
         assert before.num_features == 6
         become_calibrated_(layer, *moments())
         (after,) = survey(layer)

@@ -18,7 +18,7 @@ from torch import nn
 
 import alphatune
 from alphatune import calibrate_, patch_, recalibrate_, uncalibrate_, unpatch_
-from alphatune.errors import (
+from alphatune.core.errors import (
     CheckpointError,
     ConfigurationError,
     DataError,
@@ -26,14 +26,14 @@ from alphatune.errors import (
     NumericError,
     UnsupportedModelError,
 )
-from alphatune.evaluation import Predictor
-from alphatune.models.folding import fold
+from alphatune.core.versions import COMPILED
+from alphatune.evaluation.predictor import Predictor
+from alphatune.export.folding import fold
 from alphatune.models.measurement import measure_moments
 from alphatune.models.moments_file import MOMENTS
-from alphatune.models.staleness import STALE, distance, distances, look_stale
+from alphatune.models.stats_drift import STALE, distance, distances, look_stale
 from alphatune.norms.conversion import Norm, convert_
 from alphatune.norms.patching import get_alpha, unpatched_alpha
-from alphatune.versions import COMPILED
 
 X = torch.randn(65, 3, 12, 12, generator=torch.Generator().manual_seed(0)) * 2 + 1
 SIZES = [1, 7, 64, 65]
@@ -126,7 +126,7 @@ def test_promises_hold_for_real_networks(net: str, tmp_path: Path) -> None:
     model = build().eval()
     x = torch.randn(6, 3, 64, 64)
     types, keys = {n: type(m) for n, m in model.named_modules()}, list(model.state_dict())
-    with pytest.raises(UnsupportedModelError, match="--calibrate"):
+    with pytest.raises(UnsupportedModelError, match="`calibrate"):
         patch_(model)
     with torch.no_grad():
         before = model(x)
@@ -442,7 +442,7 @@ def folder(tmp_path: Path, alpha: float | None = 0.8) -> Path:
 def test_moments_lie_beside_weights_of_stock_keys(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from alphatune.hashing import sha256
+    from alphatune.core.hashing import sha256
 
     for alpha in (None, 0.8):
         out = folder(tmp_path / str(alpha), alpha)
@@ -463,7 +463,7 @@ def test_moments_lie_beside_weights_of_stock_keys(tmp_path: Path) -> None:
 def test_moments_that_changed_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import save
 
-    from alphatune.hashing import sha256
+    from alphatune.core.hashing import sha256
 
     out = folder(tmp_path)
     manifest = json.loads((out / "alphatune.json").read_text())

@@ -32,7 +32,7 @@ from PIL import Image
 from tiny import tiny
 from torch import nn
 
-from alphatune.errors import AlphatuneError, CheckpointError, UntrustedError
+from alphatune.core.errors import AlphatuneError, CheckpointError, UntrustedError
 from alphatune.models.checkpoint_content import read_content
 from alphatune.models.checkpoint_files import files_of_checkpoint
 from alphatune.models.checkpoint_loading import load_weights_

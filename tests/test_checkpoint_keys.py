@@ -20,7 +20,7 @@ from tiny import Tiny, tiny
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from alphatune.errors import (
+from alphatune.core.errors import (
     AlphatuneError,
     ConfigurationError,
     NumericError,
@@ -492,10 +492,10 @@ def test_the_nearest_keys_are_named() -> None:
 @pytest.mark.parametrize(
     ("build", "name"),
     [
-        (lambda: torchvision.models.mobilenet_v2(num_classes=7), "torchvision:mobilenet_v2 --model-kwargs num_classes=7"),
+        (lambda: torchvision.models.mobilenet_v2(num_classes=7), "torchvision:mobilenet_v2 `model_kwargs=num_classes=7`"),
         (lambda: torchvision.models.resnet34(), "torchvision:resnet34"),
-        (lambda: timm.create_model("efficientnet_b0", num_classes=11), "efficientnet_b0 --model-kwargs num_classes=11"),
-        (lambda: resnet32(num_classes=100), "alphatune.models.cifar:resnet32 --model-kwargs num_classes=100"),
+        (lambda: timm.create_model("efficientnet_b0", num_classes=11), "efficientnet_b0 `model_kwargs=num_classes=11`"),
+        (lambda: resnet32(num_classes=100), "alphatune.models.cifar:resnet32 `model_kwargs=num_classes=100`"),
     ],
 )  # fmt: skip
 def test_the_architecture_that_fits_is_named(build: Callable[[], nn.Module], name: str) -> None:

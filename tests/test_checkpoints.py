@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tiny import tiny
 from torch import nn
 
-from alphatune.errors import CheckpointError, NumericError, UntrustedError
+from alphatune.core.errors import CheckpointError, NumericError, UntrustedError
 from alphatune.models.checkpoint_loading import load_weights_
 from alphatune.models.checkpoints import read_checkpoint
 from alphatune.models.cifar import resnet18, resnet20, resnet32, resnet44, resnet56, resnet110
@@ -104,7 +104,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, legacy: bool) -> None:
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(UntrustedError, match=r"Path|getattr") as error:
         read_checkpoint(path)
-    assert "--unsafe-pickle" in error.value.hint
+    assert "`unsafe_pickle`" in error.value.hint
     assert not marker.exists()
     with pytest.raises(CheckpointError, match="no state dict"):  # what it did was not to give weights
         read_checkpoint(path, unsafe_pickle=True)

@@ -127,7 +127,7 @@ def test_the_job_of_gitlab() -> None:
 
 
 def test_the_page_names_the_exit_codes_and_gates_that_there_are() -> None:
-    import alphatune.errors as errors
+    import alphatune.core.errors as errors
 
     text = PAGE.read_text(encoding="utf-8")
     table = text.partition("## Exit codes")[2].partition("##")[0]

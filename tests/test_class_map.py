@@ -14,11 +14,11 @@ from conftest import TINY, Run, write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alphatune.core.errors import ConfigurationError, DataError
 from alphatune.data.class_map import apply_class_map, only_present
 from alphatune.data.class_map_file import read_class_map
 from alphatune.data.datasets import open_data
 from alphatune.data.examples import Examples
-from alphatune.errors import ConfigurationError, DataError
 
 NAMES = ["ant", "bee", "cat", "dog"]
 SYNSETS = ["n01440764", "n01443537", "n02012849", "n03126707"]

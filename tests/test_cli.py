@@ -59,7 +59,7 @@ def test_tune_writes_the_folder_and_one_json_object(run: Run, job: list, tmp_pat
         "report.html", "figures", "scores.npz",
     }  # fmt: skip
     for artifact in result["artifacts"]:
-        from alphatune.hashing import sha256
+        from alphatune.core.hashing import sha256
 
         assert sha256(out / artifact["path"]) == artifact["sha256"]
     curve = pd.read_csv(out / "curve.csv")

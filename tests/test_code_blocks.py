@@ -27,9 +27,9 @@ from code_blocks import PAGES, ROOT, Block, Statement, blocks_of, statements, tr
 from conftest import CLASSES, needs_torch, write_images
 from torch.utils.data import DataLoader, TensorDataset
 
+from alphatune.core.toml import tomllib
+from alphatune.core.versions import ONNX, torch_allows
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.toml import tomllib
-from alphatune.versions import ONNX, torch_allows
 
 #: placeholders, and models whose weights would have to be fetched
 SUBSTITUTES = {

@@ -19,8 +19,8 @@ from made_up_results import written as tune_written
 from msgspec.structs import asdict
 from scipy import stats
 
-from alphatune.errors import InputError
-from alphatune.evaluation import METRICS, Scores, expected_calibration_error, summarise
+from alphatune.core.errors import InputError
+from alphatune.core.metrics import METRICS
 from alphatune.jobs.tune import run_tune
 from alphatune.reports.compared import Compared, read_compared
 from alphatune.reports.evaluation_scores import read_evaluation, write_evaluation
@@ -29,9 +29,10 @@ from alphatune.results.evaluation import EvaluateDocument
 from alphatune.results.metrics import AnyMetrics
 from alphatune.results.serialisation import to_json
 from alphatune.settings import TuneSettings
-from alphatune.tuning.exchange import exchange_p
-from alphatune.tuning.gain import paired_gain
-from alphatune.tuning.holm import holm
+from alphatune.statistics.gain import paired_gain
+from alphatune.statistics.holm import holm
+from alphatune.statistics.permutation_test import exchange_p
+from alphatune.statistics.scores import Scores, expected_calibration_error, summarise
 
 RENDERS_FIGURES = True
 
@@ -409,7 +410,7 @@ def test_an_evaluation_is_paired_with_the_tune_it_evaluates(
     path.unlink()
     assert "have changed" in compared(tuned, printed)["comparisons"][0]["reason"]
     printed.write_text(json.dumps(document | {"scores": None}))
-    assert "without --scores" in compared(tuned, printed)["comparisons"][0]["reason"]
+    assert "without `scores`" in compared(tuned, printed)["comparisons"][0]["reason"]
 
 
 # --- the command -----------------------------------------------------------------------------

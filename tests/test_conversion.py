@@ -16,7 +16,7 @@ from tiny import OddNorm, no_norm, tiny
 from torch import nn
 
 from alphatune import Norm, convert_, patch_, unpatch_
-from alphatune.errors import ConfigurationError, UnsupportedModelError
+from alphatune.core.errors import ConfigurationError, UnsupportedModelError
 from alphatune.norms.conversion import CLASSES, groups_for, restore_stock_
 from alphatune.norms.patching import unpatched_alpha
 

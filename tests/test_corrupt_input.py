@@ -31,11 +31,11 @@ from PIL import Image
 from tiny import tiny
 
 import alphatune
+from alphatune.core.errors import AlphatuneError, DataError
 from alphatune.data.datasets import open_data
 from alphatune.data.decoding import read_image
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import AlphatuneError, DataError
 from alphatune.models.checkpoint_loading import load_weights_
 from alphatune.models.checkpoints import read_checkpoint
 from alphatune.models.sources import build
@@ -285,8 +285,8 @@ def test_images(tmp_path: Path, kind: str, damage: Damage) -> None:
 
 @cases(200)
 def test_stored_scores(tmp_path: Path, damage: Damage) -> None:
-    from alphatune.evaluation import Scores
     from alphatune.reports.scores import FILE, StoredScores, write_scores
+    from alphatune.statistics.scores import Scores
 
     rng = np.random.default_rng(0)
     n = 50

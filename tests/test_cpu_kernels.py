@@ -12,8 +12,11 @@ import reference
 import torch
 from torch import Tensor
 
-from alphatune.errors import ConfigurationError
-from alphatune.norms import cpu_kernels, eager_kernels, kernels, moments
+from alphatune.core.errors import ConfigurationError
+from alphatune.kernels import cpu as cpu_kernels
+from alphatune.kernels import dispatch as kernels
+from alphatune.kernels import eager as eager_kernels
+from alphatune.kernels import moments
 
 compiled = pytest.mark.skipif(cpu_kernels.find_compiler() is None, reason="no C++ compiler")
 SHAPES = [(3, 5, 2), (2, 3, 7, 7), (2, 67, 14, 14), (1, 1, 40, 25), (2, 4, 70, 72), (2, 3, 4, 5, 6)]
@@ -256,7 +259,7 @@ def test_a_cache_that_others_can_write_to_is_not_used(
 @compiled
 def test_two_processes_compile_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    code = "from alphatune.norms.cpu_kernels import load_library; print(load_library().build_seconds > 0)"
+    code = "from alphatune.kernels.cpu import load_library; print(load_library().build_seconds > 0)"
     both = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]

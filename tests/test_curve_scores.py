@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from alphatune.data.prefetch import Batch
-from alphatune.evaluation import score_logits
+from alphatune.evaluation.predictor import score_logits
+from alphatune.statistics.interpolation import interpolation_weights, lobatto_nodes
 from alphatune.tuning.curve_scores import CurveScores, join, score_curve_
-from alphatune.tuning.interpolation import interpolation_weights, lobatto_nodes
 
 
 def batch(n: int, classes: int, start: int = 0) -> Batch:
@@ -63,7 +63,7 @@ def test_joining_orders_by_id_and_keeps_common_points() -> None:
 MEMORY = """
 import torch
 from alphatune.tuning.curve_scores import CurveScores, score_curve_
-from alphatune.tuning.interpolation import interpolation_weights, lobatto_nodes
+from alphatune.statistics.interpolation import interpolation_weights, lobatto_nodes
 def peak():
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM"))
 n, classes, points, size = {n}, 1000, 101, 50

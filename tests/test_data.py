@@ -18,12 +18,12 @@ from conftest import CLASSES, write_images
 from PIL import Image
 from timm.data import get_img_extensions
 
+from alphatune.core.errors import AlphatuneError, ConfigurationError, DataError, ResourceError
+from alphatune.data.custom_loader import LoaderBatches
 from alphatune.data.datasets import open_data
 from alphatune.data.examples import Examples
 from alphatune.data.loading import Batches, automatic_batch_size
-from alphatune.data.own_loader import LoaderBatches
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import AlphatuneError, ConfigurationError, DataError, ResourceError
 
 PREPROCESSING = Preprocessing().override(input_size=(12,), crop_pct=1.0)
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import TINY, write_images
 from forks import run_captured, run_distributed
 
-from alphatune.distributed import World
+from alphatune.core.distributed import World
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 

@@ -65,7 +65,7 @@ def test_the_auto_grid_is_the_documented_one() -> None:
 
 
 def test_exit_codes_are_the_documented_ones() -> None:
-    import alphatune.errors as errors
+    import alphatune.core.errors as errors
 
     table = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").partition("## Exit codes")[2]
     documented = {int(n) for n in re.findall(r"^\| (\d+) ", table, re.MULTILINE)}

@@ -15,6 +15,7 @@ import torch
 from conftest import Run
 from jsonschema import Draft202012Validator
 
+from alphatune.core.toml import tomllib
 from alphatune.jobs import machine
 from alphatune.jobs.doctor import to_document
 from alphatune.jobs.findings import guarded
@@ -31,7 +32,6 @@ from alphatune.jobs.toolchain import find_cxx
 from alphatune.results.diagnosis import Finding
 from alphatune.results.document import SCHEMA
 from alphatune.results.schemas import read_schema
-from alphatune.toml import tomllib
 
 
 def findings(stdout: str) -> dict[str, dict]:
@@ -112,13 +112,13 @@ def test_a_compiler_is_tried_and_not_only_found(tmp_path: Path) -> None:
     found = find_cxx(str(script))
     assert found.status == "missing"
     assert "crt1.o" in found.detail
-    assert "--kernel eager" in found.hint
+    assert "`kernel=eager`" in found.hint
     script.write_text("#!/bin/sh\nexit 0\n")  # claims success and writes nothing
     assert find_cxx(str(script)).status == "missing"
 
 
 def test_the_compiler_of_this_machine_works() -> None:
-    from alphatune.norms.cpu_kernels import find_compiler
+    from alphatune.kernels.cpu import find_compiler
 
     if find_compiler() is None:
         pytest.skip("no C++ compiler here")

@@ -12,19 +12,11 @@ from tiny import tiny
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from alphatune.data.own_loader import LoaderBatches
+from alphatune.core.errors import ConfigurationError, DataError, NumericError, ResourceError
+from alphatune.data.custom_loader import LoaderBatches
 from alphatune.data.prefetch import Batch
-from alphatune.errors import ConfigurationError, DataError, NumericError, ResourceError
-from alphatune.evaluation import (
-    Predictor,
-    concatenate,
-    evaluate,
-    evaluation_mode,
-    expected_calibration_error,
-    predict,
-    score_logits,
-    summarise,
-)
+from alphatune.evaluation.predictor import Predictor, evaluate, evaluation_mode, predict, score_logits
+from alphatune.statistics.scores import concatenate, expected_calibration_error, summarise
 
 CPU = torch.device("cpu")
 
@@ -222,7 +214,7 @@ def test_a_predictor_remembers_what_fits() -> None:
     model, x = Greedy(3), torch.randn(13, 5)
     predictor = Predictor(model)
     assert torch.equal(predictor(x), x[:, :4] * 2)
-    assert predictor.most == 3
+    assert predictor.max_batch == 3
     model.seen.clear()
     assert torch.equal(predictor(x), x[:, :4] * 2)
     assert model.seen == [3, 3, 3, 3, 1]
@@ -274,4 +266,4 @@ def test_a_compiled_predictor_does_not_fill_up_beyond_what_fits() -> None:
     with torch.no_grad():
         got = torch.cat([predictor(part) for part in x.split(8)])
         torch.testing.assert_close(got, model.linear(x))
-    assert set(model.seen) == {predictor.most}
+    assert set(model.seen) == {predictor.max_batch}

@@ -19,11 +19,11 @@ from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from alphatune import ExampleWeightedBatchNorm2d
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
+from alphatune.core.versions import is_at_least
 from alphatune.norms.conversion import CLASSES, Norm, NormKind, convert_
 from alphatune.norms.example_weighted import EXAMPLE_WEIGHTED, ExampleWeighted
 from alphatune.norms.surgery import become_calibrated_, become_example_weighted_, become_stock_
-from alphatune.versions import is_at_least
 
 
 def stock_layers() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:

@@ -24,17 +24,17 @@ from tiny import Tiny, grouped, tiny
 from torch import Tensor, nn
 
 import alphatune
+from alphatune.core.errors import NumericError, UnsupportedModelError
+from alphatune.core.versions import EXPORTED_PROGRAM, ONNX, TORCH_FOR, torch_allows
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import NumericError, UnsupportedModelError
+from alphatune.export import onnx as onnx_export
+from alphatune.export.agreement import Expected, compare, expect
+from alphatune.export.onnx import open_onnx
 from alphatune.jobs import export_job, exported_graph
 from alphatune.jobs.export import run_export
-from alphatune.models import onnx as onnx_export
-from alphatune.models.agreement import Expected, compare, expect
-from alphatune.models.onnx import open_onnx
 from alphatune.models.sources import build
 from alphatune.results.serialisation import to_json
 from alphatune.settings import ExportSettings
-from alphatune.versions import EXPORTED_PROGRAM, ONNX, TORCH_FOR, torch_allows
 
 #: a small network of timm's with norm, drop and activation in one layer
 NETWORK = "test_efficientnet"
@@ -628,7 +628,7 @@ def test_a_torch_that_is_too_old_is_one_line(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     folder = tuned(tmp_path / "t")
-    monkeypatch.setattr("alphatune.versions.metadata.version", {"torch": "2.4.1+cpu"}.__getitem__)
+    monkeypatch.setattr("alphatune.core.versions.metadata.version", {"torch": "2.4.1+cpu"}.__getitem__)
     code, out, err = run("export", folder, "--format", kind, "--trust-code")
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].startswith(

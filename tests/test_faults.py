@@ -18,10 +18,10 @@ import torch
 from conftest import TINY, write_images
 from forks import SIZE, is_whole, run_forked, run_whole
 
+from alphatune.core.errors import machine_failure
+from alphatune.core.hashing import sha256
+from alphatune.core.versions import EXPORTED_PROGRAM, ONNX, torch_allows
 from alphatune.data.workers import from_workers
-from alphatune.errors import machine_failure
-from alphatune.hashing import sha256
-from alphatune.versions import EXPORTED_PROGRAM, ONNX, torch_allows
 
 FAULTY = f"{Path(__file__).parent / 'faulty.py'}:faulty"
 
@@ -124,7 +124,7 @@ def test_what_resume_would_go_on_from_is_not_worth_a_failure(
     assert code == 0, err
     is_whole(disk / "out")
     (warning,) = [
-        w for w in json.loads((disk / "out" / "result.json").read_text())["warnings"] if "--resume" in w
+        w for w in json.loads((disk / "out" / "result.json").read_text())["warnings"] if "`resume`" in w
     ]
     assert "could not be kept" in warning
     assert [p.name for p in disk.iterdir()] == ["out"]

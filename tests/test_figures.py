@@ -14,7 +14,6 @@ from made_up_results import HOSTILE, made_result, made_scores, refined, typed
 from PIL import Image
 from scipy import stats
 
-from alphatune.evaluation import expected_calibration_error
 from alphatune.reports.before_after import compare_runs
 from alphatune.reports.drawings import draw_all
 from alphatune.reports.figures.canvas import shown, text_width
@@ -31,6 +30,7 @@ from alphatune.reports.per_class import (
     top1_changes,
 )
 from alphatune.reports.reliability import reliability, wilson
+from alphatune.statistics.scores import expected_calibration_error
 
 RENDERS_FIGURES = True
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from alphatune.core.hashing import files_sha256
 from alphatune.data.datasets import open_data
 from alphatune.data.fingerprint import fingerprint, tensors_sha256
-from alphatune.hashing import files_sha256
 
 
 @pytest.fixture

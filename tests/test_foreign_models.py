@@ -18,11 +18,11 @@ from tiny import tiny
 from torch import nn
 
 import alphatune
-from alphatune.errors import AlphatuneError, UnsupportedModelError
+from alphatune.core.errors import AlphatuneError, UnsupportedModelError
+from alphatune.core.versions import EXPORTED_PROGRAM, torch_allows
 from alphatune.models.architecture import find_source
 from alphatune.models.sources import build
 from alphatune.models.weights import left_out, weights_of
-from alphatune.versions import EXPORTED_PROGRAM, torch_allows
 
 
 def evaluate(run: Run, factory: str, data: Path, *more: object) -> tuple[int, str, str]:
@@ -42,8 +42,8 @@ def plain(weights: Path, image_folder: Path) -> float:
     from alphatune.data.datasets import open_data
     from alphatune.data.loading import Batches
     from alphatune.data.preprocessing import Preprocessing
-    from alphatune.evaluation import evaluate as score
-    from alphatune.evaluation import summarise
+    from alphatune.evaluation.predictor import evaluate as score
+    from alphatune.statistics.scores import summarise
 
     model = tiny()
     model.load_state_dict(safetensors.torch.load_file(weights))

@@ -35,7 +35,7 @@ if hasattr(torch.backends, "fp32_precision"):
 PROGRAM = """
 import os, sys, torch
 from torch.backends import cudnn
-from alphatune.evaluation import evaluation_mode
+from alphatune.evaluation.predictor import evaluation_mode
 m, mkldnn = torch.backends.cuda.matmul, torch.backends.mkldnn
 newer = [m, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv] if hasattr(torch.backends, "fp32_precision") else []
 

@@ -14,7 +14,7 @@ from conftest import TINY, Run
 from made_up_results import typed, written
 from msgspec.structs import replace
 
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
 from alphatune.jobs.gates import failures, judge, open_gates
 from alphatune.settings import TuneSettings
 
@@ -179,7 +179,7 @@ def test_all_of_them_in_order() -> None:
 
 @pytest.mark.parametrize("text", ["top1", "top1=", "top1=a", "top1=nan", "recall=0.1", "=1", "top1=inf"])
 def test_a_regression_that_cannot_be_read(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="max-regression"):
+    with pytest.raises(ConfigurationError, match="max_regression"):
         open_gates(TuneSettings(model="m", data="d", max_regression=(text,)))
 
 

@@ -14,7 +14,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from alphatune import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
 from alphatune.norms.ghost import GhostBatchNormAct2d
 from alphatune.norms.grouping import batch_group_norm
 

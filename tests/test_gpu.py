@@ -14,8 +14,8 @@ from torch import nn
 
 import alphatune
 from alphatune.jobs.train import run_train
+from alphatune.kernels.moments import example_weighted_norm
 from alphatune.norms.conversion import Norm, convert_
-from alphatune.norms.moments import example_weighted_norm
 from alphatune.settings import TrainSettings
 
 pytestmark = [

@@ -12,9 +12,9 @@ from test_ghost import as_numpy, randomise_
 from torch import nn
 
 from alphatune import BatchGroupNorm2d, GroupNorm2d, patch_, unpatch_
-from alphatune.errors import ConfigurationError, UnsupportedModelError
+from alphatune.core.errors import ConfigurationError, UnsupportedModelError
+from alphatune.kernels.moments import average_over_groups
 from alphatune.norms.group import GroupNorm1d, GroupNorm3d, GroupNormAct2d
-from alphatune.norms.moments import average_over_groups
 from alphatune.norms.patching import unpatched_alpha
 from alphatune.norms.surgery import become_example_weighted_, become_stock_
 

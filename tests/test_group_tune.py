@@ -9,7 +9,7 @@ import torch
 from tiny import tiny
 
 import alphatune
-from alphatune.errors import UnsupportedModelError
+from alphatune.core.errors import UnsupportedModelError
 from alphatune.norms.conversion import Norm, convert_
 from alphatune.norms.patching import get_alpha
 from alphatune.reports.markdown import headline

@@ -15,14 +15,15 @@ import reference
 import torch
 from torch import Tensor
 
-from alphatune.norms import cpu_kernels, grouped_kernels
-from alphatune.norms.grouped_kernels import (
-    ChannelsLastSweeps,
-    CompiledSweeps,
-    LargeGroupSweeps,
-    RowSweeps,
-    Sweeps,
-    sweeps_over,
+from alphatune.kernels import cpu as cpu_kernels
+from alphatune.kernels import grouped as grouped_kernels
+from alphatune.kernels.grouped import (
+    ChannelsLastGroupNormOps,
+    CompiledGroupNormOps,
+    GroupNormOps,
+    LargeGroupGroupNormOps,
+    RowGroupNormOps,
+    group_norm_ops,
 )
 from alphatune.norms.grouping import batch_group_norm, batch_moments
 
@@ -134,15 +135,17 @@ def test_a_single_group(shape: tuple[int, ...], channels_last: bool, dtype: torc
 
 def test_form_by_format(form: str) -> None:
     channels_last = side_by_side(torch.randn(4, 6, 5, 5))
-    assert type(sweeps_over(torch.randn(4, 6, 5, 5), 2)) is RowSweeps
-    assert type(sweeps_over(channels_last[:, ::2], 2)) is Sweeps  # gaps
-    assert type(sweeps_over(channels_last.bfloat16(), 2)) is Sweeps
-    assert type(sweeps_over(channels_last.double(), 2)) is ChannelsLastSweeps
+    assert type(group_norm_ops(torch.randn(4, 6, 5, 5), 2)) is RowGroupNormOps
+    assert type(group_norm_ops(channels_last[:, ::2], 2)) is GroupNormOps  # gaps
+    assert type(group_norm_ops(channels_last.bfloat16(), 2)) is GroupNormOps
+    assert type(group_norm_ops(channels_last.double(), 2)) is ChannelsLastGroupNormOps
     fast = form == "compiled"
-    assert type(sweeps_over(channels_last, 2)) is (CompiledSweeps if fast else ChannelsLastSweeps)
+    assert type(group_norm_ops(channels_last, 2)) is (
+        CompiledGroupNormOps if fast else ChannelsLastGroupNormOps
+    )
     large = side_by_side(torch.randn(2, 32, 64, 64))
-    assert type(sweeps_over(large, 1)) is (CompiledSweeps if fast else LargeGroupSweeps)
-    assert type(sweeps_over(torch.randn(4, 6), 2)) is (CompiledSweeps if fast else Sweeps)
+    assert type(group_norm_ops(large, 1)) is (CompiledGroupNormOps if fast else LargeGroupGroupNormOps)
+    assert type(group_norm_ops(torch.randn(4, 6), 2)) is (CompiledGroupNormOps if fast else GroupNormOps)
 
 
 @pytest.mark.parametrize("offset", [1e3, 1e4])
@@ -269,7 +272,7 @@ def test_views_with_an_offset() -> None:
 
 def test_plain_operations_pool_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     """The form for other devices and for torch.compile."""
-    monkeypatch.setattr(grouped_kernels, "sweeps_over", Sweeps)
+    monkeypatch.setattr(grouped_kernels, "group_norm_ops", GroupNormOps)
     for shape, num_groups, size in CASES:
         if math.prod(shape) > 2**15:
             continue

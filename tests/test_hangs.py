@@ -22,9 +22,9 @@ from tiny import tiny
 from torch.utils.data import DataLoader, Dataset
 
 import alphatune
+from alphatune.core.errors import ResourceError
 from alphatune.data import workers
 from alphatune.data.workers import PREFETCH, WORKER_BYTES, affordable_workers
-from alphatune.errors import ResourceError
 
 MIB = 2**20
 IMAGES = ("--input-size", 224, "--crop-pct", 1, "--mean", 0.5, "--std", 0.25)
@@ -92,7 +92,7 @@ if __name__ == "__main__":
     )
     try:
         alphatune.tune(tiny(), loader, alphas="0,0.1")
-    except alphatune.errors.ResourceError as error:
+    except alphatune.core.errors.ResourceError as error:
         print(error)
 """
 
@@ -106,7 +106,7 @@ def test_a_loader_of_ones_own_that_finds_no_room_in_shared_memory(
 ) -> None:
     """Its workers print an error, drop the batch, and would be waited for."""
     script = tmp_path / "own.py"
-    script.write_text(OWN_LOADER.replace("import alphatune\n", "import alphatune, alphatune.errors\n"))
+    script.write_text(OWN_LOADER.replace("import alphatune\n", "import alphatune, alphatune.core.errors\n"))
     began = time.monotonic()
     done = in_container("8m", sys.executable, script, Path(__file__).parent, method, collate)
     assert done.returncode == 0, done.stderr
@@ -151,7 +151,7 @@ import sys
 from test_hangs import Bad, Unpicklable, bus_error, killed, tiny, unzipped
 from torch.utils.data import DataLoader
 import alphatune
-from alphatune.errors import ResourceError
+from alphatune.core.errors import ResourceError
 
 how, happens = sys.argv[1], {"killed": killed, "bus error": bus_error, "lost": lambda _: Unpicklable()}[sys.argv[2]]
 loader = DataLoader(Bad(happens), 4, num_workers=2, collate_fn=unzipped)

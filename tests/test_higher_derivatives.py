@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import alphatune
-from alphatune.norms import cpu_kernels, grouped_kernels
+from alphatune.kernels import cpu as cpu_kernels
+from alphatune.kernels import grouped as grouped_kernels
 from alphatune.norms.batch_group import BatchGroupNorm2d
 from alphatune.norms.example_weighted import ExampleWeighted
 from alphatune.norms.ghost import GhostBatchNorm2d
@@ -84,8 +85,8 @@ def test_gradgradcheck(layer: nn.Module) -> None:
 
 def test_first_derivatives_take_the_fast_way(layer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    real = grouped_kernels.Sweeps.differentiate
-    for kind in (grouped_kernels.Sweeps, grouped_kernels.CompiledSweeps):
+    real = grouped_kernels.GroupNormOps.differentiate
+    for kind in (grouped_kernels.GroupNormOps, grouped_kernels.CompiledGroupNormOps):
         monkeypatch.setattr(kind, "differentiate", lambda *a, **k: calls.append(1) or real(*a, **k))
     layer(activations(torch.float32)).sum().backward()
     assert calls

@@ -25,21 +25,16 @@ from scipy.special import xlogy
 from score_population import Examples, Population, Sharpened, scored
 from torch import nn
 
+from alphatune.core.distributed import World
+from alphatune.core.metrics import HIGHER_IS_BETTER, Metric
 from alphatune.data.prefetch import Batch
-from alphatune.distributed import World
-from alphatune.evaluation import (
-    HIGHER_IS_BETTER,
-    Metric,
-    Predictor,
-    Scores,
-    concatenate,
-    expected_calibration_error,
-)
+from alphatune.evaluation.predictor import Predictor
 from alphatune.norms.patching import Alpha
 from alphatune.results.gain import Gain
-from alphatune.tuning.fold_luck import Limits, limits_of_choosing
-from alphatune.tuning.gain import CONFIDENCE, paired_gain
-from alphatune.tuning.paired_intervals import mean_interval, proportion_interval
+from alphatune.statistics.gain import CONFIDENCE, paired_gain
+from alphatune.statistics.intervals import mean_interval, proportion_interval
+from alphatune.statistics.scores import Scores, concatenate, expected_calibration_error
+from alphatune.statistics.selection_bias import Limits, limits_of_choosing
 from alphatune.tuning.passes import Passes
 from alphatune.tuning.search import LOOKS, stratified_order
 from alphatune.tuning.selection import best_index, cross_fitted_gain, progressive_gain, select_by_score
@@ -232,7 +227,7 @@ def test_one_clearly_best_alpha_has_normal_limits() -> None:
     fold = np.arange(2000) % 10
     limits = limits_of_choosing(differences, fold, np.full(10, 3), CONFIDENCE, rng)
     assert (limits.low, limits.high) == pytest.approx((-Z, Z), abs=0.15)
-    assert limits.trials > 1.5  # the test supposes that none is better
+    assert limits.effective_tests > 1.5  # the test supposes that none is better
 
 
 def test_limits_are_wider_the_more_alphas_are_level() -> None:
@@ -244,11 +239,11 @@ def test_limits_are_wider_the_more_alphas_are_level() -> None:
         differences[1:] -= differences[1:].mean(axis=1, keepdims=True)
         limits = limits_of_choosing(differences, fold, np.ones(10, int), CONFIDENCE, rng)
         assert limits.low < -2.2
-        trials.append(limits.trials)
+        trials.append(limits.effective_tests)
     assert trials[0] < 1.5 < trials[1] < trials[2] < 17
     # Equal α count once.
     copies = np.repeat(differences[[0, 1]], [1, 16], axis=0)
-    assert limits_of_choosing(copies, fold, np.ones(10, int), CONFIDENCE, rng).trials < 1.5
+    assert limits_of_choosing(copies, fold, np.ones(10, int), CONFIDENCE, rng).effective_tests < 1.5
 
 
 def test_counts_of_few_and_a_fine_grid_are_no_trouble() -> None:
@@ -262,7 +257,7 @@ def test_counts_of_few_and_a_fine_grid_are_no_trouble() -> None:
     steps = rng.standard_normal((1500, 300)) * 0.01
     steps[0] = 0
     fine = np.cumsum(steps, axis=0)
-    assert limits_of_choosing(fine, fold, np.full(10, 1499), CONFIDENCE, rng).trials < 10
+    assert limits_of_choosing(fine, fold, np.full(10, 1499), CONFIDENCE, rng).effective_tests < 10
 
 
 def test_nothing_that_changed_is_not_no_uncertainty() -> None:

@@ -21,8 +21,8 @@ from conftest import TINY, Run
 from tiny import tiny
 
 import alphatune
+from alphatune.core.errors import AlphatuneError, InputError, UntrustedError
 from alphatune.data.datasets import open_data
-from alphatune.errors import AlphatuneError, InputError, UntrustedError
 from alphatune.models.checkpoints import read_checkpoint
 from alphatune.models.sources import build
 from alphatune.models.third_party_weights import reading_safely

@@ -17,6 +17,7 @@ import torch
 from conftest import CLASSES, Run
 from PIL import Image
 
+from alphatune.core.errors import ConfigurationError, DataError
 from alphatune.data.datasets import open_data
 from alphatune.data.examples import Examples
 from alphatune.data.fingerprint import fingerprint
@@ -24,7 +25,6 @@ from alphatune.data.label_order import is_ambiguous
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.data.splits import open_splits
-from alphatune.errors import ConfigurationError, DataError
 
 datasets = pytest.importorskip("datasets")
 COLOURS = [(20 * i, 255 - 20 * i, 7 * i) for i in range(12)]
@@ -101,7 +101,7 @@ def test_columns_that_cannot_be_guessed_are_listed(opened: Open, columns: dict[s
     with pytest.raises(ConfigurationError) as error:
         opened({name: list(values) for name, values in columns.items()})
     assert all(name in error.value.message for name in columns if name not in ("image", "label"))
-    assert "--input-key" in error.value.hint or "--target-key" in error.value.hint
+    assert "`input_key" in error.value.hint or "`target_key" in error.value.hint
 
 
 @pytest.mark.parametrize("name", ["image", "img", "jpg", "picture", "Image", "something"])

@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.interpolate import BarycentricInterpolator
 
-from alphatune.tuning.interpolation import interpolation_weights, lobatto_nodes
-from alphatune.versions import is_at_least
+from alphatune.core.versions import is_at_least
+from alphatune.statistics.interpolation import interpolation_weights, lobatto_nodes
 
 counts = st.integers(2, 17)
 highs = st.floats(0.01, 1.0)

@@ -21,12 +21,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from alphatune.core.errors import AlphatuneError, ConfigurationError, DataError
 from alphatune.data.datasets import open_data
 from alphatune.data.decoding import read_image
 from alphatune.data.examples import Examples
 from alphatune.data.inventory import label_images, list_folder
 from alphatune.data.splits import open_splits
-from alphatune.errors import AlphatuneError, ConfigurationError, DataError
 
 
 def encoded(kind: str, colour: int = 0) -> bytes:
@@ -461,7 +461,7 @@ def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
     for how in (lambda: open_data(tmp_path), lambda: open_splits(str(tmp_path))):
         with pytest.raises(ConfigurationError, match="train may be a split, or a class as boat") as error:
             how()
-    assert "--split ." in error.value.hint
+    assert "`split=.`" in error.value.hint
     assert open_data(tmp_path, split=".").classes == ("boat", "train")
     assert open_data(tmp_path, split="train").classes == ("part",)
 
@@ -485,7 +485,7 @@ def test_splits_in_an_only_folder(tmp_path: Path) -> None:
 def test_an_archive_of_one_split(tmp_path: Path, write) -> None:
     path = write(tmp_path / ("i.tar" if write is write_tar else "i.zip"), SMALL, "val/")
     assert open_data(path).classes == open_data(path, split="validation").classes == ("cat", "dog")
-    with pytest.raises(ConfigurationError, match="--split reads folders"):
+    with pytest.raises(ConfigurationError, match="`split` reads folders"):
         open_data(path, split="test")
 
 

@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from alphatune.core.errors import AlphatuneError, ConfigurationError, DataError
 from alphatune.data.datasets import open_data
 from alphatune.data.examples import Examples
 from alphatune.data.splits import open_splits
-from alphatune.errors import AlphatuneError, ConfigurationError, DataError
 
 LABELS = {"a.png": "cat", "b.png": "dog", "c 1.png": "cat", "d,2.png": "eel", "é.png": "dog"}
 
@@ -157,7 +157,7 @@ def test_columns_are_shown_and_chosen(tmp_path: Path, flat: Path) -> None:
     path = written(tmp_path, "l.csv", table(rows))
     with pytest.raises(ConfigurationError, match=r"which column .* 'label', 'class'") as error:
         open_data(flat, labels=path)
-    assert "--label-column" in error.value.hint
+    assert "`label_column" in error.value.hint
     examples = open_data(flat, labels=path, label_column="label")
     assert "images by column 'left', labels by column 'label'" in examples.warnings[-1]
     assert labels_of(examples) == LABELS

@@ -16,12 +16,12 @@ from PIL import Image
 from torch import nn
 
 import alphatune
+from alphatune.core.errors import ConfigurationError
 from alphatune.data.datasets import open_data
 from alphatune.data.examples import Examples
 from alphatune.data.label_order import LEAST_DIFFERENCE, check_label_order, is_ambiguous, near_chance
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import ConfigurationError
 
 NUMBERS = tuple(map(str, range(12)))
 NATURAL, TEXT = NUMBERS, tuple(sorted(NUMBERS))
@@ -61,7 +61,7 @@ def test_an_order_that_fits_clearly_better_stops(
         check(examples, answers(examples, trained, 0.9))
     assert first in error.value.message
     assert "top-1 is" in error.value.message
-    assert "--class-map" in error.value.hint
+    assert "`class_map" in error.value.hint
     assert check(examples, answers(examples, present, 0.9)) == []  # proved
 
 

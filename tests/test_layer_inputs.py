@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import alphatune
-from alphatune.norms import ghost, kernels
+from alphatune.kernels import dispatch as kernels
+from alphatune.norms import ghost
 from alphatune.norms.batch_group import BatchGroupNorm2d
 from alphatune.norms.conversion import Norm, convert_
 from alphatune.norms.group import GroupNorm2d

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import alphatune
+from alphatune.settings import KINDS
+from alphatune.settings.option import declared
 
 ROOT = Path(alphatune.__file__).parent
 #: from top to bottom; a module may import its own layer and those below it
 LAYERS = [
-    "cli", "jobs", "reports", "training", "tuning", "deployment", "models", "evaluation", "full_precision", "reading",
-    "norms", "data", "pickles", "distributed", "peers", "timing", "cache_folder", "folder_lock", "suggestions", "hashing",
-    "toml", "results", "settings", "metrics", "versions", "errors",
+    "cli", "jobs", "reports", "training", "tuning", "export", "models", "evaluation", "norms", "kernels", "data", "pickles",
+    "statistics", "results", "settings", "core",
 ]  # fmt: skip
 
 
@@ -53,14 +55,30 @@ def test_imports_point_down() -> None:
     assert upward == []
 
 
-def test_every_package_and_module_has_a_layer() -> None:
+def test_every_package_has_a_layer_and_every_module_a_package() -> None:
     packages = {p.name for p in ROOT.iterdir() if p.is_dir() and p.name != "__pycache__"}
-    modules = {p.stem for p in ROOT.glob("*.py") if not p.stem.startswith("__")}
-    assert packages | modules == set(LAYERS)
+    assert packages == set(LAYERS)
+    assert [p.name for p in ROOT.glob("*.py") if not p.stem.startswith("__")] == []
 
 
-def test_timing_knows_nothing_of_models() -> None:
-    assert not [i for i in imports(ROOT / "timing.py") if i.startswith("alphatune")]
+def test_statistics_and_results_need_no_torch() -> None:
+    for package in ("statistics", "results", "settings"):
+        for file in (ROOT / package).glob("*.py"):
+            assert not {i.split(".")[0] for i in imports(file)} & {"torch", "torchvision", "timm"}, file
+
+
+def test_options_are_named_in_the_command_line_only() -> None:
+    """Below it a setting is named as it is in Python."""
+    options = {f"--{each.name.replace('_', '-')}" for kind in KINDS.values() for each in declared(kind)}
+    for name, file in sources().items():
+        if (
+            name.startswith(("alphatune.cli", "alphatune.settings")) or name == "alphatune.jobs.demo"
+        ):  # its commands
+            continue
+        texts = [node.value for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+                 if isinstance(node, ast.Constant) and isinstance(node.value, str)]  # fmt: skip
+        named = options & set(re.findall(r"--[a-z][a-z-]+", " ".join(texts)))
+        assert named - {"--format"} == set(), name  # of nvidia-smi
 
 
 def test_terminal_libraries_stay_in_the_command_line() -> None:
@@ -71,7 +89,9 @@ def test_terminal_libraries_stay_in_the_command_line() -> None:
 
 def test_the_scores_know_nothing_of_alpha() -> None:
     assert not [
-        i for i in imports(ROOT / "evaluation.py") if i.startswith(("alphatune.norms", "alphatune.tuning"))
+        i
+        for i in imports(ROOT / "evaluation" / "predictor.py")
+        if i.startswith(("alphatune.norms", "alphatune.tuning"))
     ]
 
 

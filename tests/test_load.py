@@ -78,6 +78,12 @@ class Watched:
             pass  # it has just ended
 
 
+def _as_in_a_terminal() -> None:
+    """A job in the background inherits "ignore Ctrl-C", and one under nohup "ignore SIGHUP"."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def start(words: list[object], folder: Path) -> Watched:
     """The command in a group and with a temporary folder of its own."""
     (folder / "tmp").mkdir(exist_ok=True)
@@ -86,7 +92,7 @@ def start(words: list[object], folder: Path) -> Watched:
         subprocess.Popen(
             [sys.executable, "-m", "alphatune", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, env=environment, start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=_as_in_a_terminal,
         )
     )  # fmt: skip
 

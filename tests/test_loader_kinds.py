@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import alphatune
-from alphatune.data import own_loader
+from alphatune.core.errors import ConfigurationError
+from alphatune.data import custom_loader
 from alphatune.data.checksums import check_repeats, checksums
-from alphatune.data.own_loader import LoaderBatches
-from alphatune.errors import ConfigurationError
+from alphatune.data.custom_loader import LoaderBatches
 from alphatune.models.measurement import measure_moments
 
 CPU = torch.device("cpu")
@@ -375,7 +375,7 @@ class Augmented(Dataset[Any]):
 @pytest.mark.parametrize("kept", [2**31, 0])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_random_augmentation_is_named(workers: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_loader, "KEPT_BYTES", kept)
+    monkeypatch.setattr(custom_loader, "KEPT_BYTES", kept)
     with pytest.raises(ConfigurationError, match=r"got other images.*random augmentation"):
         alphatune.tune(tiny(), DataLoader(Augmented(), 10, num_workers=workers), alphas="0,0.1")
 
@@ -383,7 +383,7 @@ def test_random_augmentation_is_named(workers: int, kept: int, monkeypatch: pyte
 def test_shuffling_between_passes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     loader = DataLoader(TensorDataset(X, Y), 10, shuffle=True)
     assert sorted(read(loader)[1]) == sorted(Y.tolist())  # kept: there is one order
-    monkeypatch.setattr(own_loader, "KEPT_BYTES", 0)
+    monkeypatch.setattr(custom_loader, "KEPT_BYTES", 0)
     with pytest.raises(ConfigurationError, match=r"got another order among.*shuffle"):
         alphatune.tune(tiny(), loader, alphas="0,0.1")
 

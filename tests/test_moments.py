@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alphatune.norms.moments import example_moments, example_weighted_norm, mix_moments
+from alphatune.kernels.moments import example_moments, example_weighted_norm, mix_moments
 
 SHAPES = [(3, 5), (3, 5, 7), (2, 4, 6, 5), (2, 3, 4, 3, 5), (1, 1, 1, 1), (4, 3, 1, 1), (2, 6, 1, 9)]
 

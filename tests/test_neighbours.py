@@ -16,8 +16,8 @@ from test_cli import command
 from torch import nn
 from torch.utils.data import DataLoader
 
-from alphatune.errors import ConfigurationError
-from alphatune.jobs.own_code import find_score, open_loader
+from alphatune.core.errors import ConfigurationError
+from alphatune.jobs.custom_code import find_score, open_loader
 from alphatune.models.sources import build
 
 

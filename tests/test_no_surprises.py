@@ -113,7 +113,7 @@ def calls(tree: ast.AST) -> set[str]:
 def test_nothing_is_installed_or_evaluated() -> None:
     """No pip at run time, no shell, no eval of text: the words do not occur."""
     allowed = {
-        "norms/cpu_kernels.py": {"subprocess.run"},  # the C++ compiler, without a shell
+        "kernels/cpu.py": {"subprocess.run"},  # the C++ compiler, without a shell
         "jobs/toolchain.py": {"subprocess.run"},  # whether there is one
         "jobs/machine.py": {"subprocess.run"},  # the NVIDIA driver's version
         # file.py:factory, which the user named, and what lies beside it

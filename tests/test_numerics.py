@@ -33,7 +33,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import alphatune
-from alphatune.norms import alpha_gradient, cpu_kernels, grouped_kernels, kernels, moments
+from alphatune.kernels import alpha_gradient, moments
+from alphatune.kernels import cpu as cpu_kernels
+from alphatune.kernels import dispatch as kernels
+from alphatune.kernels import grouped as grouped_kernels
 from alphatune.norms.grouping import batch_group_norm
 from alphatune.norms.surgery import become_example_weighted_
 
@@ -412,7 +415,7 @@ def grouped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "no compiler":
         monkeypatch.setattr(cpu_kernels, "load_library", lambda: None)
     if request.param == "any device":
-        monkeypatch.setattr(grouped_kernels, "sweeps_over", grouped_kernels.Sweeps)
+        monkeypatch.setattr(grouped_kernels, "group_norm_ops", grouped_kernels.GroupNormOps)
     return str(request.param)
 
 
@@ -648,7 +651,7 @@ def test_tune_repeats_to_the_last_byte_in_another_process(
 
 
 def triton_share(this: Case, device: str) -> float:
-    from alphatune.norms.triton_kernels import example_weighted_norm
+    from alphatune.kernels.triton import example_weighted_norm
 
     arguments = [t.to(device) if isinstance(t, Tensor) else t for t in this.arguments()]
     y = example_weighted_norm(*arguments).cpu()
@@ -658,7 +661,7 @@ def triton_share(this: Case, device: str) -> float:
 
 
 def triton_overflows(device: str) -> bool:
-    from alphatune.norms.triton_kernels import example_weighted_norm
+    from alphatune.kernels.triton import example_weighted_norm
 
     this = overflowing()
     ok = True

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
+from alphatune.export.output_file import check_output_file, staged_file
 from alphatune.models.output import check_output, claimed, filling, staged
-from alphatune.models.output_file import check_output_file, staged_file
 from alphatune.reports.file import check_file
 
 PARTIAL = ".out.alphatune-partial"

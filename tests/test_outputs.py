@@ -17,13 +17,20 @@ from tiny import tiny
 from torch import nn
 
 import alphatune
-from alphatune.errors import ConfigurationError, UnsupportedModelError
-from alphatune.evaluation import Predictor
+from alphatune.core.errors import ConfigurationError, UnsupportedModelError
+from alphatune.core.versions import EXPORTED_PROGRAM, torch_allows
+from alphatune.evaluation.predictor import Predictor
+from alphatune.evaluation.reading import (
+    Reading,
+    are_probabilities,
+    keep_reading_,
+    kept_reading,
+    log_of,
+    logits_of,
+)
 from alphatune.models.outputs import check_outputs_, find_reading_
 from alphatune.models.stability import preserved, require_stable
-from alphatune.reading import Reading, are_probabilities, keep_reading_, kept_reading, log_of, logits_of
 from alphatune.training.loop import AUXILIARY_WEIGHT, training_loss
-from alphatune.versions import EXPORTED_PROGRAM, torch_allows
 
 FOREIGN = f"{Path(foreign.__file__)}"
 SIZE = ("--input-size", "12", "--crop-pct", "1", "--mean", "0.5", "--std", "0.25", "--device", "cpu")

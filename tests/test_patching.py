@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from alphatune import patch_, set_alpha_, unpatch_
-from alphatune.errors import ConfigurationError, UnsupportedModelError
+from alphatune.core.errors import ConfigurationError, UnsupportedModelError
 from alphatune.norms.patching import get_alpha, patched
 
 X = torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -100,7 +100,7 @@ def test_unknown_kind_needs_consent() -> None:
     before = model(X)
     with pytest.raises(UnsupportedModelError, match="bn2: OddNorm") as error:
         patch_(model)
-    assert "--skip-unknown" in error.value.hint
+    assert "`skip_unknown`" in error.value.hint
     assert torch.equal(model(X), before)
     assert patch_(model, skip_unknown=True) == ("bn1",)
 

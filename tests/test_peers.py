@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import TINY, Run
 
-from alphatune.errors import ConfigurationError
-from alphatune.peers import Place, place_of_process
+from alphatune.core.errors import ConfigurationError
+from alphatune.core.peers import Place, place_of_process
 
 FAULTY = """
 import os, pathlib, time
@@ -137,8 +137,8 @@ def test_a_process_whose_peers_do_not_come(
 
 
 def test_the_wait_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alphatune.peers.LONGEST_WAIT", 0.3)
-    from alphatune.peers import meet
+    monkeypatch.setattr("alphatune.core.peers.LONGEST_WAIT", 0.3)
+    from alphatune.core.peers import meet
 
     for rank in (0, 1):
         with pytest.raises(ConfigurationError, match=f"for process {1 - rank} at localhost:.*in vain"):

@@ -15,12 +15,12 @@ from conftest import Run
 from PIL import Image
 from test_cli import command
 
+from alphatune.core.errors import ConfigurationError, DataError
 from alphatune.data.datasets import open_data
 from alphatune.data.decoding import read_image
 from alphatune.data.loading import Batches
 from alphatune.data.pixel_limit import TooLargeError
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import ConfigurationError, DataError
 
 
 @pytest.fixture(autouse=True)

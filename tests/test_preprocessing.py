@@ -12,13 +12,13 @@ import torch
 import torchvision
 from PIL import Image
 
+from alphatune.core.errors import ConfigurationError
 from alphatune.data.preprocessing import (
     Preprocessing,
     parse_numbers,
     preprocessing_of_timm,
     preprocessing_of_torchvision,
 )
-from alphatune.errors import ConfigurationError
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (301, 407, 3), dtype=np.uint8))
 
@@ -151,7 +151,7 @@ def test_round_trip_through_json() -> None:
 def test_numbers_on_the_command_line() -> None:
     assert parse_numbers("0.5,1", "--mean") == (0.5, 1.0)
     assert parse_numbers("3x32x32", "--input-size") == (3.0, 32.0, 32.0)
-    with pytest.raises(ConfigurationError, match="--mean"):
+    with pytest.raises(ConfigurationError, match="`mean`"):
         parse_numbers("red", "--mean")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alphatune.tuning.racing import rule_out
+from alphatune.statistics.racing import rule_out
 
 LOOKS = (0.05, 0.15, 0.3, 0.45)
 

@@ -11,11 +11,11 @@ import torch
 from conftest import TINY, Run, write_images
 from PIL import Image
 
+from alphatune.core.errors import ConfigurationError, DataError
 from alphatune.data.datasets import open_data
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.data.readable import without_unreadable
-from alphatune.errors import ConfigurationError, DataError
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_fail_looks_at_nothing(damaged: Path) -> None:
     assert skipped == ()
     with pytest.raises(DataError, match=r"ant/002\.png") as error:
         list(left.host_batches())
-    assert "--on-bad-image skip" in error.value.hint
+    assert "`on_bad_image=skip`" in error.value.hint
 
 
 def test_nothing_left(tmp_path: Path) -> None:

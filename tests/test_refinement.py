@@ -13,14 +13,15 @@ from tiny import tiny
 from torch import nn
 
 import alphatune
-from alphatune.data.own_loader import LoaderBatches
-from alphatune.distributed import World
-from alphatune.errors import ConfigurationError, InputError, ResourceError
-from alphatune.evaluation import Predictor, Scores
+from alphatune.core.distributed import World
+from alphatune.core.errors import ConfigurationError, InputError, ResourceError
+from alphatune.data.custom_loader import LoaderBatches
+from alphatune.evaluation.predictor import Predictor
 from alphatune.norms.patching import get_alpha, patch_, patched
+from alphatune.statistics.gain import paired_gain
+from alphatune.statistics.scores import Scores
 from alphatune.tuning import descent
 from alphatune.tuning.descent import descend, objective
-from alphatune.tuning.gain import paired_gain
 from alphatune.tuning.granularity import units_of
 from alphatune.tuning.journal import open_journal
 from alphatune.tuning.passes import Passes

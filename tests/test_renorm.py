@@ -12,7 +12,7 @@ from test_ghost import as_numpy, randomise_
 from torch import nn
 
 from alphatune import BatchRenorm2d
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
 from alphatune.norms.renorm import BatchRenorm1d, BatchRenorm3d, BatchRenormAct2d
 
 WIDE_OPEN = {"start": 0, "r_end": 0, "d_end": 0}

@@ -10,7 +10,7 @@ import pytest
 from conftest import TINY, Run
 from made_up_results import HOSTILE
 
-from alphatune.hashing import sha256
+from alphatune.core.hashing import sha256
 
 RENDERS_FIGURES = True
 

@@ -279,7 +279,7 @@ def test_preprocessing_that_comes_with_the_weights(
     run: Run, cache: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder whose config.json was edited holds the same weights, and other images."""
-    from alphatune import hashing
+    from alphatune.core import hashing
     from alphatune.data.preprocessing import Preprocessing
     from alphatune.models.bundle import save
     from alphatune.models.sources import build

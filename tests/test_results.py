@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from alphatune.errors import InputError, NumericError
+from alphatune.core.errors import InputError, NumericError
 from alphatune.results.alpha import alpha_text, common_alpha
 from alphatune.results.metrics import ScoreMetrics
 from alphatune.results.schemas import DOCUMENTS

@@ -19,10 +19,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import alphatune
-from alphatune.data.own_loader import LoaderBatches
-from alphatune.distributed import World
-from alphatune.evaluation import Predictor, Scores
+from alphatune.core.distributed import World
+from alphatune.data.custom_loader import LoaderBatches
+from alphatune.evaluation.predictor import Predictor
 from alphatune.norms.patching import patch_
+from alphatune.statistics.scores import Scores
 from alphatune.tuning import pass_record
 from alphatune.tuning.journal import Journal, open_journal
 from alphatune.tuning.passes import Passes
@@ -155,7 +156,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     passes.measure(np.arange(100), [0.0])
     (record,) = tmp_path.glob("pass-*-0.pt")
     record.write_bytes(record.read_bytes()[:100])
-    with pytest.raises(alphatune.errors.InputError, match="damaged"):
+    with pytest.raises(alphatune.core.errors.InputError, match="damaged"):
         passes.measure(np.arange(100), [0.0])
 
 

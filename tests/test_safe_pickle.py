@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny
 
-from alphatune.errors import CheckpointError
+from alphatune.core.errors import CheckpointError
 from alphatune.models.checkpoint_content import read_content
 from alphatune.models.checkpoints import read_checkpoint
 from alphatune.models.pickled_module import state_dict_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from alphatune.core.errors import ConfigurationError
 from alphatune.data.sampling import Sampling, epoch_batches, steps_per_epoch
-from alphatune.errors import ConfigurationError
 
 TARGETS = np.repeat(np.arange(10), 13)
 

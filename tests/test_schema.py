@@ -17,8 +17,8 @@ from conftest import TINY, Run, write_images
 from jsonschema import Draft202012Validator
 
 from alphatune.cli.main import app, main
+from alphatune.core.versions import EXPORTED_PROGRAM, torch_allows
 from alphatune.results.schemas import read_schema, schema_names
-from alphatune.versions import EXPORTED_PROGRAM, torch_allows
 
 OWN = """
 import torch

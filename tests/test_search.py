@@ -11,10 +11,10 @@ from tiny import tiny
 from torch import nn
 
 import alphatune
-from alphatune.errors import ConfigurationError, NumericError
-from alphatune.evaluation import summarise
+from alphatune.core.errors import ConfigurationError, NumericError
 from alphatune.norms.conversion import Norm, convert_
 from alphatune.norms.patching import patched, set_alpha_
+from alphatune.statistics.scores import summarise
 from alphatune.tuning import search as search_module
 from alphatune.tuning.passes import Passes
 from alphatune.tuning.search import FIRST_RANGE, stratified_order

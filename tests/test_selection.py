@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy import stats
 
-from alphatune.errors import ConfigurationError
-from alphatune.evaluation import Scores, summarise
+from alphatune.core.errors import ConfigurationError
+from alphatune.statistics.gain import paired_difference
+from alphatune.statistics.scores import Scores, summarise
 from alphatune.tuning.alphas import AUTO, resolve_alphas
-from alphatune.tuning.gain import paired_difference
 from alphatune.tuning.selection import best_index, cross_fitted_gain, select
 from alphatune.tuning.sweep import Sweep
 

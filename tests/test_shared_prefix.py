@@ -12,7 +12,7 @@ from tiny import tiny
 from torch import nn
 
 from alphatune.data.prefetch import Batch
-from alphatune.evaluation import Predictor, evaluation_mode
+from alphatune.evaluation.predictor import Predictor, evaluation_mode
 from alphatune.norms.patching import example_weighted_layers, patched, set_alpha_
 from alphatune.tuning.shared_prefix import shared_prefix
 from alphatune.tuning.sweep import run
@@ -223,4 +223,4 @@ def test_running_out_of_memory_loses_and_repeats_nothing(name: str, start: int, 
     assert [len(f) for f in found] == [7] * 9
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-    assert predictor.most <= most
+    assert predictor.max_batch <= most

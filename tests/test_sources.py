@@ -9,8 +9,8 @@ import timm
 import torch
 from conftest import TINY
 
+from alphatune.core.errors import CheckpointError, ConfigurationError, UnsupportedModelError
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import CheckpointError, ConfigurationError, UnsupportedModelError
 from alphatune.models.sources import build, format_model_kwargs, parse_model_kwargs
 
 

@@ -25,6 +25,8 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN, Flowers102
 
+from alphatune.core.errors import ConfigurationError, DataError, ResourceError
+from alphatune.core.versions import is_at_least
 from alphatune.data.datasets import open_data
 from alphatune.data.decoding import read_image
 from alphatune.data.examples import Examples
@@ -33,8 +35,6 @@ from alphatune.data.named_datasets import NAMES
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.data.splits import Splits, open_splits
 from alphatune.data.stratification import hold_out, partition
-from alphatune.errors import ConfigurationError, DataError, ResourceError
-from alphatune.versions import is_at_least
 
 PREPROCESSING = Preprocessing().override(input_size=(12,), crop_pct=1.0)
 
@@ -281,8 +281,8 @@ def test_named_datasets_in_worker_processes(data_root: Path, name: str) -> None:
 def test_data_that_are_not_there_are_not_fetched(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=f"{name} is not in") as error:
         open_splits(name, data_root=str(tmp_path))
-    assert "--data-root" in error.value.hint
-    assert ("--download" in error.value.hint) == (name not in ("cub2011", "imagenet"))
+    assert "`data_root" in error.value.hint
+    assert ("`download`" in error.value.hint) == (name not in ("cub2011", "imagenet"))
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -306,7 +306,7 @@ def test_files_that_are_not_the_published_ones(tmp_path: Path, name: str) -> Non
         write_flowers102(tmp_path, patch)
     with pytest.raises(DataError, match="not the published ones") as error:
         open_splits(name, data_root=str(tmp_path))
-    assert "--download" in error.value.hint
+    assert "`download`" in error.value.hint
 
 
 def test_incomplete_folders_of_named_datasets(tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_options_that_a_named_dataset_has_no_use_for(data_root: Path) -> None:
     for option in ({"val_fraction": 0.1}, {"val_data": "x"}, {"train_split": "train"}, {"split": "test"}):
         with pytest.raises(ConfigurationError, match="splits of its own"):
             open_splits("cifar10", data_root=str(data_root), **option)
-    with pytest.raises(ConfigurationError, match="--data-root"):
+    with pytest.raises(ConfigurationError, match="`data_root"):
         open_splits("cifar10")
 
 
@@ -445,7 +445,7 @@ def test_classes_must_be_the_same(train_and_val: Path, tmp_path: Path) -> None:
     shutil.move(train_and_val / "val" / "dog", train_and_val / "val" / "eel")
     with pytest.raises(DataError, match="'dog' is in training only") as error:
         open_splits(str(train_and_val))
-    assert "--class-map" in error.value.hint
+    assert "`class_map" in error.value.hint
     shutil.copytree(train_and_val / "val" / "eel", train_and_val / "val" / "dog")
     with pytest.raises(DataError, match="'eel' is in validation only"):
         open_splits(str(train_and_val))
@@ -464,8 +464,8 @@ def test_classes_must_be_the_same(train_and_val: Path, tmp_path: Path) -> None:
         ({"val_fraction": 0.0}, "between 0 and 1"),
         ({"val_fraction": 1.0}, "between 0 and 1"),
         ({"val_fraction": float("nan")}, "between 0 and 1"),
-        ({"val_fraction": 0.1, "split": "val"}, "--val-fraction and --split"),
-        ({"val_fraction": 0.1, "val_data": "x"}, "--val-fraction and --val-data"),
+        ({"val_fraction": 0.1, "split": "val"}, "`val_fraction` and `split`"),
+        ({"val_fraction": 0.1, "val_data": "x"}, "`val_fraction` and `val_data`"),
         ({"val_data": "cifar10"}, "training split of its own"),
         ({"train_split": "tarin"}, "no split 'tarin'"),
         ({"split": "vla"}, "no split 'vla'"),

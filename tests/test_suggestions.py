@@ -14,8 +14,8 @@ from conftest import TINY, Run
 from tiny import tiny
 
 import alphatune
-from alphatune.errors import ConfigurationError
-from alphatune.suggestions import closest, did_you_mean, did_you_mean_path
+from alphatune.core.errors import ConfigurationError
+from alphatune.core.suggestions import closest, did_you_mean, did_you_mean_path
 
 CIFAR = "alphatune.models.cifar:resnet20"
 
@@ -180,5 +180,5 @@ def test_paths_that_nothing_is_like(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_suggesting_imports_no_torch() -> None:
-    code = "import sys, alphatune.cli.main, alphatune.suggestions; assert 'torch' not in sys.modules, 'torch'"
+    code = "import sys, alphatune.cli.main, alphatune.core.suggestions; assert 'torch' not in sys.modules, 'torch'"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, timeout=60)

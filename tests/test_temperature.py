@@ -15,9 +15,9 @@ from tiny import tiny
 from torch import nn
 
 import alphatune
+from alphatune.core.errors import ConfigurationError, UnsupportedModelError
 from alphatune.data.loading import Batch
-from alphatune.errors import ConfigurationError, UnsupportedModelError
-from alphatune.evaluation import score_logits
+from alphatune.evaluation.predictor import score_logits
 from alphatune.models.cifar import resnet20
 from alphatune.tuning.temperature import (
     TEMPERATURES,
@@ -86,7 +86,7 @@ class Dictionary(nn.Module):
 
 @pytest.mark.parametrize("kind", ["dict", "tuple", "list", "tensor"])
 def test_logits_are_divided_wherever_they_are(kind: str) -> None:
-    from alphatune.reading import Reading, keep_reading_, logits_of
+    from alphatune.evaluation.reading import Reading, keep_reading_, logits_of
 
     model, x = Dictionary(kind), torch.randn(2, 4)
     keep_reading_(model, {"tuple": Reading((0,)), "list": Reading((0,))}.get(kind))

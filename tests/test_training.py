@@ -12,11 +12,11 @@ import torchvision
 from tiny import tiny
 from torch import nn
 
+from alphatune.core.errors import ConfigurationError, NumericError
 from alphatune.data.datasets import open_data
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.data.sampling import Sampling
 from alphatune.data.training_batches import TrainingBatches
-from alphatune.errors import ConfigurationError, NumericError
 from alphatune.reports.tensorboard import open_tensorboard
 from alphatune.results.training import Epoch
 from alphatune.training.loop import AUXILIARY_WEIGHT, _move, train, training_loss
@@ -385,7 +385,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(batches: TrainingBat
 
 
 def test_a_state_of_other_data_or_damaged_is_refused(batches: TrainingBatches, tmp_path: Path) -> None:
-    from alphatune.errors import CheckpointError
+    from alphatune.core.errors import CheckpointError
 
     recipe, path = Recipe(epochs=1), tmp_path / "checkpoint.pt"
     state = trained(batches, recipe)

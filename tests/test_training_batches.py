@@ -11,6 +11,7 @@ import torch
 from conftest import write_images
 from PIL import Image
 
+from alphatune.core.errors import ConfigurationError, DataError
 from alphatune.data.augmentation import (
     augment_batch,
     derived_seed,
@@ -23,7 +24,6 @@ from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.data.sampling import Sampling
 from alphatune.data.training_batches import DeviceBatches, DeviceCache, TrainingBatches
-from alphatune.errors import ConfigurationError, DataError
 
 CPU = torch.device("cpu")
 SMALL = Preprocessing((3, 12, 12), crop_pct=1.0)

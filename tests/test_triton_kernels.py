@@ -115,7 +115,7 @@ def expected(x: torch.Tensor, tensors: dict[str, Any], eps: float, act: str | No
 
 
 def run(x: torch.Tensor, tensors: dict[str, Any], act: str | None, device: str) -> torch.Tensor:
-    from alphatune.norms.triton_kernels import example_weighted_norm, supports
+    from alphatune.kernels.triton import example_weighted_norm, supports
 
     assert supports(x, act)
     on_device = {k: None if v is None else v.to(device) for k, v in tensors.items()}
@@ -235,7 +235,7 @@ def test_more_elements_than_32_bits_count(by_rows: bool) -> None:
     if torch.cuda.mem_get_info()[0] < 16 * 2**30:
         pytest.skip("needs 16 GiB")
     case = Case((70_000, 64, 23, 23), by_rows, torch.bfloat16)
-    from alphatune.norms.triton_kernels import example_weighted_norm
+    from alphatune.kernels.triton import example_weighted_norm
 
     x = torch.empty(case.shape, dtype=case.dtype, device="cuda")
     if by_rows:
@@ -250,7 +250,7 @@ def test_more_elements_than_32_bits_count(by_rows: bool) -> None:
 @on_cuda
 @pytest.mark.gpu
 def test_never_waits_for_the_device() -> None:
-    from alphatune.norms.triton_kernels import available, example_weighted_norm
+    from alphatune.kernels.triton import available, example_weighted_norm
 
     assert available()
     case = Case((2, 5, 7, 7))
@@ -281,7 +281,7 @@ class Recorder:
 
 @pytest.fixture
 def recorders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Recorder]:
-    from alphatune.norms import triton_kernels
+    from alphatune.kernels import triton as triton_kernels
 
     recorders = {name: Recorder(getattr(triton_kernels, name)) for name in ("_held", "_looped")}
     for name, recorder in recorders.items():
@@ -291,7 +291,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Reco
 
 
 def launch(case: Case) -> None:
-    from alphatune.norms.triton_kernels import example_weighted_norm
+    from alphatune.kernels.triton import example_weighted_norm
 
     example_weighted_norm(activation(case), **layer_tensors(case), eps=1e-3, act=case.act)
 
@@ -346,7 +346,7 @@ def test_alpha_stays_a_tensor(recorders: dict[str, Recorder]) -> None:
 
 
 def test_supports() -> None:
-    from alphatune.norms.triton_kernels import available, supports
+    from alphatune.kernels.triton import available, supports
 
     x = torch.zeros(2, 3, 4, 5)
     assert supports(x, None)

@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import alphatune
-from alphatune.errors import ConfigurationError, NumericError, UnsupportedModelError
-from alphatune.models.health import examine
+from alphatune.core.errors import ConfigurationError, NumericError, UnsupportedModelError
 from alphatune.models.probe import probe
+from alphatune.models.running_stats_check import examine
 from alphatune.norms.patching import get_alpha, patched, set_alpha_
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from alphatune import versions
-from alphatune.errors import ConfigurationError
+from alphatune.core import versions
+from alphatune.core.errors import ConfigurationError
+from alphatune.core.toml import tomllib
+from alphatune.core.versions import TORCH_FOR, is_at_least, require_torch, torch_allows
 from alphatune.jobs.installed_packages import OLDEST_PYTHON, find_packages
 from alphatune.norms.watching import watched
-from alphatune.toml import tomllib
-from alphatune.versions import TORCH_FOR, is_at_least, require_torch, torch_allows
 
 ROOT = Path(__file__).parents[1]
 #: what lets the suite run, not alphatune

@@ -20,15 +20,15 @@ from torch import nn
 
 import alphatune
 from alphatune import patch_, set_alpha_, unpatch_
-from alphatune.errors import UnsupportedModelError
-from alphatune.evaluation import evaluation_mode
+from alphatune.core.errors import UnsupportedModelError
+from alphatune.core.versions import COMPILED, is_at_least
+from alphatune.evaluation.predictor import evaluation_mode
 from alphatune.norms import example_weighted as module_of_classes
 from alphatune.norms.example_weighted import EXAMPLE_WEIGHTED
 from alphatune.norms.patching import get_alpha
 from alphatune.norms.survey import NormLayer, survey
 from alphatune.norms.watching import watched
-from alphatune.tuning.own_score import tune_score
-from alphatune.versions import COMPILED, is_at_least
+from alphatune.tuning.custom_score import tune_score
 
 X = torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 

@@ -17,6 +17,7 @@ import torch
 from conftest import Run
 from PIL import Image
 
+from alphatune.core.errors import AlphatuneError, ConfigurationError, DataError
 from alphatune.data.cache import with_cache
 from alphatune.data.datasets import open_data
 from alphatune.data.examples import Examples
@@ -26,7 +27,6 @@ from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.data.readable import without_unreadable
 from alphatune.data.splits import open_splits
-from alphatune.errors import AlphatuneError, ConfigurationError, DataError
 from alphatune.jobs.opening import resolved_paths
 from alphatune.settings import TuneSettings
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from alphatune.cli import options as o
+from alphatune.cli.usage import as_options
 
 if TYPE_CHECKING:  # results are not waited for by --help
     from alphatune.results.diagnosis import Finding
@@ -71,7 +72,7 @@ def _show(findings: Sequence[Finding], verbose: bool) -> None:
             status = Text(finding.status, style=_STYLES[finding.status])
             detail = Text(finding.detail)
             if finding.hint:
-                detail.append(f"\n{finding.hint}", style="cyan")
+                detail.append(f"\n{as_options(finding.hint)}", style="cyan")
             if verbose and finding.facts:
                 facts = ", ".join(f"{name} {value}" for name, value in finding.facts.items())
                 detail.append(f"\n{facts}", style="dim")

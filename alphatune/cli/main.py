@@ -14,7 +14,6 @@ from typing import Annotated
 
 import typer
 
-import alphatune
 from alphatune.cli.bench import bench
 from alphatune.cli.compare import compare
 from alphatune.cli.demo import demo
@@ -31,7 +30,8 @@ from alphatune.cli.stderr import tell
 from alphatune.cli.train import train
 from alphatune.cli.tune import tune
 from alphatune.cli.usage import as_options, explain, name_owners, require_utf8
-from alphatune.errors import AlphatuneError, machine_failure, one_line
+from alphatune.core.errors import AlphatuneError, machine_failure, one_line
+from alphatune.core.version import VERSION
 
 app = typer.Typer(
     name="alphatune",
@@ -66,7 +66,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"alphatune {alphatune.__version__}")
+        print(f"alphatune {VERSION}")
         raise typer.Exit()
 
 

@@ -19,12 +19,12 @@ import typer
 
 from alphatune.cli.stderr import tell
 from alphatune.cli.usage import require_utf8
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
+from alphatune.core.suggestions import did_you_mean
+from alphatune.core.toml import tomllib
 from alphatune.settings import KINDS, ModelSettings
 from alphatune.settings.model import DEVICE
 from alphatune.settings.option import OUTPUT, RUNNING, Declared, Option, declared
-from alphatune.suggestions import did_you_mean
-from alphatune.toml import tomllib
 
 #: by command
 _NAMES = {command: {each.name for each in declared(kind)} for command, kind in KINDS.items()}

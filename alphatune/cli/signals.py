@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from alphatune.cli.stderr import tell
-from alphatune.errors import AlphatuneError, one_line
+from alphatune.core.errors import AlphatuneError, one_line
 
 #: seconds between two looks at whether the exception that a signal raises is on its way
 _LOOK = 0.05

@@ -8,7 +8,7 @@ import typer
 
 from alphatune.cli import options as o
 from alphatune.cli.usage import as_options
-from alphatune.metrics import Measure
+from alphatune.core.metrics import Measure
 from alphatune.settings import TuneSettings
 
 if TYPE_CHECKING:  # results are not waited for by --help
@@ -43,15 +43,15 @@ def tune(
     alphatune tune my_model.py:build --checkpoint best.pth --data my_model.py:loader --score my_model.py:iou
     """
     from alphatune.cli import console
-    from alphatune.cli.own_score import show_score_plan, show_score_result
+    from alphatune.cli.custom_score import show_score_plan, show_score_result
+    from alphatune.jobs.fast_lookup import look_up_tune
     from alphatune.jobs.gates import failures
-    from alphatune.jobs.recall import recall_tune
     from alphatune.reports.step_summary import append_step_summary
     from alphatune.results.plan import ImagesPlan, ScorePlan
     from alphatune.results.serialisation import to_json
     from alphatune.results.tune import ScoreTuneDocument
 
-    document: Tuned | ImagesPlan | ScorePlan | None = None if dry_run else recall_tune(settings)
+    document: Tuned | ImagesPlan | ScorePlan | None = None if dry_run else look_up_tune(settings)
     if document is None:
         from alphatune.jobs.tune import run_tune  # torch takes three seconds to import
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import typer
 
-from alphatune.errors import ConfigurationError, one_line
+from alphatune.core.errors import ConfigurationError, one_line
+from alphatune.core.suggestions import did_you_mean
 from alphatune.settings import KINDS
 from alphatune.settings.option import declared
-from alphatune.suggestions import did_you_mean
 
 #: whatever is an option of some command; the last ones are of the terminal, or not of a job with a model
 _SETTINGS = {each.name for kind in KINDS.values() for each in declared(kind)} | {

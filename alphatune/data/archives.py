@@ -17,10 +17,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from alphatune.data.archive_end import check_end
+from alphatune.core.errors import DataError, one_line
 from alphatune.data.image_formats import HEAD, ending_of, image_endings, looks_like_image
 from alphatune.data.inventory import Inventory, is_hidden_file, is_hidden_folder
-from alphatune.errors import DataError, one_line
+from alphatune.data.tar_integrity import check_end
 
 _ZIP_HEADER = struct.Struct("<4s22xHH")  # signature; lengths of the name and of what follows it
 _NO_CRC = -1

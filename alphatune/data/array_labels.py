@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alphatune.core.errors import DataError
 from alphatune.data.tables import nfc
-from alphatune.errors import DataError
 
 #: texts that are numbers of classes, as files of labels write them
 _NUMBER = re.compile(r"-?[0-9]{1,9}(\.0+)?")

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alphatune.core.errors import DataError
 from alphatune.data.bit_depth import scale_to_eight_bits
 from alphatune.data.examples import ArrayLoad
-from alphatune.errors import DataError
 
 Scale = Callable[[NDArray[Any]], NDArray[np.uint8]]
 

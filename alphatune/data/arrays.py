@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from alphatune.core.errors import AlphatuneError, DataError, UntrustedError, one_line
 from alphatune.data.array_labels import to_targets
 from alphatune.data.array_pixels import ArrayFileLoad
 from alphatune.data.binary_layouts import Part, Parts, cifar_batches, idx_files
 from alphatune.data.examples import Examples
 from alphatune.data.plain_pickles import read_torch
 from alphatune.data.split_names import ALL_SPLITS, choose_split
-from alphatune.errors import AlphatuneError, DataError, UntrustedError, one_line
 
 ARRAY_FILES = (".npz", ".npy", ".pt", ".pth")
 _IMAGES = ("images", "image", "imgs", "img", "x", "data", "inputs", "arr_0")

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode, v2
 
+from alphatune.core.errors import ConfigurationError
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import ConfigurationError
 
 Augmentation = Literal["none", "crop", "cifar", "imagenet"]
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alphatune.core.errors import ConfigurationError
 from alphatune.data.augmentation import Augmentation, derived_seed, training_transform
 from alphatune.data.examples import Unreadable
 from alphatune.data.loading import Batches, IndexedImages, load_image
-from alphatune.errors import ConfigurationError
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from alphatune.core.errors import DataError
 from alphatune.data.plain_pickles import read_pickle
-from alphatune.errors import DataError
 
 _IDX = re.compile(r"(.*?)(train|t10k|test)-(images|labels)[-.]idx[0-9]-ubyte(\.gz)?")
 _CIFAR10 = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from alphatune.core.errors import DataError
 from alphatune.data.pixel_limit import open_header
-from alphatune.errors import DataError
 
 if TYPE_CHECKING:
     from alphatune.data.examples import Examples

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alphatune.core.errors import ConfigurationError, ResourceError, is_out_of_memory
 from alphatune.data.available_memory import available_memory
 from alphatune.data.loading import Batches
 from alphatune.data.prefetch import Batch
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import ConfigurationError, ResourceError, is_out_of_memory
 
 CACHES = ("auto", "none", "ram", "disk")
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
 
 #: more repeats than this share of the examples come from the loader; data sets hold a few duplicates
 MOST_REPEATED = 0.25

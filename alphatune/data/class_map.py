@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from alphatune.core.errors import ConfigurationError, DataError
+from alphatune.core.suggestions import did_you_mean
 from alphatune.data.class_map_file import Names, read_class_map
 from alphatune.data.examples import Examples
 from alphatune.data.tables import nfc
-from alphatune.errors import ConfigurationError, DataError
-from alphatune.suggestions import did_you_mean
 
 
 def apply_class_map(examples: Examples, path: str) -> Examples:

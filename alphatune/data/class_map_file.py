@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alphatune.core.errors import DataError, one_line
 from alphatune.data.tables import Pairs, Table, is_whole, nfc, parse_json, read_text, separated
-from alphatune.errors import DataError, one_line
 
 #: the names of one output, the first being the one that is shown
 Names = tuple[str, ...]

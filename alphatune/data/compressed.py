@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from alphatune.errors import DataError, ResourceError, one_line
+from alphatune.core.errors import DataError, ResourceError, one_line
 
 _OPENERS: dict[str, Any] = {
     ".tar.gz": gzip.open,

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from alphatune.core.errors import ConfigurationError
 from alphatune.data.bit_depth import depth_warning
 from alphatune.data.class_map import apply_class_map
 from alphatune.data.examples import Examples
@@ -18,7 +19,6 @@ from alphatune.data.folders import open_path
 from alphatune.data.label_files import is_manifest, open_labelled, open_manifest
 from alphatune.data.named_datasets import NAMES, is_named, named_split, open_named
 from alphatune.data.timm_datasets import PREFIXES, open_dataset_string
-from alphatune.errors import ConfigurationError
 
 
 def open_data(

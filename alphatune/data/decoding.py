@@ -13,9 +13,9 @@ from typing import Any
 import PIL
 from PIL import Image
 
+from alphatune.core.errors import ConfigurationError, one_line
 from alphatune.data.bit_depth import to_eight_bits
 from alphatune.data.pixel_limit import check_encoded, check_size, open_header, pil_limit, usual_limit
-from alphatune.errors import ConfigurationError, one_line
 
 DECODERS = ("pil", "torchcodec")
 

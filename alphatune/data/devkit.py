@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from alphatune.errors import ConfigurationError, DataError, one_line
+from alphatune.core.errors import ConfigurationError, DataError, one_line
 
 
 def devkit_synsets(labels: str | os.PathLike[str], *, required: bool) -> dict[int, str] | None:

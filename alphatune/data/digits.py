@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from alphatune.errors import ConfigurationError, ResourceError
+from alphatune.core.errors import ConfigurationError, ResourceError
 
 Pixels = NDArray[np.uint8]
 

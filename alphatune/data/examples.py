@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from alphatune.core.errors import ConfigurationError
 from alphatune.data.decoding import decoder_version
 from alphatune.data.stratification import sample
-from alphatune.errors import ConfigurationError
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alphatune.core.hashing import files_sha256
 from alphatune.data.examples import ArrayLoad, Examples
-from alphatune.hashing import files_sha256
 
 
 def fingerprint(examples: Examples, notes: Path | None = None) -> str | None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from alphatune.core.errors import ConfigurationError, DataError
+from alphatune.core.suggestions import did_you_mean, did_you_mean_path
 from alphatune.data.archives import ArchiveLoad, list_tar, list_zip
 from alphatune.data.arrays import ARRAY_FILES, find_arrays, find_batches, open_arrays
 from alphatune.data.compressed import DecompressedTar, compression
@@ -22,8 +24,6 @@ from alphatune.data.inventory import (
 )
 from alphatune.data.saved_tables import open_saved, saved_splits
 from alphatune.data.split_names import ALL_SPLITS, choose_split, synonyms
-from alphatune.errors import ConfigurationError, DataError
-from alphatune.suggestions import did_you_mean, did_you_mean_path
 
 ARCHIVES = (".tar", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip")
 

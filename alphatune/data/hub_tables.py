@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alphatune.core.errors import AlphatuneError, ConfigurationError, DataError, one_line
 from alphatune.data.examples import Examples
 from alphatune.data.image_tables import examples_of_table
 from alphatune.data.saved_tables import open_saved, saved_splits
 from alphatune.data.silenced import silenced
 from alphatune.data.split_names import choose_split
-from alphatune.errors import AlphatuneError, ConfigurationError, DataError, one_line
 
 
 def open_hub_table(

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from alphatune.core.errors import AlphatuneError, ConfigurationError, DataError, one_line
+from alphatune.core.suggestions import did_you_mean
 from alphatune.data.array_labels import to_targets
 from alphatune.data.examples import Examples
 from alphatune.data.label_columns import CLASS_HEADINGS, plain_heading
-from alphatune.errors import AlphatuneError, ConfigurationError, DataError, one_line
-from alphatune.suggestions import did_you_mean
 
 #: how columns of images are called; in lower case, without separators
 IMAGE_HEADINGS = {

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from alphatune.core.errors import DataError
 from alphatune.data.image_formats import HEAD, ending_of, image_endings, looks_like_image
-from alphatune.errors import DataError
 
 #: folders of programs and systems, in lower case; so is every one whose name begins with a dot
 _JUNK_FOLDERS = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from alphatune.core.errors import ConfigurationError, DataError
+from alphatune.core.suggestions import did_you_mean
 from alphatune.data.tables import Table, is_whole
-from alphatune.errors import ConfigurationError, DataError
-from alphatune.suggestions import did_you_mean
 
 #: how headings call what an image is found by, and its class; in lower case, without separators
 _PATHS = {

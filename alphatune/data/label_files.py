@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from alphatune.core.errors import ConfigurationError, DataError
 from alphatune.data.array_labels import are_numbers
 from alphatune.data.devkit import devkit_synsets
 from alphatune.data.examples import Examples, FileLoad
@@ -19,7 +20,6 @@ from alphatune.data.inventory import natural_key
 from alphatune.data.label_columns import Columns, choose_columns, first_of_boxes
 from alphatune.data.split_names import ALL_SPLITS, synonyms
 from alphatune.data.tables import nfc, read_tables
-from alphatune.errors import ConfigurationError, DataError
 
 #: endings of files that name images themselves
 _MANIFESTS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".pq", ".txt", ".lst")

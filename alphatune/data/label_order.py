@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from alphatune.core.errors import ConfigurationError
 from alphatune.data.examples import Examples
 from alphatune.data.inventory import natural_key
-from alphatune.errors import ConfigurationError
 
 #: another order fits better from this difference on, on the images that it labels otherwise, and this probability
 LEAST_DIFFERENCE, LEAST_PROBABILITY = 0.1, 1e-3

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from alphatune.core.errors import AlphatuneError, DataError, one_line
 from alphatune.data.decoding import read_image
 from alphatune.data.examples import Examples, Unreadable
 from alphatune.data.pixel_limit import pil_limit, usual_limit
@@ -19,7 +20,6 @@ from alphatune.data.prefetch import Batch as Batch  # what this module is about
 from alphatune.data.prefetch import on_device
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.data.workers import collate, decoded, image_loader
-from alphatune.errors import AlphatuneError, DataError, one_line
 
 
 @dataclass(frozen=True)

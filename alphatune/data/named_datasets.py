@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from alphatune.core.errors import AlphatuneError, ConfigurationError, DataError, one_line
+from alphatune.core.suggestions import did_you_mean
 from alphatune.data import published_layouts as layouts
 from alphatune.data.examples import Examples
 from alphatune.data.split_names import synonyms
 from alphatune.data.stratification import hold_out, partition
-from alphatune.errors import AlphatuneError, ConfigurationError, DataError, one_line
-from alphatune.suggestions import did_you_mean
 
 Parts = tuple[Examples, Examples, Examples | None]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from alphatune.errors import DataError
+from alphatune.core.errors import DataError
 
 
 class TooLargeError(DataError):
@@ -36,7 +36,7 @@ def check_size(image: Image.Image, most: int | None) -> None:
     if most is not None and pixels > most:
         raise TooLargeError(
             f"{image.width} × {image.height} are {pixels} pixels, more than {most}",
-            f"max_pixels={pixels} reads it, if memory holds it; or scale it down",
+            f"`max_pixels={pixels}` reads it, if memory holds it; or scale it down",
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from alphatune.errors import DataError, UntrustedError, one_line, raise_if_machine_failed
+from alphatune.core.errors import DataError, UntrustedError, one_line, raise_if_machine_failed
 
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),

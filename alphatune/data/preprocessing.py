@@ -12,7 +12,7 @@ import torch
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 #: a mean or std beyond this is of values up to 255. Of value / 255 no std is above 0.5; 1 leaves pixels as they

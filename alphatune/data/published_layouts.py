@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from torchvision import datasets as torchvision_datasets
 
+from alphatune.core.errors import DataError
 from alphatune.data.examples import ArrayLoad, Examples, FileLoad, Load
 from alphatune.data.folders import holds_folders, open_folder
-from alphatune.errors import DataError
 
 #: split -> its examples
 Layout = dict[str, Examples]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from alphatune.core.errors import ConfigurationError, DataError
 from alphatune.data.examples import Examples, Unreadable
 from alphatune.data.loading import Batches, load_image
 from alphatune.data.workers import from_workers, image_loader
-from alphatune.errors import ConfigurationError, DataError
 
 CHOICES = ("fail", "skip")
 

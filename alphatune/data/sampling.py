@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
 
 BatchOrder = Literal["shuffled", "blocks"]
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alphatune.core.errors import ConfigurationError, DataError, one_line
+from alphatune.core.suggestions import did_you_mean_path
 from alphatune.data.compressed import compression
 from alphatune.data.inventory import natural_key
 from alphatune.data.split_names import ALL_SPLITS, choose_split
-from alphatune.errors import ConfigurationError, DataError, one_line
-from alphatune.suggestions import did_you_mean_path
 
 #: what says where the shards of each split are, and how many samples they hold
 _INFO = ("_info.json", "info.json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
 
 _SPLIT_NAMES = (("validation", "val", "valid", "eval", "evaluation"), ("train", "training"))
 ALL_SPLITS = {"test", "testing", *(name for names in _SPLIT_NAMES for name in names)}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from alphatune.core.errors import ConfigurationError, DataError
 from alphatune.data.class_map import apply_class_map
 from alphatune.data.datasets import is_dataset_string, open_data, opens_by_name
 from alphatune.data.examples import Examples
@@ -17,7 +18,6 @@ from alphatune.data.shards import is_remote, locate, shard_splits
 from alphatune.data.split_names import synonyms
 from alphatune.data.stratification import hold_out, partition
 from alphatune.data.web_samples import ShardLoad
-from alphatune.errors import ConfigurationError, DataError
 
 #: the part of the training examples that is held out where no validation split exists
 VAL_FRACTION = 0.1

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alphatune.errors import ConfigurationError, DataError, one_line
+from alphatune.core.errors import ConfigurationError, DataError, one_line
 
 #: numbers of classes; longer ones are names of something
 _WHOLE = re.compile(r"[0-9]{1,9}")

@@ -11,12 +11,12 @@ import numpy as np
 from timm.data import create_dataset
 from torchvision.datasets import ImageFolder
 
+from alphatune.core.errors import AlphatuneError, ConfigurationError, DataError, one_line
 from alphatune.data.examples import Examples, FileLoad, Load
 from alphatune.data.hub_tables import open_hub_table
 from alphatune.data.shards import is_remote, locate
 from alphatune.data.silenced import silenced
 from alphatune.data.web_samples import open_web_samples
-from alphatune.errors import AlphatuneError, ConfigurationError, DataError, one_line
 
 #: what a dataset string starts with; anything else is a folder or archive
 PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from alphatune.core.errors import ConfigurationError
 from alphatune.data.augmentation import (
     Augmentation,
     augment_batch,
@@ -29,7 +30,6 @@ from alphatune.data.prefetch import Batch, on_device
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.data.sampling import Sampling, epoch_batches, steps_per_epoch
 from alphatune.data.workers import collate, decoded, image_loader
-from alphatune.errors import ConfigurationError
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from alphatune.core.errors import AlphatuneError, ConfigurationError, DataError, one_line
+from alphatune.core.suggestions import did_you_mean
 from alphatune.data.archives import Entry, list_members
 from alphatune.data.array_labels import to_targets
 from alphatune.data.compressed import DecompressedTar, compression
@@ -23,8 +25,6 @@ from alphatune.data.examples import Examples
 from alphatune.data.image_formats import image_endings
 from alphatune.data.label_columns import CLASS_HEADINGS, plain_heading
 from alphatune.data.shards import find_shards
-from alphatune.errors import AlphatuneError, ConfigurationError, DataError, one_line
-from alphatune.suggestions import did_you_mean
 
 #: keys of labels, the likeliest first; .txt may be a caption
 _LABELS = ("cls", "label", "class", "target")

@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from alphatune.data.available_memory import available_memory
-from alphatune.data.examples import Unreadable
-from alphatune.errors import (
+from alphatune.core.errors import (
     DataError,
     ResourceError,
     dead_worker,
     one_line,
     raise_if_machine_failed,
 )
+from alphatune.data.available_memory import available_memory
+from alphatune.data.examples import Unreadable
 
 #: batches that each worker reads ahead
 PREFETCH = 4
@@ -140,7 +140,7 @@ def _begin(loader: Iterable[Any]) -> Iterator[Any]:
         if isinstance(error, OSError):
             raise ResourceError(
                 f"worker processes that read images cannot be started: {one_line(error)}",
-                "without workers (`workers=0`) the main process reads them",
+                "without workers (`workers=0`, or num_workers=0 in a loader of your own) the main process reads them",
             ) from None
         raise
     finally:

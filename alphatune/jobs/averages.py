@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from alphatune.core.distributed import World
+from alphatune.core.errors import ConfigurationError, NumericError
 from alphatune.data.augmentation import resolve_augmentation
 from alphatune.data.augmented import AugmentedBatches
 from alphatune.data.cache import with_cache
@@ -19,9 +21,7 @@ from alphatune.data.folders import own_splits
 from alphatune.data.loading import Batches, automatic_batch_size
 from alphatune.data.readable import skipped_warning, without_unreadable
 from alphatune.data.split_names import synonyms
-from alphatune.distributed import World
-from alphatune.errors import ConfigurationError, NumericError
-from alphatune.evaluation import Predictor, Progress, Scores, concatenate, evaluate, summarise
+from alphatune.evaluation.predictor import Predictor, Progress, evaluate
 from alphatune.jobs.describe import describe_measured
 from alphatune.jobs.opening import OpenedModel, Prepared, choose_workers, whole_number
 from alphatune.models.calibration import (
@@ -32,8 +32,8 @@ from alphatune.models.calibration import (
     layers_to_recalibrate,
     recalibrate_,
 )
-from alphatune.models.health import examine
 from alphatune.models.measurement import device_of
+from alphatune.models.running_stats_check import examine
 from alphatune.norms.calibrated import Calibrated as CalibratedNorm
 from alphatune.norms.surgery import become_calibrated_, become_uncalibrated_
 from alphatune.norms.survey import survey
@@ -42,7 +42,8 @@ from alphatune.results.averages import Recalibration as Recalibrated
 from alphatune.results.gain import PairedGain
 from alphatune.results.plan import PlannedAverages
 from alphatune.settings import InspectSettings, TuneSettings
-from alphatune.tuning.gain import paired_gain
+from alphatune.statistics.gain import paired_gain
+from alphatune.statistics.scores import Scores, concatenate, summarise
 from alphatune.tuning.selection import FEWEST_EXAMPLES
 from alphatune.tuning.tune import TuneResult
 
@@ -70,7 +71,7 @@ class Averages:
 
 
 @dataclass(frozen=True)
-class Replaced:
+class RecalibrationOutcome:
     """What was measured; ``before`` are the scores of all examples by the averages that were stored."""
 
     calibration: Calibration | None
@@ -162,7 +163,7 @@ def replace_averages_(
     predictor: Predictor,
     world: World,
     progress: Progress | None,
-) -> Replaced:
+) -> RecalibrationOutcome:
     """Measure, and give the model, the averages; that of BatchNorm first, which other layers' inputs depend on."""
     module = prepared.opened.module
     calibration = recalibration = before = None
@@ -185,7 +186,7 @@ def replace_averages_(
         for name in calibration.unreached:  # what stood in for their moments means nothing
             if isinstance(layer := modules[name], CalibratedNorm):
                 become_uncalibrated_(layer)
-    return Replaced(calibration, recalibration, before)
+    return RecalibrationOutcome(calibration, recalibration, before)
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ class DescribedAverages:
 
 
 def describe_averages(
-    averages: Averages, replaced: Replaced, prepared: Prepared, result: TuneResult
+    averages: Averages, replaced: RecalibrationOutcome, prepared: Prepared, result: TuneResult
 ) -> DescribedAverages:
     """What was measured, and what it alone is worth."""
     calibrated = recalibrated = None
@@ -328,6 +329,6 @@ def _scores(
         ]
 
     try:
-        return concatenate([scores for part in world.share(share) for scores in part])
+        return concatenate([scores for part in world.run_on_all_ranks(share) for scores in part])
     except NumericError:
         return None

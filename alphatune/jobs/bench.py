@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from alphatune.core.errors import ConfigurationError, ResourceError, is_out_of_memory, one_line
 from alphatune.data.preprocessing import parse_numbers
-from alphatune.deployment import DeploymentCost, deployment_cost
-from alphatune.errors import ConfigurationError, ResourceError, is_out_of_memory, one_line
+from alphatune.export.deployment import DeploymentCost, deployment_cost
 from alphatune.jobs.describe import describe_source
 from alphatune.jobs.opening import DTYPES, OpenedModel, assumed_preprocessing, digits, open_model
-from alphatune.models.health import require_health
 from alphatune.models.probe import Probe, probe
+from alphatune.models.running_stats_check import require_health
 from alphatune.norms.patching import Alpha, get_alpha
 from alphatune.norms.survey import survey
 from alphatune.reports.deployment import bench_document

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alphatune.core.errors import AlphatuneError, InputError
+from alphatune.core.toml import tomllib
 from alphatune.data.datasets import open_data, opens_by_name
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import AlphatuneError, InputError
 from alphatune.results.data import ScoredData
 from alphatune.results.stored import read_tuned
 from alphatune.settings import ExportSettings
-from alphatune.toml import tomllib
 
 #: where a run.toml says which images they are, and how they are read
 _HOW = ("split", "split_seed", "data_root", "input_key", "target_key", "decoder", "max_pixels")

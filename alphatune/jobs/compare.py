@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
 from alphatune.reports.compared import read_compared
 from alphatune.reports.comparison_text import comparison_frame, comparison_markdown
 from alphatune.reports.file import check_file, write_file, write_whole

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-import alphatune
+from alphatune.core.errors import ConfigurationError, ResourceError
+from alphatune.core.version import VERSION
 from alphatune.data.digits import Pixels, Scanner, read_digits, rescan, write_class_folders
 from alphatune.data.stratification import hold_out, partition
-from alphatune.errors import ConfigurationError, ResourceError
 from alphatune.jobs.evaluate import run_evaluate
 from alphatune.jobs.opening import resolve_device
 from alphatune.jobs.train import run_train
@@ -92,7 +92,7 @@ def run_demo(
 def _run(
     folder: Path, images: Pixels, targets: Any, seed: int, device: str, say: Callable[[str], None]
 ) -> DemoDocument:
-    mark = {"schema": SCHEMA, "command": "demo", "alphatune": alphatune.__version__, "seed": seed}
+    mark = {"schema": SCHEMA, "command": "demo", "alphatune": VERSION, "seed": seed}
     (folder / RESULT).write_text(json.dumps(mark), encoding="utf-8")  # ours, should the power fail
     kept, held_out = partition(targets, hold_out(VALIDATION), seed)
     say(f"writing {len(kept)} images to train on, {len(held_out)} to validate, and these shifted")
@@ -150,7 +150,7 @@ def _run(
         for name, model in (("baseline", "model"), ("chosen", "tuned"))
     }
     document = DemoDocument(
-        alphatune=alphatune.__version__,
+        alphatune=VERSION,
         seed=seed,
         images=DemoImages(train=len(kept), validation=len(held_out)),
         shift=Shift(**asdict(SHIFT)),

@@ -11,12 +11,12 @@ from torch import nn
 from alphatune.data.examples import Unreadable
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing as Transform
+from alphatune.evaluation.reading import kept_reading
 from alphatune.jobs.opening import DTYPES, OpenedModel, Prepared
 from alphatune.jobs.training_job import TrainingJob
 from alphatune.models.probe import Probe
 from alphatune.norms.patching import get_alpha
 from alphatune.norms.survey import NormLayer, survey
-from alphatune.reading import kept_reading
 from alphatune.reports.result import environment
 from alphatune.results.alpha import ModelAlpha, common_alpha
 from alphatune.results.data import Data, MeasuredData, Preprocessing, SkippedImage

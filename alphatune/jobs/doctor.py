@@ -7,7 +7,7 @@ keep the doctor from saying so.
 
 from __future__ import annotations
 
-import alphatune
+from alphatune.core.version import VERSION
 from alphatune.jobs.findings import guarded
 from alphatune.jobs.installed_packages import EXTRAS, PACKAGES, find_extras, find_packages
 from alphatune.jobs.machine import DEVICES, MEMORY, find_devices, find_memory
@@ -41,7 +41,7 @@ def to_document(findings: list[Finding]) -> DoctorDocument:
     """The findings, to be printed as JSON."""
     summary = Summary(**{status: sum(f.status == status for f in findings) for status in FINDING_STATUSES})
     return DoctorDocument(
-        alphatune=alphatune.__version__,
+        alphatune=VERSION,
         ok=summary.broken == 0,
         summary=summary,
         findings=tuple(findings),

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-import alphatune
+from alphatune.core.hashing import sha256
+from alphatune.core.version import VERSION
 from alphatune.data.label_order import check_label_order, near_chance
-from alphatune.evaluation import Progress, evaluate, summarise
-from alphatune.hashing import sha256
+from alphatune.evaluation.predictor import Progress, evaluate
 from alphatune.jobs.describe import describe_data, describe_env, describe_model, describe_plan, model_alpha
 from alphatune.jobs.opening import predictor_of, prepare
-from alphatune.models.health import require_health
+from alphatune.kernels.dispatch import COMPILED_FROM, resolve_kernel, use_kernel
+from alphatune.models.running_stats_check import require_health
 from alphatune.models.temperature import get_temperature
-from alphatune.norms.kernels import COMPILED_FROM, resolve_kernel, use_kernel
 from alphatune.norms.patching import get_alpha, patch_, set_alpha_
 from alphatune.norms.survey import survey
 from alphatune.norms.watching import leave_inactive
@@ -24,6 +24,7 @@ from alphatune.results.evaluation import EvaluateDocument
 from alphatune.results.model import EvaluatedModel
 from alphatune.results.plan import ImagesPlan
 from alphatune.settings import EvaluateSettings
+from alphatune.statistics.scores import summarise
 from alphatune.tuning.remarks import remark_on_inactive
 
 
@@ -73,7 +74,7 @@ def run_evaluate(
     remarks = check_label_order(examples, measured.targets, measured.predicted)
     remarks += near_chance(measured.targets, summary.top1)
     document = EvaluateDocument(
-        alphatune=alphatune.__version__,
+        alphatune=VERSION,
         model=describe_model(prepared.opened, layers, prepared.probe, patched).extended(
             EvaluatedModel, alpha=model_alpha(module), temperature=get_temperature(module)
         ),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-import alphatune
+from alphatune.core.version import VERSION
+from alphatune.export.onnx import DEFAULT_OPSET
+from alphatune.export.output_file import staged_file
 from alphatune.jobs.describe import describe_preprocessing, describe_source, model_alpha
 from alphatune.jobs.export_job import INPUT, OUTPUT, ExportJob, open_export
 from alphatune.jobs.exported_graph import Checked, write_graph
 from alphatune.jobs.hub_folder import write_hub_folder
-from alphatune.models.onnx import DEFAULT_OPSET
 from alphatune.models.output import staged
-from alphatune.models.output_file import staged_file
 from alphatune.models.temperature import get_temperature
 from alphatune.models.weights_file import write_weights
 from alphatune.reports.export import describe_check, describe_files
@@ -58,7 +58,7 @@ def run_export(settings: ExportSettings, *, model: nn.Module | None = None) -> E
                 checked = write_graph(job, path)
     images = CheckImages(source=job.images.source, n=len(job.images.images))
     return ExportDocument(
-        alphatune=alphatune.__version__,
+        alphatune=VERSION,
         model=describe_source(job.opened).extended(
             ExportedModel,
             alpha=model_alpha(job.opened.module),

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import (
+from alphatune.core.errors import (
     ConfigurationError,
     InputError,
     NumericError,
@@ -21,27 +20,28 @@ from alphatune.errors import (
     one_line,
     raise_if_machine_failed,
 )
-from alphatune.evaluation import evaluation_mode, input_dtype
+from alphatune.core.versions import EXPORTED_PROGRAM, require_torch
+from alphatune.data.preprocessing import Preprocessing
+from alphatune.evaluation.predictor import evaluation_mode, input_dtype
+from alphatune.evaluation.reading import kept_reading
+from alphatune.export.agreement import BATCH_SIZES, Expected, expect
+from alphatune.export.onnx import DEFAULT_OPSET, check_opset, require_onnx
+from alphatune.export.output_file import check_output_file
+from alphatune.export.program import WITHOUT_A_GRAPH
+from alphatune.export.record import architecture_of, export_record
 from alphatune.jobs.check_images import CheckImages, open_check_images, random_images
 from alphatune.jobs.opening import OpenedModel, assumed_preprocessing, open_model, override_preprocessing
-from alphatune.models.agreement import BATCH_SIZES, Expected, expect
 from alphatune.models.bundle import WEIGHTS, Bundle, read_bundle, restore_
 from alphatune.models.checkpoint_loading import Loaded
-from alphatune.models.export_record import architecture_of, export_record
-from alphatune.models.exported_program import WITHOUT_A_GRAPH
-from alphatune.models.health import require_health
-from alphatune.models.onnx import DEFAULT_OPSET, check_opset, require_onnx
 from alphatune.models.output import check_output
-from alphatune.models.output_file import check_output_file
 from alphatune.models.outputs import EXAMPLES, check_outputs_, choose_output_
+from alphatune.models.running_stats_check import require_health
 from alphatune.models.sources import Source
 from alphatune.models.temperature import fold_temperature_, get_temperature
-from alphatune.reading import kept_reading
 from alphatune.results.stored import read_tuned
 from alphatune.results.tune import Tuned
 from alphatune.settings import ExportSettings
 from alphatune.settings.option import IMAGES, check_applies
-from alphatune.versions import EXPORTED_PROGRAM, require_torch
 
 #: of ONNX, where no option names them
 INPUT, OUTPUT = "images", "logits"

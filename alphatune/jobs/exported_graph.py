@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch.export import ExportedProgram
 
-from alphatune.errors import NumericError, UnsupportedModelError
+from alphatune.core.errors import NumericError, UnsupportedModelError
+from alphatune.export.agreement import Agreement, compare_all
+from alphatune.export.onnx import DEFAULT_OPSET, open_onnx, write_onnx
+from alphatune.export.output_file import data_beside
+from alphatune.export.program import export_program, open_program, write_program
 from alphatune.jobs.export_job import INPUT, OUTPUT, ExportJob
-from alphatune.models.agreement import Agreement, compare_all
-from alphatune.models.exported_program import export_program, open_program, write_program
-from alphatune.models.onnx import DEFAULT_OPSET, open_onnx, write_onnx
-from alphatune.models.output_file import data_beside
 
 
 @dataclass(frozen=True)

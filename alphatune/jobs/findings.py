@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from alphatune.errors import one_line
+from alphatune.core.errors import one_line
 from alphatune.results.diagnosis import Finding
 
 

@@ -1,6 +1,6 @@
 """Gates: what a result must keep to for a pipeline to go on.
 
-A gate that fails takes nothing away: the folder and the whole result are
+All output is kept when a gate fails: the folder and the whole result are
 written, the reason is said, and the exit code is 1.
 """
 
@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from alphatune.errors import ConfigurationError
-from alphatune.metrics import HIGHER_IS_BETTER, METRICS, SCORE, Measure
+from alphatune.core.errors import ConfigurationError
+from alphatune.core.metrics import HIGHER_IS_BETTER, METRICS, SCORE, Measure
 from alphatune.results.document import Part
 from alphatune.results.tune import Gate as JudgedGate
 from alphatune.results.tune import Tuned

@@ -13,19 +13,19 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from alphatune.evaluation import evaluation_mode
+from alphatune.evaluation.predictor import evaluation_mode
+from alphatune.evaluation.reading import output_of
+from alphatune.export.agreement import Agreement, Expected, Run, compare_all, expect
 from alphatune.jobs.export_job import ExportJob
 from alphatune.jobs.exported_graph import Checked
-from alphatune.models.agreement import Agreement, Expected, Run, compare_all, expect
+from alphatune.kernels.dispatch import use_kernel
 from alphatune.models.bundle import load, write_model
 from alphatune.models.copying import stock_copy
 from alphatune.models.sources import build
 from alphatune.models.stock_patch import shown, weigh_examples_
 from alphatune.models.temperature import get_temperature, set_temperature_
 from alphatune.norms.conversion import layer_settings
-from alphatune.norms.kernels import use_kernel
 from alphatune.norms.patching import example_weighted_layers, get_alpha
-from alphatune.reading import output_of
 from alphatune.reports.model_card import CardFacts, render_card
 
 CARD = "README.md"

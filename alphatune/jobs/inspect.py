@@ -9,19 +9,19 @@ from dataclasses import asdict
 import torch
 from msgspec import UNSET
 
-from alphatune.errors import ConfigurationError, UnsupportedModelError
-from alphatune.evaluation import Progress
+from alphatune.core.errors import ConfigurationError, UnsupportedModelError
+from alphatune.evaluation.predictor import Progress
+from alphatune.evaluation.reading import SeveralOutputsError
 from alphatune.jobs.averages import open_images
 from alphatune.jobs.describe import describe_data, describe_preprocessing, describe_source
 from alphatune.jobs.opening import OpenedModel, open_model
-from alphatune.models.health import examine
 from alphatune.models.measurement import measure_moments
 from alphatune.models.outputs import check_outputs_, find_reading_
 from alphatune.models.paths import trace_paths
 from alphatune.models.probe import EXAMPLES, watch_layers
-from alphatune.models.staleness import STALE, distances, look_stale
+from alphatune.models.running_stats_check import examine
+from alphatune.models.stats_drift import STALE, distances, look_stale
 from alphatune.norms.survey import survey
-from alphatune.reading import SeveralOutputsError
 from alphatune.results.inspection import (
     InspectDocument,
     InspectedData,

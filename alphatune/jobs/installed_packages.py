@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
-import alphatune
-from alphatune.errors import one_line
+from alphatune.core.errors import one_line
+from alphatune.core.version import VERSION
+from alphatune.core.versions import TORCH_FOR, torch_allows
 from alphatune.results.diagnosis import Finding
-from alphatune.versions import TORCH_FOR, torch_allows
 
 PACKAGES, EXTRAS = "Packages", "Optional packages"
 #: extras for those who work on alphatune itself
@@ -63,14 +63,14 @@ def find_packages() -> Iterator[Finding]:
     else:
         detail = f"{version} on {platform.system()} {platform.machine()}"
         yield Finding(PACKAGES, "python", "ok", detail, facts={"version": version})
-    facts = {"version": alphatune.__version__}
+    facts = {"version": VERSION}
     try:
         requirements = own_requirements()
     except metadata.PackageNotFoundError:
-        detail = f"{alphatune.__version__}, run from its source and not installed: what it needs is not known"
+        detail = f"{VERSION}, run from its source and not installed: what it needs is not known"
         yield Finding(PACKAGES, "alphatune", "note", detail, "pip install .", facts)
         return
-    yield Finding(PACKAGES, "alphatune", "ok", alphatune.__version__, facts=facts)
+    yield Finding(PACKAGES, "alphatune", "ok", VERSION, facts=facts)
     for requirement in requirements:
         if not requirement.extra:
             yield look_at(requirement)

@@ -20,13 +20,13 @@ from pathlib import Path
 from torch import nn
 
 import alphatune
+from alphatune.core.hashing import file_state, files_sha256
 from alphatune.data.examples import Examples
 from alphatune.data.fingerprint import files_of, fingerprint, tensors_sha256
 from alphatune.data.inventory import walk
 from alphatune.data.loading import Batches
-from alphatune.hashing import file_state, files_sha256
+from alphatune.jobs.module_attributes import plain_values
 from alphatune.jobs.opening import DTYPES, Prepared, resolved
-from alphatune.jobs.plain_values import plain_values
 from alphatune.jobs.result_cache import NOTES, CachedResult, results_folder, timed_on
 from alphatune.models.checkpoint_files import files_of_checkpoint
 from alphatune.models.neighbours import files_of_neighbours

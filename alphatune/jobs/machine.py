@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alphatune.cache_folder import cache_folder
-from alphatune.errors import one_line
+from alphatune.core.cache_folder import cache_folder
+from alphatune.core.errors import one_line
 from alphatune.jobs.findings import gibibytes
 from alphatune.results.diagnosis import Finding
 from alphatune.results.values import Open

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from alphatune.core.distributed import local_device
+from alphatune.core.errors import ConfigurationError, one_line, raise_if_machine_failed
 from alphatune.data.cache import with_cache
 from alphatune.data.class_map import only_present
 from alphatune.data.datasets import open_data, opens_by_name
@@ -23,9 +25,8 @@ from alphatune.data.readable import skipped_warning, without_unreadable
 from alphatune.data.shards import absolute_pattern, is_pattern
 from alphatune.data.splits import open_splits
 from alphatune.data.workers import affordable_workers, automatic_workers
-from alphatune.distributed import local_device
-from alphatune.errors import ConfigurationError, one_line, raise_if_machine_failed
-from alphatune.evaluation import Predictor
+from alphatune.evaluation.predictor import Predictor
+from alphatune.kernels.dispatch import resolve_kernel
 from alphatune.models.bundle import WEIGHTS, build_bundled, read_bundle, restore_
 from alphatune.models.checkpoint_loading import Loaded, load_weights_
 from alphatune.models.checkpoints import Checkpoint, read_checkpoint
@@ -34,7 +35,6 @@ from alphatune.models.output import is_bundle
 from alphatune.models.outputs import EXAMPLES, check_outputs_
 from alphatune.models.probe import Probe, probe
 from alphatune.models.sources import Source, build, parse_model_kwargs
-from alphatune.norms.kernels import resolve_kernel
 from alphatune.settings import EvaluateSettings, ModelSettings, TuneSettings
 
 S = TypeVar("S", bound=EvaluateSettings)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import jinja2
 
-import alphatune
-from alphatune.errors import ConfigurationError, InputError, one_line
-from alphatune.hashing import sha256
-from alphatune.metrics import SCORE
+from alphatune.core.errors import ConfigurationError, InputError, one_line
+from alphatune.core.hashing import sha256
+from alphatune.core.metrics import SCORE
+from alphatune.core.version import VERSION
 from alphatune.reports.drawings import FOLDER, Drawn
 from alphatune.reports.file import check_file, write_whole
 from alphatune.reports.folder import PAGE, file_names
@@ -48,7 +48,7 @@ def run_report(folder: str, *, output: str | None = None, overwrite: bool = Fals
     except _DAMAGE as error:  # parts that do not fit each other
         raise InputError(
             f"damaged {root / RESULT}: {type(error).__name__}: {one_line(error)}",
-            f"it says that alphatune {document.alphatune} wrote it, this is {alphatune.__version__}",
+            f"it says that alphatune {document.alphatune} wrote it, this is {VERSION}",
         ) from error
     figures: list[str] = []
     if output is None:
@@ -60,7 +60,7 @@ def run_report(folder: str, *, output: str | None = None, overwrite: bool = Fals
     if stored is None and document.metric != SCORE:
         warnings.append(f"{root} holds no {FILE}: the report is without reliability, classes and images")
     return ReportDocument(
-        alphatune=alphatune.__version__,
+        alphatune=VERSION,
         folder=folder,
         report=str(page_path),
         figures=tuple(figures),

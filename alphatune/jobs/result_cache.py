@@ -1,7 +1,7 @@
 """Results of earlier runs, by the content of what they depend on.
 
     $ALPHATUNE_CACHE, or results/ in the user's cache folder of alphatune
-    ├── notes/    fingerprints of files (hashing.py), and jobs by their inputs (recall.py)
+    ├── notes/    fingerprints of files (hashing.py), and jobs by their inputs (fast_lookup.py)
     └── KEY/      a tuned folder; job_key.py says what KEY stands for
 
 A folder that does not hold what its result.json says is no hit.
@@ -20,9 +20,10 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from alphatune.cache_folder import cache_folder, private_folder
-from alphatune.errors import AlphatuneError, InputError
-from alphatune.hashing import FileState, file_state, sha256
+from alphatune.core.cache_folder import cache_folder, private_folder
+from alphatune.core.errors import AlphatuneError, InputError
+from alphatune.core.hashing import FileState, file_state, sha256
+from alphatune.core.toml import tomllib
 from alphatune.jobs.gates import Gate, judge
 from alphatune.models.neighbours import files_of_neighbours
 from alphatune.models.output import beside, remove, staged
@@ -32,7 +33,6 @@ from alphatune.results.tune import Cached, TuneDocument
 from alphatune.settings import TuneSettings
 from alphatune.settings.option import without_effect
 from alphatune.settings.saved import input_paths, to_command, to_toml, values_to_toml
-from alphatune.toml import tomllib
 
 VARIABLE, OFF = "ALPHATUNE_CACHE", ("off", "no", "false", "0")
 NOTES = "notes"

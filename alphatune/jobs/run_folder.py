@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from alphatune.errors import ConfigurationError, InputError
-from alphatune.folder_lock import locked
+from alphatune.core.errors import ConfigurationError, InputError
+from alphatune.core.folder_lock import locked
+from alphatune.core.toml import tomllib
 from alphatune.jobs.opening import resolved_paths
 from alphatune.models.output import MANIFEST, check_name, check_output, disk_errors, is_bundle, remove
 from alphatune.results.stored import read_trained
@@ -15,7 +16,6 @@ from alphatune.results.training import TrainDocument
 from alphatune.settings import TrainSettings
 from alphatune.settings.option import without_effect
 from alphatune.settings.saved import input_paths, to_toml
-from alphatune.toml import tomllib
 from alphatune.training.state import replace_file
 
 CHECKPOINT, RUN, LOG, TENSORBOARD = "checkpoint.pt", "run.toml", "log.csv", "tensorboard"

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from alphatune.data.loading import Batches
-from alphatune.evaluation import Scores
 from alphatune.reports.scores import Thumbnail, flipped_rows
+from alphatune.statistics.scores import Scores
 
 #: the longer side of a thumbnail, in pixels
 SIDE = 96

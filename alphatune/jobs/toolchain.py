@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from alphatune.errors import AlphatuneError, one_line
+from alphatune.core.errors import AlphatuneError, one_line
 from alphatune.results.diagnosis import Finding
 from alphatune.results.values import FindingStatus
 
@@ -83,7 +83,7 @@ def find_cxx(compiler: str | None = None) -> Finding:
     Args:
         compiler: which one; by default that of the CPU kernels.
     """
-    from alphatune.norms.cpu_kernels import find_compiler
+    from alphatune.kernels.cpu import find_compiler
 
     name = "C++ compiler"
     hint = "install g++ or clang++, or let CXX name one; without it `kernel=eager` is used, which is slower"

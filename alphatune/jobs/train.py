@@ -8,12 +8,12 @@ from pathlib import Path
 
 from torch import nn
 
-import alphatune
+from alphatune.core.distributed import joined, local_device
+from alphatune.core.version import VERSION
 from alphatune.data.label_order import check_label_order, near_chance
 from alphatune.data.loading import Batches
 from alphatune.data.training_batches import DeviceBatches
-from alphatune.distributed import joined, local_device
-from alphatune.evaluation import Progress, evaluate, summarise
+from alphatune.evaluation.predictor import Progress, evaluate
 from alphatune.jobs.describe import describe_recipe, describe_training
 from alphatune.jobs.opening import resolve_device
 from alphatune.jobs.run_folder import (
@@ -39,6 +39,7 @@ from alphatune.results.plan import TrainPlan
 from alphatune.results.training import Epoch, TrainDocument
 from alphatune.settings import TrainSettings
 from alphatune.settings.saved import check_minutes
+from alphatune.statistics.scores import summarise
 from alphatune.training.distributed import gather, shard
 from alphatune.training.interruption import deferred_signals
 from alphatune.training.loop import train
@@ -85,7 +86,7 @@ def run_train(
             plan, validation = describe_training(job), state.rows[-1].validation()
             labels = job.splits.validation.targets
             document = TrainDocument(
-                alphatune=alphatune.__version__,
+                alphatune=VERSION,
                 model=plan.model,
                 data=plan.data,
                 env=plan.env,

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from alphatune.core.distributed import World
+from alphatune.core.errors import ConfigurationError
 from alphatune.data.augmentation import Augmentation, resolve_augmentation
 from alphatune.data.datasets import opens_by_name
 from alphatune.data.examples import Examples
@@ -18,8 +20,6 @@ from alphatune.data.preprocessing import SMALL_IMAGES, Preprocessing, parse_numb
 from alphatune.data.sampling import Sampling
 from alphatune.data.splits import Splits, open_splits
 from alphatune.data.training_batches import DeviceBatches, DeviceCache, TrainingBatches
-from alphatune.distributed import World
-from alphatune.errors import ConfigurationError
 from alphatune.jobs.opening import (
     DTYPES,
     assumed_preprocessing,

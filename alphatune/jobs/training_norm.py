@@ -6,8 +6,8 @@ import timm.layers
 import torch
 from torch import nn
 
-from alphatune.distributed import World
-from alphatune.errors import ConfigurationError
+from alphatune.core.distributed import World
+from alphatune.core.errors import ConfigurationError
 from alphatune.models.probe import Probe
 from alphatune.norms.conversion import Norm, convert_, groups_for
 from alphatune.norms.survey import survey

@@ -15,25 +15,25 @@ from pathlib import Path
 import torch
 from msgspec import structs
 
-import alphatune
+from alphatune.core.distributed import World, joined
+from alphatune.core.errors import AlphatuneError, UnsupportedModelError
+from alphatune.core.version import VERSION
 from alphatune.data.loading import Batches
-from alphatune.deployment import deployment_cost
-from alphatune.distributed import World, joined
-from alphatune.errors import AlphatuneError, UnsupportedModelError
-from alphatune.evaluation import Progress
+from alphatune.evaluation.predictor import Progress
+from alphatune.export.deployment import deployment_cost
 from alphatune.jobs.averages import DescribedAverages, describe_averages, open_averages, replace_averages_
+from alphatune.jobs.custom_score import run_score
 from alphatune.jobs.describe import describe_data, describe_env, describe_model, describe_plan
+from alphatune.jobs.fast_lookup import remember
 from alphatune.jobs.gates import Gate, judge, open_gates
 from alphatune.jobs.job_key import find_result, quick_key
 from alphatune.jobs.opening import DTYPES, Prepared, predictor_of, prepare, resolved
-from alphatune.jobs.own_score import run_score
-from alphatune.jobs.recall import remember
 from alphatune.jobs.result_cache import write_again
 from alphatune.jobs.thumbnails import make_thumbnails
 from alphatune.models.bundle import write_model
-from alphatune.models.health import require_health
 from alphatune.models.output import beside, check_output, claimed, filling
 from alphatune.models.probe import Probe
+from alphatune.models.running_stats_check import require_health
 from alphatune.models.temperature import set_temperature_
 from alphatune.models.weights import weights_of
 from alphatune.norms.patching import all_but, patch_, patched, unpatch_, unpatched_alpha
@@ -113,7 +113,9 @@ def run_tune(
             return _by_the_first(world, settings, lambda: write_again(settings, known, earlier, gates))
         # From here on no other process writes this output, or the state that a run goes on from.
         output = Path(settings.output)
-        claims = world.share(lambda: held.enter_context(claimed(output)) if world.first else output)
+        claims = world.run_on_all_ranks(
+            lambda: held.enter_context(claimed(output)) if world.first else output
+        )
         stage = claims[0]
         shown = progress if world.first else None
         journal = _journal(settings, prepared, world, averages.batches())
@@ -168,7 +170,7 @@ def _by_the_first(world: World, settings: TuneSettings, write: Callable[[], Tune
         if world.first:
             documents.append(write())
 
-    world.share(written)
+    world.run_on_all_ranks(written)
     shutil.rmtree(_journal_folder(settings), ignore_errors=True)  # in each, as they may share no disk
     return documents[0] if documents else None
 
@@ -189,21 +191,21 @@ def _journal(
     checkpoint = prepared.opened.checkpoint
     job: State = decisive(resolved(settings, prepared))
     job |= {
-        "alphatune": alphatune.__version__,
+        "alphatune": VERSION,
         "checkpoint_sha256": checkpoint.sha256 if checkpoint else "",
         "examples": len(prepared.batches),
         # Not the result's key, which is one of content: images may have been others for a while.
         "state": quick_key(settings, prepared, images),  # of model, data and code
     }
-    job = world.share(lambda: job)[0]  # the others have other devices
+    job = world.run_on_all_ranks(lambda: job)[0]  # the others have other devices
 
     def opened() -> Journal:
         return open_journal(folder, job, resume=settings.resume, minutes=settings.checkpoint_minutes)
 
     # The first clears the folder that all share, before anybody writes; where they share no disk, each its own.
     turns = (
-        world.share(lambda: opened() if world.first else None),
-        world.share(lambda: None if world.first else opened()),
+        world.run_on_all_ranks(lambda: opened() if world.first else None),
+        world.run_on_all_ranks(lambda: None if world.first else opened()),
     )
     return next(mine for turn in turns if (mine := turn[world.rank]))
 

@@ -18,8 +18,8 @@ import torch
 import torchvision
 from torch import nn
 
+from alphatune.core.errors import AlphatuneError
 from alphatune.data.preprocessing import Preprocessing, preprocessing_of_timm
-from alphatune.errors import AlphatuneError
 from alphatune.models.copying import stock_copy
 from alphatune.models.sources import Source
 from alphatune.models.weights import weights_of

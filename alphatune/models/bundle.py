@@ -30,9 +30,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-import alphatune
-from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import (
+from alphatune.core.errors import (
     CheckpointError,
     ConfigurationError,
     InputError,
@@ -41,7 +39,16 @@ from alphatune.errors import (
     UntrustedError,
     one_line,
 )
-from alphatune.hashing import sha256
+from alphatune.core.hashing import sha256
+from alphatune.core.version import VERSION
+from alphatune.data.preprocessing import Preprocessing
+from alphatune.evaluation.reading import (
+    Reading,
+    keep_reading_,
+    kept_reading,
+    reading_from_dict,
+    reading_to_dict,
+)
 from alphatune.models.architecture import find_source
 from alphatune.models.checkpoint_loading import load_weights_
 from alphatune.models.checkpoints import read_checkpoint
@@ -56,7 +63,6 @@ from alphatune.models.weights import weights_of
 from alphatune.norms.conversion import apply_layer_settings_, layer_settings
 from alphatune.norms.patching import Alpha, all_but, get_alpha, patch_, unpatch_
 from alphatune.norms.survey import survey
-from alphatune.reading import Reading, keep_reading_, kept_reading, reading_from_dict, reading_to_dict
 from alphatune.results.document import SCHEMA
 
 WEIGHTS, TIMM_CONFIG = "model.safetensors", "config.json"
@@ -140,7 +146,7 @@ def write_model(
         write_config(model, folder)
     manifest = {
         "schema": SCHEMA,
-        "alphatune": alphatune.__version__,
+        "alphatune": VERSION,
         "source": {
             "spec": source.spec if source else "",
             "kind": source.kind if source else "module",

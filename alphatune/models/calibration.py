@@ -34,11 +34,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from alphatune.core.distributed import World
+from alphatune.core.errors import ConfigurationError, DataError, NumericError, UnsupportedModelError
 from alphatune.data.checksums import changed
 from alphatune.data.loading import Batches
-from alphatune.distributed import World
-from alphatune.errors import ConfigurationError, DataError, NumericError, UnsupportedModelError
-from alphatune.evaluation import Predictor, Progress
+from alphatune.evaluation.predictor import Predictor, Progress
 from alphatune.models.measurement import Data, count_calls, device_of, pool_inputs, unweighted
 from alphatune.norms.calibrated import CALIBRATED, Calibrated
 from alphatune.norms.example_weighted import ExampleWeighted, weighted_class

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
+from alphatune.core.suggestions import did_you_mean
 from alphatune.models.pickled_module import state_dict_of
 from alphatune.pickles.pickle_records import Record
-from alphatune.suggestions import did_you_mean
 
 #: moving averages of the weights, in timm's order where timm has one
 AVERAGES = (

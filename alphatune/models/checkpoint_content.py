@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import safetensors.torch
 import torch
 
-from alphatune.errors import (
+from alphatune.core.errors import (
     AlphatuneError,
     CheckpointError,
     ResourceError,

@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from alphatune.errors import CheckpointError, one_line
+from alphatune.core.errors import CheckpointError, one_line
+from alphatune.core.suggestions import did_you_mean_path
 from alphatune.models.file_kind import text_of
 from alphatune.pickles.pickle_records import shortened
-from alphatune.suggestions import did_you_mean_path
 
 _HEAD = 4096
 _LARGEST_INDEX = 100_000_000

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from alphatune.errors import (
+from alphatune.core.errors import (
     CheckpointError,
     NumericError,
     UnsupportedModelError,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from alphatune.errors import CheckpointError
+from alphatune.core.errors import CheckpointError
 from alphatune.models.checkpoint_architectures import fitting_architectures
 from alphatune.models.checkpoint_keys import Expected, Match
 

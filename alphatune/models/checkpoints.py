@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from alphatune.errors import AlphatuneError, CheckpointError, UntrustedError
-from alphatune.hashing import sha256
+from alphatune.core.errors import AlphatuneError, CheckpointError, UntrustedError
+from alphatune.core.hashing import sha256
 from alphatune.models.checkpoint_containers import NAMES, Container, container_at, find_containers
 from alphatune.models.checkpoint_content import ASK, TORCHSCRIPT, Content, read_content
 from alphatune.models.checkpoint_files import files_of_checkpoint

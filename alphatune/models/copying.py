@@ -7,7 +7,7 @@ import itertools
 
 from torch import nn
 
-from alphatune.errors import UnsupportedModelError, one_line
+from alphatune.core.errors import UnsupportedModelError, one_line
 from alphatune.models.temperature import set_temperature_
 from alphatune.norms.patching import unpatch_
 

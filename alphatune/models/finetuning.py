@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from alphatune.core.errors import ConfigurationError
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import ConfigurationError
 from alphatune.models.checkpoint_containers import Container
 from alphatune.models.checkpoint_loading import Loaded, load_weights_
 from alphatune.models.checkpoints import Checkpoint, read_checkpoint

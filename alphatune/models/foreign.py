@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from alphatune.errors import ConfigurationError, UnsupportedModelError, one_line, raise_if_machine_failed
-from alphatune.evaluation import evaluation_mode, input_dtype
+from alphatune.core.errors import ConfigurationError, UnsupportedModelError, one_line, raise_if_machine_failed
+from alphatune.evaluation.predictor import evaluation_mode, input_dtype
 
 #: files of graphs, whose norm layers are no layers any more
 GRAPHS = {

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from alphatune.core.distributed import World
+from alphatune.core.errors import DataError
 from alphatune.data.checksums import check_repeats, checksums
+from alphatune.data.custom_batches import as_loader, only_inputs
+from alphatune.data.custom_loader import LoaderBatches
 from alphatune.data.loading import Batch, Batches
-from alphatune.data.own_batches import as_loader, only_inputs
-from alphatune.data.own_loader import LoaderBatches
 from alphatune.data.workers import from_workers
-from alphatune.distributed import World
-from alphatune.errors import DataError
-from alphatune.evaluation import Predictor, Progress, evaluation_mode, explaining_failure
+from alphatune.evaluation.predictor import Predictor, Progress, evaluation_mode, explaining_failure
 from alphatune.norms.patching import example_weighted_layers
 from alphatune.norms.pooling import Moments, merge, moments_of
 from alphatune.norms.survey import survey
@@ -90,7 +90,7 @@ def pool_inputs(
                     progress(done, total)
             return watch.pooled, done, np.concatenate(sums)
 
-    parts = world.share(share)
+    parts = world.run_on_all_ranks(share)
     pooled: dict[str, Moments] = {}
     for part, _, _ in parts:
         for name, moments in part.items():
@@ -117,7 +117,7 @@ def count_calls(
                     run(inputs[:2])
             return watch.calls
 
-    counted = next((calls for calls in world.share(share) if calls), None)
+    counted = next((calls for calls in world.run_on_all_ranks(share) if calls), None)
     if counted is None:
         raise DataError("the data to measure moving averages on hold no example, or no norm layer runs")
     return counted

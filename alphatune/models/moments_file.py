@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from alphatune.errors import CheckpointError, InputError, ResourceError
-from alphatune.hashing import sha256
+from alphatune.core.errors import CheckpointError, InputError, ResourceError
+from alphatune.core.hashing import sha256
 from alphatune.models.calibration import uncalibrate_
 from alphatune.models.checkpoints import read_checkpoint
 from alphatune.models.measurement import device_of

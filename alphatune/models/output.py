@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from alphatune.errors import ConfigurationError, ResourceError
-from alphatune.folder_lock import locked
+from alphatune.core.errors import ConfigurationError, ResourceError
+from alphatune.core.folder_lock import locked
 
 #: the file that marks a folder as written by alphatune
 MANIFEST = "alphatune.json"
@@ -213,7 +213,7 @@ def check_name(output: Path) -> None:
 
 
 def beside(output: Path, kind: str) -> Path:
-    """A hidden name on the same file system, so that renaming is atomic; nobody else's, as it is emptied."""
+    """A hidden name on the same file system, so that renaming is atomic; what is there is deleted."""
     return output.with_name(f".{output.name}.alphatune-{kind}")
 
 

@@ -15,10 +15,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from alphatune.errors import ConfigurationError, UnsupportedModelError, is_out_of_memory
-from alphatune.evaluation import evaluation_mode, input_dtype
-from alphatune.models.stability import preserved, require_stable
-from alphatune.reading import (
+from alphatune.core.errors import ConfigurationError, UnsupportedModelError, is_out_of_memory
+from alphatune.evaluation.predictor import evaluation_mode, input_dtype
+from alphatune.evaluation.reading import (
     NAMES,
     NOT_A_CLASSIFIER,
     Reading,
@@ -30,6 +29,7 @@ from alphatune.reading import (
     log_of,
     tensors_of,
 )
+from alphatune.models.stability import preserved, require_stable
 
 #: autograd's names of what changes the shape of values only, and of what gives logits: layers and averages
 _SHAPES = (

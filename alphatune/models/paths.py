@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node, saved_tensors_hooks
 
-from alphatune.errors import AlphatuneError, one_line
-from alphatune.evaluation import evaluation_mode, predict
+from alphatune.core.errors import AlphatuneError, one_line
+from alphatune.evaluation.predictor import evaluation_mode, predict
 from alphatune.models.probe import EXAMPLES
 from alphatune.norms.survey import survey
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from alphatune.errors import CheckpointError, one_line
+from alphatune.core.errors import CheckpointError, one_line
 from alphatune.pickles.pickle_records import Record
 
 #: what no module comes near: entries in all its dicts, depth, and letters of a name

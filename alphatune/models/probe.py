@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from alphatune.errors import (
+from alphatune.core.errors import (
     AlphatuneError,
     ConfigurationError,
     is_out_of_memory,
     one_line,
     raise_if_machine_failed,
 )
-from alphatune.evaluation import evaluation_mode, input_dtype, predict
+from alphatune.evaluation.predictor import evaluation_mode, input_dtype, predict
 from alphatune.models.outputs import find_reading_
 from alphatune.models.stability import preserved
 from alphatune.norms.calibrated import channel_groups

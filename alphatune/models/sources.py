@@ -29,14 +29,15 @@ import timm
 import torchvision
 from torch import nn
 
-from alphatune.data.preprocessing import Preprocessing, preprocessing_of_timm, preprocessing_of_torchvision
-from alphatune.errors import (
+from alphatune.core.errors import (
     AlphatuneError,
     CheckpointError,
     ConfigurationError,
     one_line,
     raise_if_machine_failed,
 )
+from alphatune.core.suggestions import closest, did_you_mean, did_you_mean_path
+from alphatune.data.preprocessing import Preprocessing, preprocessing_of_timm, preprocessing_of_torchvision
 from alphatune.models.foreign import as_network, refuse_graph
 from alphatune.models.neighbours import Neighbours, neighbours_in
 from alphatune.models.output import is_bundle
@@ -47,7 +48,6 @@ from alphatune.models.transformers_folder import (
     preprocessing_of_transformers,
     weights_file,
 )
-from alphatune.suggestions import closest, did_you_mean, did_you_mean_path
 
 #: the only factories a tuned folder may name without the reader's consent, each in full:
 #: a prefix would also trust whatever those modules import

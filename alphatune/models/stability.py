@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer
 
-from alphatune.errors import UnsupportedModelError, one_line, raise_if_machine_failed
-from alphatune.evaluation import evaluation_mode, input_dtype
-from alphatune.reading import output_of, tensors_of
+from alphatune.core.errors import UnsupportedModelError, one_line, raise_if_machine_failed
+from alphatune.evaluation.predictor import evaluation_mode, input_dtype
+from alphatune.evaluation.reading import output_of, tensors_of
 
 #: difference of two outputs, in units of the largest value, that rounding explains: of the same call again,
 #: and of a batch of another size

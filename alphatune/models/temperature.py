@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alphatune.errors import ConfigurationError, UnsupportedModelError
-from alphatune.evaluation import evaluation_mode, predict
-from alphatune.reading import reading_of
+from alphatune.core.errors import ConfigurationError, UnsupportedModelError
+from alphatune.evaluation.predictor import evaluation_mode, predict
+from alphatune.evaluation.reading import reading_of
 
 
 class _Temperature:

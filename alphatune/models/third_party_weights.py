@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from alphatune.errors import UntrustedError
+from alphatune.core.errors import UntrustedError
 from alphatune.models.checkpoint_content import read_content
 from alphatune.pickles.pickle_records import grouped
 

@@ -13,14 +13,14 @@ from typing import Any
 
 from torch import nn
 
-from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import (
+from alphatune.core.errors import (
     AlphatuneError,
     ConfigurationError,
     UnsupportedModelError,
     one_line,
     raise_if_machine_failed,
 )
+from alphatune.data.preprocessing import Preprocessing
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 #: names of the weights, the safest first

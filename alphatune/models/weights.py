@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from alphatune.errors import UnsupportedModelError, one_line
+from alphatune.core.errors import UnsupportedModelError, one_line
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

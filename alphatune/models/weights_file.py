@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from alphatune.errors import ResourceError
+from alphatune.core.errors import ResourceError
 from alphatune.models.bundle import state_to_write
 from alphatune.models.moments_file import moments_of
 

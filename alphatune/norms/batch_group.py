@@ -30,9 +30,9 @@ import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
+from alphatune.kernels.moments import average_over_groups
 from alphatune.norms.grouping import batch_group_norm
-from alphatune.norms.moments import average_over_groups
 from alphatune.norms.training_norm import TrainingNorm, drop_and_act, move_averages_, only_argument
 
 

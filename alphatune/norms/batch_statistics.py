@@ -23,10 +23,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alphatune.errors import ConfigurationError, UnsupportedModelError
+from alphatune.core.errors import ConfigurationError, UnsupportedModelError
+from alphatune.kernels.moments import average_over_groups
 from alphatune.norms.example_weighted import ExampleWeighted
 from alphatune.norms.grouping import batch_moments
-from alphatune.norms.moments import average_over_groups
 from alphatune.norms.patching import patched
 from alphatune.norms.training_norm import drop_and_act, only_argument
 

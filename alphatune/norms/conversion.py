@@ -13,7 +13,7 @@ from typing import Any, Literal, cast, get_args
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
-from alphatune.errors import ConfigurationError, UnsupportedModelError
+from alphatune.core.errors import ConfigurationError, UnsupportedModelError
 from alphatune.norms.batch_group import (
     BatchGroupNorm1d,
     BatchGroupNorm2d,

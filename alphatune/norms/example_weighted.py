@@ -38,7 +38,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
+from alphatune.kernels.dispatch import activate, example_weighted_norm
+from alphatune.kernels.moments import example_weighted_layer_norm
 from alphatune.norms.batch_group import (
     BatchGroup,
     BatchGroupNorm1d,
@@ -49,8 +51,6 @@ from alphatune.norms.batch_group import (
 from alphatune.norms.calibrated import CALIBRATED, Calibrated, beside
 from alphatune.norms.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, GhostBatchNormAct2d
 from alphatune.norms.group import Group, GroupNorm1d, GroupNorm2d, GroupNorm3d, GroupNormAct2d
-from alphatune.norms.kernels import activate, example_weighted_norm
-from alphatune.norms.moments import example_weighted_layer_norm
 from alphatune.norms.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, BatchRenormAct2d
 from alphatune.norms.training_norm import drop_and_act, fused_activation, only_argument
 

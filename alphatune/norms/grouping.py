@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alphatune.norms.grouped_kernels import grouped_norm, sweeps_over
+from alphatune.kernels.grouped import group_norm_ops, grouped_norm
 
 
 def batch_group_norm(
@@ -77,7 +77,7 @@ def batch_group_norm(
 @torch.no_grad()
 def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (C,) of each channel of (N, C, *) over batch and space."""
-    mean, variance = sweeps_over(x, len(x)).moments(x.shape[1])
+    mean, variance = group_norm_ops(x, len(x)).moments(x.shape[1])
     return mean[0], variance[0]
 
 
@@ -87,7 +87,7 @@ def group_moments(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor] | None:
     values = x[:1].numel() // num_groups
     if len(x) == 0 or values < 2:
         return None
-    return _step_moments(*sweeps_over(x, 1).moments(num_groups), values, x.shape[1])
+    return _step_moments(*group_norm_ops(x, 1).moments(num_groups), values, x.shape[1])
 
 
 def _equal_groups(

@@ -9,11 +9,11 @@ from glob import escape
 
 from torch import Tensor, nn
 
-from alphatune.errors import ConfigurationError, UnsupportedModelError
+from alphatune.core.errors import ConfigurationError, UnsupportedModelError
+from alphatune.core.suggestions import did_you_mean
 from alphatune.norms.example_weighted import ExampleWeighted
 from alphatune.norms.surgery import become_example_weighted_, become_stock_
 from alphatune.norms.survey import NormLayer, survey
-from alphatune.suggestions import did_you_mean
 
 Alpha = float | Tensor
 

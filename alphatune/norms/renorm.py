@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
 from alphatune.norms.grouping import batch_group_norm, batch_moments
 from alphatune.norms.training_norm import TrainingNorm, move_averages_
 

@@ -13,7 +13,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from alphatune.errors import UnsupportedModelError
+from alphatune.core.errors import UnsupportedModelError
 from alphatune.norms.calibrated import CALIBRATED, UNCALIBRATED, Calibrated
 from alphatune.norms.example_weighted import ExampleWeighted, weighted_class
 

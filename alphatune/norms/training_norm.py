@@ -15,9 +15,9 @@ import torch
 from timm.layers.split_batchnorm import SplitBatchNorm2d
 from torch import Tensor, nn
 
-from alphatune.errors import ConfigurationError
-from alphatune.norms.moments import check_input
-from alphatune.versions import is_at_least
+from alphatune.core.errors import ConfigurationError
+from alphatune.core.versions import is_at_least
+from alphatune.kernels.moments import check_input
 
 #: that before timm 1.0.31 keep drop and activation of the layer they were converted from, and run neither
 _RUN_NEITHER = () if is_at_least("timm", "1.0.31") else (SplitBatchNorm2d,)

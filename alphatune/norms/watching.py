@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alphatune.errors import UnsupportedModelError
+from alphatune.core.errors import UnsupportedModelError
+from alphatune.core.versions import COMPILED, require_torch, torch_allows
 from alphatune.norms.survey import NormLayer, moving_averages, survey
-from alphatune.versions import COMPILED, require_torch, torch_allows
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from alphatune.hashing import sha256
+from alphatune.core.hashing import sha256
 from alphatune.results.document import Artifact
 from alphatune.results.serialisation import to_json
 from alphatune.results.stored import RESULT

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alphatune.evaluation import Scores
 from alphatune.reports.scores import StoredScores
 from alphatune.results.alpha import alpha_text
 from alphatune.results.tune import Chosen, ScoreChosen, Tuned
+from alphatune.statistics.scores import Scores
 
 
 @dataclass(frozen=True)

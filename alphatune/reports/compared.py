@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from alphatune.errors import ConfigurationError, InputError, one_line
-from alphatune.evaluation import Scores, summarise
-from alphatune.hashing import sha256
-from alphatune.metrics import Measure
+from alphatune.core.errors import ConfigurationError, InputError, one_line
+from alphatune.core.hashing import sha256
+from alphatune.core.metrics import Measure
 from alphatune.reports import evaluation_scores, scores
 from alphatune.reports.scores import StoredScores
 from alphatune.results.alpha import ModelAlpha
@@ -26,6 +25,7 @@ from alphatune.results.evaluation import EvaluateDocument
 from alphatune.results.metrics import AnyMetrics, Metrics, ScoreMetrics
 from alphatune.results.stored import RESULT, Measured, decode_measured
 from alphatune.results.tune import ScoreTuneDocument
+from alphatune.statistics.scores import Scores, summarise
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from alphatune.evaluation import Scores
 from alphatune.reports.compared import Compared
 from alphatune.results.data import ScoredData
 from alphatune.results.evaluation import EvaluateDocument
+from alphatune.statistics.scores import Scores
 from alphatune.tuning.selection import FEWEST_EXAMPLES
 
 
@@ -25,9 +25,9 @@ def why_other_data(first: Compared, other: Compared) -> str:
         return _other_examples(first.scores, other.scores) or _other_classes(first, other)
     counts = [int(c.metrics.n) for c in (first, other)]
     if counts[0] != counts[1]:
-        return f"the data are others: {counts[0]} and {counts[1]} examples"
+        return f"different data: {counts[0]} vs {counts[1]} examples"
     if _place(first) != _place(other):
-        return "the data are others: {} and {}".format(*(_place_text(c) for c in (first, other)))
+        return "different data: {} vs {}".format(*(_place_text(c) for c in (first, other)))
     return ""
 
 

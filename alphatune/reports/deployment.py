@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import cast
 
-import alphatune
-from alphatune.deployment import DeploymentCost
+from alphatune.core.version import VERSION
+from alphatune.export.deployment import DeploymentCost
 from alphatune.results.bench import BenchDocument, Deployment, Folding, UnfoldedLayer, VariantTiming
 from alphatune.results.environment import BenchEnvironment
 from alphatune.results.model import Source
@@ -18,7 +18,7 @@ def bench_document(
 ) -> BenchDocument:
     """The result of ``alphatune bench``: one cost a batch size."""
     return BenchDocument(
-        alphatune=alphatune.__version__,
+        alphatune=VERSION,
         model=model,
         env=env,
         results=tuple(timing for cost in costs for timing in _timings(cost)),

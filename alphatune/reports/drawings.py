@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from alphatune.evaluation import expected_calibration_error
-from alphatune.metrics import SCORE, Measure
+from alphatune.core.metrics import SCORE, Measure
 from alphatune.reports.before_after import Comparison, plain_name
 from alphatune.reports.figures.canvas import Drawing
 from alphatune.reports.figures.classes import draw_classes
@@ -17,6 +16,7 @@ from alphatune.reports.per_class import ClassChange, class_names, loss_changes, 
 from alphatune.reports.reliability import Bin, reliability
 from alphatune.reports.scores import StoredScores
 from alphatune.results.tune import Tuned
+from alphatune.statistics.scores import expected_calibration_error
 
 #: the subfolder of a tuned folder that holds them as files
 FOLDER = "figures"

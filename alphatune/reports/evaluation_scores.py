@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from alphatune.errors import ConfigurationError, InputError, one_line
-from alphatune.evaluation import Scores
+from alphatune.core.errors import ConfigurationError, InputError, one_line
 from alphatune.reports.file import check_file, write_whole
 from alphatune.reports.scores import StoredScores, from_arrays, is_even, to_arrays
 from alphatune.results.evaluation import EvaluateDocument
 from alphatune.results.serialisation import to_json
 from alphatune.results.stored import decode_measured
+from alphatune.statistics.scores import Scores
 
 RUN, SUFFIX = "evaluated", ".npz"
 

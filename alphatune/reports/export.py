@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from alphatune.hashing import sha256
-from alphatune.models.agreement import Agreement as Measured
+from alphatune.core.hashing import sha256
+from alphatune.export.agreement import Agreement as Measured
 from alphatune.results.export import Agreement, Check, CheckImages, ExportedFile
 
 

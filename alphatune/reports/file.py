@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
 from alphatune.models.output import check_name, claimed, disk_errors, sync
 from alphatune.results.document import Part
 from alphatune.results.serialisation import to_json

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alphatune.errors import InputError
+from alphatune.core.errors import InputError
 from alphatune.reports.before_after import Comparison
 from alphatune.reports.scores import StoredScores
 

@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from alphatune.metrics import HIGHER_IS_BETTER, SCORE, Measure
+from alphatune.core.metrics import HIGHER_IS_BETTER, SCORE, Measure
 from alphatune.reports.averages import averages_sentences
 from alphatune.reports.batch_statistics import companions_sentence
 from alphatune.reports.before_after import compare_runs
@@ -31,7 +31,7 @@ from alphatune.reports.templating import open_templates
 from alphatune.results.alpha import alpha_text
 from alphatune.results.document import Part
 from alphatune.results.tune import Tuned, TuneDocument
-from alphatune.tuning.gain import CONFIDENCE
+from alphatune.statistics.gain import CONFIDENCE
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
-import alphatune
-from alphatune.metrics import SCORE
+from alphatune.core.metrics import SCORE
+from alphatune.core.version import VERSION
 from alphatune.reports.markdown import LABELS, escape, headline
 from alphatune.reports.templating import open_templates
 from alphatune.results.alpha import LayerAlpha, alpha_text, common_alpha
@@ -70,7 +70,7 @@ def render_card(facts: CardFacts, result: Tuned | None, lines: str) -> str:
         weighed=sum(value != 0 for value in facts.alpha.values()),
         measured=measured,
         lines=lines,
-        version=alphatune.__version__,
+        version=VERSION,
     )
 
 

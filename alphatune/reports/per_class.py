@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit
 
-from alphatune.evaluation import Scores
-from alphatune.tuning.gain import CONFIDENCE
+from alphatune.statistics.gain import CONFIDENCE
+from alphatune.statistics.scores import Scores
 
 Interval = tuple[float, float]
 FloatArray = NDArray[np.float64]

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from alphatune.evaluation import ECE_BINS, Scores
-from alphatune.tuning.gain import CONFIDENCE
+from alphatune.statistics.gain import CONFIDENCE
+from alphatune.statistics.scores import ECE_BINS, Scores
 
 
 @dataclass(frozen=True)

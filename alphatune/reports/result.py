@@ -15,7 +15,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-import alphatune
+from alphatune.core.version import VERSION
 from alphatune.norms.patching import Alpha
 from alphatune.results.alpha import ModelAlpha
 from alphatune.results.averages import Calibration, Recalibration
@@ -33,7 +33,7 @@ from alphatune.results.tune import (
     TuneDocument,
 )
 from alphatune.results.values import Dtype
-from alphatune.tuning.companions import BatchStatistics as ComparedStatistics
+from alphatune.tuning.batch_stats_baseline import BatchStatistics as ComparedStatistics
 from alphatune.tuning.curve import CurvePoint
 from alphatune.tuning.refinement import Refinement as Refined
 from alphatune.tuning.selection import Decision as Decided
@@ -54,7 +54,7 @@ def tune_document(
     """The result of a tune, less its cost, gates and artifacts, which are known only later."""
     decision = result.decision
     return TuneDocument(
-        alphatune=alphatune.__version__,
+        alphatune=VERSION,
         command_line=command_line,
         model=model,
         data=data,

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alphatune.errors import InputError, one_line
-from alphatune.evaluation import Scores
-from alphatune.hashing import sha256
+from alphatune.core.errors import InputError, one_line
+from alphatune.core.hashing import sha256
 from alphatune.results.stored import RESULT
 from alphatune.results.tune import Tuned
+from alphatune.statistics.scores import Scores
 
 FILE = "scores.npz"
 #: the unpatched model, what is deployed, and, where it is neither, the best single α that was measured

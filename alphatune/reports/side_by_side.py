@@ -14,10 +14,9 @@ from typing import cast
 
 from msgspec.structs import replace
 
-import alphatune
-from alphatune.errors import ConfigurationError
-from alphatune.evaluation import Scores
-from alphatune.metrics import HIGHER_IS_BETTER, METRICS, Measure, Metric
+from alphatune.core.errors import ConfigurationError
+from alphatune.core.metrics import HIGHER_IS_BETTER, METRICS, Measure, Metric
+from alphatune.core.version import VERSION
 from alphatune.reports.compared import Compared
 from alphatune.reports.comparison_remarks import remarks, why_other_data, why_unpaired
 from alphatune.results.comparison import (
@@ -32,9 +31,10 @@ from alphatune.results.comparison import (
 from alphatune.results.data import ScoredData
 from alphatune.results.evaluation import EvaluateDocument
 from alphatune.results.metrics import AnyMetrics
-from alphatune.tuning.exchange import exchange_p
-from alphatune.tuning.gain import CONFIDENCE, paired_gain
-from alphatune.tuning.holm import holm
+from alphatune.statistics.gain import CONFIDENCE, paired_gain
+from alphatune.statistics.holm import holm
+from alphatune.statistics.permutation_test import exchange_p
+from alphatune.statistics.scores import Scores
 
 LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -72,7 +72,7 @@ def compare_document(
     )
     ranked = sorted((e for e in entries if e.rank is not None), key=lambda e: e.rank or 0)
     return CompareDocument(
-        alphatune=alphatune.__version__,
+        alphatune=VERSION,
         metric=cast("Measure", metric),
         seed=seed,
         confidence=CONFIDENCE,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from alphatune.metrics import Measure
+from alphatune.core.metrics import Measure
 from alphatune.results.alpha import ModelAlpha
 from alphatune.results.bench import Deployment
 from alphatune.results.data import Preprocessing

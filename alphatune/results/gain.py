@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from alphatune.metrics import Measure
+from alphatune.core.metrics import Measure
 from alphatune.results.document import Part
 from alphatune.results.values import Count, Fraction, Interval, Number, Size, Text
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
 from alphatune.results.bench import BenchDocument
 from alphatune.results.comparison import CompareDocument
 from alphatune.results.demo import DemoDocument

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from alphatune.errors import NumericError
+from alphatune.core.errors import NumericError
 from alphatune.results.document import Part
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from alphatune.errors import InputError, one_line
-from alphatune.metrics import SCORE
+from alphatune.core.errors import InputError, one_line
+from alphatune.core.metrics import SCORE
 from alphatune.results.document import SCHEMA, VersionedDocument
 from alphatune.results.evaluation import EvaluateDocument
 from alphatune.results.training import TrainDocument

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from alphatune.metrics import Measure, Metric
+from alphatune.core.metrics import Measure, Metric
 from alphatune.results.alpha import ModelAlpha
 from alphatune.results.averages import Calibration, Recalibration
 from alphatune.results.bench import Deployment

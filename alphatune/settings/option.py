@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
 
 MODEL, DATA, PREPROCESSING, RUNNING, OUTPUT = "Model", "Data", "Preprocessing", "Running", "Output"
 TUNING, AVERAGES, GATES = "Tuning", "Moving averages", "Gates (exit code 1 if one fails)"

@@ -9,7 +9,7 @@ from typing import Any
 
 import tomli_w
 
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
 from alphatune.settings.evaluate import EvaluateSettings
 from alphatune.settings.model import ModelSettings
 from alphatune.settings.option import declared, without_effect

@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from alphatune.core.distributed import World
 from alphatune.data.loading import Batches
-from alphatune.distributed import World
-from alphatune.evaluation import Scores, concatenate
+from alphatune.statistics.scores import Scores, concatenate
 
 
 def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:

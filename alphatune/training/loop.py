@@ -19,11 +19,8 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alphatune.data.augmentation import derived_seed
-from alphatune.data.loading import Batch
-from alphatune.data.training_batches import TrainingBatches
-from alphatune.distributed import World
-from alphatune.errors import (
+from alphatune.core.distributed import World
+from alphatune.core.errors import (
     ConfigurationError,
     NumericError,
     ResourceError,
@@ -31,8 +28,11 @@ from alphatune.errors import (
     one_line,
     raise_if_machine_failed,
 )
-from alphatune.evaluation import Progress
-from alphatune.reading import heads_of
+from alphatune.data.augmentation import derived_seed
+from alphatune.data.loading import Batch
+from alphatune.data.training_batches import TrainingBatches
+from alphatune.evaluation.predictor import Progress
+from alphatune.evaluation.reading import heads_of
 from alphatune.results.metrics import Metrics
 from alphatune.results.training import Epoch
 from alphatune.training.distributed import parallel, share_buffers_

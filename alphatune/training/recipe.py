@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
-from alphatune.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError
 
 OptimizerName = Literal["sgd", "adamw"]
 ScheduleName = Literal["cosine", "step", "constant"]

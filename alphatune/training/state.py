@@ -17,7 +17,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from alphatune.errors import CheckpointError, ConfigurationError, InputError, ResourceError, one_line
+from alphatune.core.errors import CheckpointError, ConfigurationError, InputError, ResourceError, one_line
 from alphatune.models.checkpoint_content import read_content
 from alphatune.pickles.torch_file import write_saved
 from alphatune.results.document import SCHEMA

@@ -6,7 +6,7 @@ from collections.abc import Sequence, Sized
 
 import numpy as np
 
-from alphatune.errors import ConfigurationError, one_line
+from alphatune.core.errors import ConfigurationError, one_line
 
 #: The paper finds optima between 0 and 0.1 and a slow decline after them; the
 #: grid is dense where the curve bends and still sees a distribution shift.

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alphatune.evaluation import Metric, Scores, expected_calibration_error, summarise
+from alphatune.core.metrics import Metric
 from alphatune.results.metrics import Metrics
-from alphatune.tuning.gain import paired_difference, paired_interval
+from alphatune.statistics.gain import paired_difference, paired_interval
+from alphatune.statistics.scores import Scores, expected_calibration_error, summarise
 from alphatune.tuning.search import Search
 from alphatune.tuning.sweep import Sweep
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alphatune.evaluation import expected_calibration_error
+from alphatune.statistics.scores import expected_calibration_error
 
 #: logits that are interpolated at a time
 CHUNK = 1_000_000

@@ -27,9 +27,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from alphatune.core.errors import ResourceError, is_out_of_memory
+from alphatune.core.metrics import Metric
 from alphatune.data.prefetch import Batch
-from alphatune.errors import ResourceError, is_out_of_memory
-from alphatune.evaluation import Metric, Predictor, evaluation_mode
+from alphatune.evaluation.predictor import Predictor, evaluation_mode
 from alphatune.norms.patching import differentiable_alpha, example_weighted_layers, set_alpha_
 from alphatune.tuning.granularity import Units
 from alphatune.tuning.journal import Entry, State

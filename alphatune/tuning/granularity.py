@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from alphatune.evaluation import evaluation_mode
+from alphatune.evaluation.predictor import evaluation_mode
 from alphatune.norms.example_weighted import ExampleWeighted
 from alphatune.norms.patching import Alpha, example_weighted_layers
 from alphatune.norms.watching import watching

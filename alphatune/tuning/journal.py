@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alphatune.errors import CheckpointError, InputError, ResourceError, one_line
+from alphatune.core.errors import CheckpointError, InputError, ResourceError, one_line
 from alphatune.models.checkpoint_content import read_content
 from alphatune.pickles.torch_file import write_saved
 
@@ -72,7 +72,7 @@ class Journal:
 
     folder: Path
     job: str  # the job as text
-    seconds: float = 60.0  # between two times of saving
+    seconds: float = 60.0  # checkpoint interval
     given_up: str = ""  # why nothing more is written
     _since: float = field(default_factory=lambda: time.monotonic())
     _later: list[tuple[Entry, State]] = field(default_factory=list)
@@ -121,7 +121,7 @@ def open_journal(folder: Path, job: State, *, resume: bool, minutes: float) -> J
 
     Args:
         job: whatever decides what the job computes, as plain values.
-        minutes: between two times of saving.
+        minutes: the checkpoint interval.
 
     Raises:
         InputError: the folder belongs to another job, or to somebody else.

@@ -1,6 +1,6 @@
 """What a pass over the data has found so far, batch by batch, for a pass that is interrupted.
 
-A record is found by what it is of: the same question about the same examples
+Records are keyed by a hash of query, positions and α: the same question about the same examples
 has the same name. New batches go to the journal in segments, so that nothing is
 written twice.
 """
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from alphatune.distributed import World
-from alphatune.evaluation import Scores
+from alphatune.core.distributed import World
 from alphatune.norms.patching import Alpha
+from alphatune.statistics.scores import Scores
 from alphatune.tuning.curve_scores import CurveScores
 from alphatune.tuning.journal import Journal
 from alphatune.tuning.temperature import TemperatureScores

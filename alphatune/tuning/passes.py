@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alphatune.core.distributed import World
 from alphatune.data.prefetch import Batch
-from alphatune.distributed import World
-from alphatune.evaluation import Predictor, Scores, concatenate
+from alphatune.evaluation.predictor import Predictor
 from alphatune.norms.patching import Alpha
+from alphatune.statistics.interpolation import interpolation_weights
+from alphatune.statistics.scores import Scores, concatenate
 from alphatune.tuning.curve_scores import CurveScores, join, score_curve_
-from alphatune.tuning.interpolation import interpolation_weights
 from alphatune.tuning.journal import Journal
 from alphatune.tuning.pass_record import PassRecord, pass_name
 from alphatune.tuning.sweep import run, score_at
@@ -128,4 +129,4 @@ class Passes:
             record.end()
             return record.results
 
-        return [result for share in self.world.share(mine) for result in share]
+        return [result for share in self.world.run_on_all_ranks(mine) for result in share]

@@ -26,14 +26,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from alphatune.core.metrics import Metric
 from alphatune.data.prefetch import Batch
-from alphatune.evaluation import Metric, Scores, concatenate, summarise
 from alphatune.norms.patching import Alpha
 from alphatune.results.alpha import common_alpha
 from alphatune.results.gain import Gain
 from alphatune.results.tune import Level, LevelName
+from alphatune.statistics.gain import paired_gain
+from alphatune.statistics.scores import Scores, concatenate, summarise
 from alphatune.tuning.descent import Fit, descend, rounded
-from alphatune.tuning.gain import paired_gain
 from alphatune.tuning.granularity import GRANULARITIES, Granularity, Units, units_of
 from alphatune.tuning.journal import Journal
 from alphatune.tuning.passes import Passes
@@ -290,7 +291,7 @@ def _fit_folds(
         }
 
     fits: dict[int, Fit] = {}
-    for part in passes.world.share(mine):
+    for part in passes.world.run_on_all_ranks(mine):
         fits |= part
     return [fits[0], fits[1]]
 
@@ -324,7 +325,7 @@ def _fit_all(
             count=passes.count,
         )
 
-    fit = next(fit for fit in passes.world.share(mine) if fit)
+    fit = next(fit for fit in passes.world.run_on_all_ranks(mine) if fit)
     return units.alphas(fit.alphas)
 
 

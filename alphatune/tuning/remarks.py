@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from alphatune.models.health import examine
+from alphatune.models.running_stats_check import examine
 from alphatune.norms.survey import NormLayer
 
 #: layers that a remark names

@@ -31,11 +31,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from alphatune.evaluation import HIGHER_IS_BETTER, METRICS, Metric, Scores, concatenate
+from alphatune.core.metrics import HIGHER_IS_BETTER, METRICS, Metric
+from alphatune.statistics.interpolation import interpolation_weights, lobatto_nodes
+from alphatune.statistics.racing import rule_out
+from alphatune.statistics.scores import Scores, concatenate
 from alphatune.tuning.curve_scores import CurveScores, join, score_curve_
-from alphatune.tuning.interpolation import interpolation_weights, lobatto_nodes
 from alphatune.tuning.passes import Passes
-from alphatune.tuning.racing import rule_out
 from alphatune.tuning.sweep import NotFiniteError
 
 T = TypeVar("T")

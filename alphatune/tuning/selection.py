@@ -11,7 +11,7 @@ It estimates what choosing in this way is worth on unseen examples:
     worth = Σ_k n_k/n · E[score(α_k) − score(0)]
 
 with α_k the choice without fold k and n_k its examples. Its interval and its p (gain.py) are
-those of the worth of the choices made, and allow for the choosing (fold_luck.py). The α that is
+those of the worth of the choices made, and allow for the choosing (selection_bias.py). The α that is
 returned is the optimum over all examples.
 
 A search (search.py) chooses on a part of the examples, in lots. Its gain is
@@ -29,19 +29,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from alphatune.evaluation import (
-    ECE_BINS,
-    METRICS,
-    Metric,
-    Scores,
-    concatenate,
-    expected_calibration_error,
-)
-from alphatune.metrics import SCORE, Measure
+from alphatune.core.metrics import METRICS, SCORE, Measure, Metric
 from alphatune.norms.patching import Alpha
 from alphatune.results.gain import Gain
-from alphatune.tuning.fold_luck import Limits, limits_of_choosing
-from alphatune.tuning.gain import (
+from alphatune.statistics.gain import (
     CONFIDENCE,
     FloatArray,
     Measured,
@@ -51,6 +42,8 @@ from alphatune.tuning.gain import (
     paired_gain,
     per_example,
 )
+from alphatune.statistics.scores import ECE_BINS, Scores, concatenate, expected_calibration_error
+from alphatune.statistics.selection_bias import Limits, limits_of_choosing
 from alphatune.tuning.sweep import Sweep
 
 Accept = Literal["significant", "best"]

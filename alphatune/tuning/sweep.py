@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from alphatune.core.errors import NumericError
 from alphatune.data.prefetch import Batch
-from alphatune.errors import NumericError
-from alphatune.evaluation import Predictor, Progress, Scores, evaluation_mode, score_logits
+from alphatune.evaluation.predictor import Predictor, Progress, evaluation_mode, score_logits
 from alphatune.norms.patching import Alpha, set_alpha_
+from alphatune.statistics.scores import Scores
 from alphatune.tuning.shared_prefix import SharedPrefix, shared_prefix
 
 #: called with a batch and its logits (N, classes) at each α
@@ -71,14 +72,14 @@ def run(
         for batch in batches:
             inputs = predictor.prepare(batch.inputs)
             logits: list[Tensor] = []
-            most = predictor.most
+            most = predictor.max_batch
             for alpha in alphas:
                 # A batch that was just cut in two for lack of memory makes other calls than those recorded.
-                if not logits or predictor.most != most:
+                if not logits or predictor.max_batch != most:
                     prefix.forget()
                 else:
                     prefix.begin_pass(replay=True)
-                most = predictor.most
+                most = predictor.max_batch
                 set_alpha_(model, alpha)
                 logits.append(predictor(inputs))
             prefix.forget()

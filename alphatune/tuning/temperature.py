@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alphatune.evaluation import Scores, concatenate
+from alphatune.statistics.scores import Scores, concatenate
 
 #: 0.2 to 5 in steps of 3 %, 1 among them
 TEMPERATURES: tuple[float, ...] = tuple(round(1.03**k, 4) for k in range(-54, 55))

@@ -12,37 +12,34 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from alphatune.core.distributed import World
+from alphatune.core.errors import ConfigurationError, DataError, one_line
+from alphatune.core.metrics import METRICS, Metric
+from alphatune.data.custom_loader import LoaderBatches
 from alphatune.data.examples import Examples
 from alphatune.data.label_order import ENOUGH, check_label_order, is_ambiguous, near_chance
 from alphatune.data.loading import Batches
-from alphatune.data.own_loader import LoaderBatches
-from alphatune.distributed import World
-from alphatune.errors import ConfigurationError, DataError, one_line
-from alphatune.evaluation import (
-    METRICS,
-    Metric,
+from alphatune.evaluation.predictor import (
     Predictor,
     Progress,
-    Scores,
-    concatenate,
     evaluation_mode,
     explaining_failure,
     input_dtype,
     predict,
-    summarise,
 )
-from alphatune.models.health import require_health
+from alphatune.kernels.dispatch import COMPILED_FROM, Kernel, build_seconds, resolve_kernel, use_kernel
 from alphatune.models.outputs import EXAMPLES, check_outputs_, find_reading_
+from alphatune.models.running_stats_check import require_health
 from alphatune.models.stability import preserved
 from alphatune.norms.batch_statistics import batch_statistics
-from alphatune.norms.kernels import COMPILED_FROM, Kernel, build_seconds, resolve_kernel, use_kernel
 from alphatune.norms.patching import Alpha, patched, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
 from alphatune.norms.watching import Watched, leave_inactive, watched
 from alphatune.results.gain import Gain
 from alphatune.results.metrics import Metrics
+from alphatune.statistics.scores import Scores, concatenate, summarise
 from alphatune.tuning.alphas import resolve_alphas
-from alphatune.tuning.companions import BatchStatistics, compare_batch_statistics
+from alphatune.tuning.batch_stats_baseline import BatchStatistics, compare_batch_statistics
 from alphatune.tuning.curve import CurvePoint, interpolated_curve, measured_curve
 from alphatune.tuning.granularity import GRANULARITIES, Granularity
 from alphatune.tuning.journal import Journal
@@ -189,9 +186,9 @@ def tune(
             (refinement.py); what does not win out of fold is not taken.
         temperature: tune a temperature, too, and compare what α is worth beyond it;
             ``set_temperature_(model, result.temperature)`` makes it take effect.
-        batch_stats: compare with inference by the test batch's statistics (companions.py), in two more passes.
+        batch_stats: compare with inference by the test batch's statistics (batch_stats_baseline.py), in two more passes.
         dtype: float32, or float16/bfloat16 for autocast.
-        kernel: ``norms.kernels``.
+        kernel: ``kernels.dispatch``.
         predictor: how to run the model, if not as ``Predictor(model, dtype)`` does; its outputs were checked.
         exclude, skip_unknown: as for ``patch_``.
         logits: which output of a model that returns several holds them, by number or name; the model

@@ -20,12 +20,13 @@ from typing import Any
 
 from alphatune.data.augmented import AugmentedBatches
 from alphatune.data.cache import with_cache
-from alphatune.evaluation import evaluate, summarise
+from alphatune.evaluation.predictor import evaluate
 from alphatune.jobs.averages import mixed, open_images
 from alphatune.jobs.opening import prepare
 from alphatune.models.calibration import ORDERS, recalibrate_
 from alphatune.settings import TuneSettings
-from alphatune.tuning.gain import paired_gain
+from alphatune.statistics.gain import paired_gain
+from alphatune.statistics.scores import summarise
 
 
 def timed(work: Callable[[], Any]) -> float:

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 
 import alphatune
+from alphatune.core.errors import AlphatuneError
 from alphatune.data.datasets import open_data
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
-from alphatune.errors import AlphatuneError
-from alphatune.evaluation import predict
+from alphatune.evaluation.predictor import predict
 from alphatune.jobs.export import run_export
 from alphatune.models.sources import Source, build
 from alphatune.norms.conversion import layer_settings

@@ -22,7 +22,7 @@ import timm
 import torch
 
 from alphatune.cli.memory import keep_freed_memory
-from alphatune.evaluation import evaluate
+from alphatune.evaluation.predictor import evaluate
 from alphatune.jobs.opening import prepare
 from alphatune.results.tune import Level
 from alphatune.settings import TuneSettings

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alphatune.cli.memory import keep_freed_memory
-from alphatune.norms import kernels, moments
+from alphatune.kernels import dispatch as kernels
+from alphatune.kernels import moments
 
 #: shape -> how many norm layers of ResNet-50 see it
 RESNET50 = {

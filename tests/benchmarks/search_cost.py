@@ -35,9 +35,9 @@ from torch import nn
 from alphatune.cli.memory import keep_freed_memory
 from alphatune.data.cache import with_cache
 from alphatune.data.loading import Batches
-from alphatune.evaluation import evaluate
+from alphatune.evaluation.predictor import evaluate
 from alphatune.jobs.opening import Prepared, prepare
-from alphatune.norms.kernels import resolve_kernel
+from alphatune.kernels.dispatch import resolve_kernel
 from alphatune.settings import TuneSettings
 from alphatune.tuning.tune import TuneResult, tune
 

@@ -36,10 +36,11 @@ from alphatune.data.preprocessing import Preprocessing
 from alphatune.data.sampling import Sampling
 from alphatune.data.splits import open_splits
 from alphatune.data.training_batches import DeviceBatches, DeviceCache, TrainingBatches
-from alphatune.evaluation import evaluate, summarise
+from alphatune.evaluation.predictor import evaluate
 from alphatune.models.cifar import CifarResNet, resnet18
 from alphatune.norms.conversion import Norm, convert_
 from alphatune.norms.patching import patch_, set_alpha_
+from alphatune.statistics.scores import summarise
 from alphatune.training.loop import train
 from alphatune.training.recipe import Recipe
 from alphatune.training.state import start

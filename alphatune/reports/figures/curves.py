@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from alphatune.metrics import Measure
+from alphatune.core.metrics import Measure
 from alphatune.reports.before_after import chosen_name, plain_name
 from alphatune.reports.figures.canvas import Drawing, draw, margins, shown, style, tick_width
 from alphatune.results.tune import Point, ScorePoint, Tuned

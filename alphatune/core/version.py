@@ -1,0 +1,3 @@
+"""The version of alphatune."""
+
+VERSION = "0.1.0"

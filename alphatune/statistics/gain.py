@@ -1,0 +1,184 @@
+"""What one set of scores is worth over another of the same examples: the gain, its interval and its p.
+
+    top1, top5   the score interval of paired proportions, McNemar's exact test on the examples that changed sides
+    loss         an interval that allows for skewness, a paired t-test
+    ece          a paired basic bootstrap of the whole statistic
+
+The intervals are in intervals.py. Where α was chosen fold by fold, ``Limits``
+(selection_bias.py) allow for the choosing.
+
+scipy.stats takes half a second to import, and is imported where something is tested.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from alphatune.core.metrics import HIGHER_IS_BETTER, SCORE, Measure, Metric
+from alphatune.results.gain import Gain, Scheme
+from alphatune.statistics.intervals import mean_interval, proportion_interval
+from alphatune.statistics.scores import Scores, expected_calibration_error
+from alphatune.statistics.selection_bias import Limits
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+FloatArray = NDArray[np.float64]
+#: gain, interval, p and method
+Measured = tuple[float, tuple[float, float], float, str]
+
+
+def paired_gain(
+    scores: Scores,
+    baseline: Scores,
+    metric: Metric,
+    *,
+    seed: int = 0,
+    comparisons: int = 1,
+    folds: int = 0,
+    scheme: Scheme = "cross-fitted",
+) -> Gain:
+    """Gain of the same examples' scores over others.
+
+    Args:
+        scores: of examples that each had no part in choosing how they are scored.
+        baseline: of the same examples.
+        comparisons: gains that are looked at before one is believed; the interval and
+            what counts as significant allow for them all (Bonferroni).
+        folds, scheme: for the record.
+    """
+    rng = np.random.default_rng(seed)
+    confidence = 1 - (1 - CONFIDENCE) / comparisons
+    if metric == "ece":
+        measured = calibration_gain(scores.confidence, scores.top1, baseline, rng, confidence)
+    else:
+        difference = per_example(scores, metric) - per_example(baseline, metric)
+        changed = not np.array_equal(scores.loss, baseline.loss)
+        measured = mean_gain(difference, metric, Limits.without_choice(confidence), changed)
+    return make_gain(metric, measured, scheme, len(scores), folds, (), confidence)
+
+
+def make_gain(
+    metric: Measure,
+    measured: Measured,
+    scheme: Scheme,
+    examples: int,
+    folds: int,
+    alphas: tuple[float, ...],
+    confidence: float = CONFIDENCE,
+) -> Gain:
+    """The gain that was measured, and whether it is significant."""
+    delta, ci, p, method = measured
+    significant = ci[0] > 0 and p <= 1 - confidence
+    return Gain(
+        metric=metric,
+        delta=delta,
+        ci=ci,
+        p=p,
+        method=method,
+        confidence=confidence,
+        scheme=scheme,
+        examples=examples,
+        folds=folds,
+        fold_alphas=alphas,
+        significant=significant,
+    )
+
+
+def paired_difference(scores: Scores, baseline: Scores, metric: Metric) -> tuple[float, float]:
+    """Interval of metric(scores) − metric(baseline) over the same examples.
+
+    The normal interval of a paired mean, for the band of a curve; it is not
+    corrected for looking at many α.
+    """
+    difference = per_example(scores, metric) - per_example(baseline, metric)
+    return paired_interval(difference if HIGHER_IS_BETTER[metric] else -difference)
+
+
+def paired_interval(difference: FloatArray) -> tuple[float, float]:
+    """Normal interval of the mean of paired differences."""
+    half = ndtri(0.5 + CONFIDENCE / 2) * difference.std(ddof=1) / np.sqrt(len(difference))
+    return float(difference.mean() - half), float(difference.mean() + half)
+
+
+def per_example(scores: Scores, metric: Metric) -> FloatArray:
+    """One number an example, larger is better, whose mean is the metric."""
+    values: FloatArray = getattr(scores, metric).astype(np.float64)
+    return values if HIGHER_IS_BETTER[metric] else -values
+
+
+def mean_gain(difference: FloatArray, metric: Measure, limits: Limits, changed: bool) -> Measured:
+    """Gain of a mean over examples.
+
+    Args:
+        changed: whether any output is another. If so, and none of these examples turned
+            from right to wrong or back, others may.
+    """
+    delta = float(difference.mean())
+    # A score of one's own may be a count of right and wrong as well.
+    counts = metric in ("top1", "top5") or (metric == SCORE and bool(np.isin(difference, (-1, 0, 1)).all()))
+    if np.ptp(difference) == 0 and not (counts and changed):  # nothing varies: nothing to test
+        return delta, (delta, delta), 1.0 if delta == 0 else 0.0, "no example differs"
+    from scipy import stats
+
+    if counts:
+        better, worse = int((difference > 0).sum()), int((difference < 0).sum())
+        ci = proportion_interval(better, worse, len(difference), limits.low, limits.high)
+        p = float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
+        method = f"paired score interval, McNemar exact test ({better} better, {worse} worse)"
+    else:
+        ci = mean_interval(difference, limits.low, limits.high)
+        p = float(stats.ttest_1samp(difference, 0.0).pvalue)
+        method = "paired t interval that allows for skewness, paired t-test"
+    return delta, ci, *_adjusted(p, method, limits)
+
+
+def _adjusted(p: float, method: str, limits: Limits) -> tuple[float, str]:
+    """p with what choosing does to it."""
+    if limits.effective_tests == 1:
+        return p, method
+    return min(
+        1.0, p * limits.effective_tests
+    ), f"{method}, p times {limits.effective_tests:.2f} for choosing"
+
+
+def calibration_gain(
+    sure: NDArray[np.float32],
+    correct: NDArray[np.bool_],
+    baseline: Scores,
+    rng: np.random.Generator,
+    confidence: float = CONFIDENCE,
+    limits: Limits | None = None,
+) -> Measured:
+    """ECE is no mean over examples: resample the examples and compute it anew."""
+    plain = Limits.without_choice(confidence)
+    limits = limits or plain
+    rows = np.arange(len(sure))
+    before = (baseline.confidence, baseline.top1)
+
+    def gain(sample: Any) -> float:
+        return expected_calibration_error(before[0][sample], before[1][sample]) - expected_calibration_error(
+            sure[sample], correct[sample]
+        )
+
+    delta = gain(rows)
+    if np.array_equal(sure, before[0]) and np.array_equal(correct, before[1]):
+        return 0.0, (0.0, 0.0), 1.0, "no example differs"
+    resampled = np.array([gain(rng.integers(0, len(rows), len(rows))) for _ in range(RESAMPLES)])
+    tail = (1 - confidence) / 2
+    # Noise adds to an ECE, in the sample and once more in each resample. Reflecting
+    # the resamples about the estimate (the basic bootstrap) takes that second
+    # dose out; the first makes the interval err on the side of too small a gain.
+    reflected = 2 * delta - resampled
+    low, high = np.quantile(reflected, [tail, 1 - tail])
+    beyond = min((reflected <= 0).sum(), (reflected >= 0).sum())
+    p = min(1.0, 2 * (beyond + 1) / (RESAMPLES + 1))
+    # Of a gain's limits these are the ratio to those of one that had no choice.
+    low = delta - (delta - float(low)) * limits.high / plain.high
+    high = delta + (float(high) - delta) * limits.low / plain.low
+    p, method = _adjusted(float(p), "paired basic bootstrap, conservative", limits)
+    return delta, (low, high), p, method
