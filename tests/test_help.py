@@ -10,6 +10,8 @@ from conftest import Run
 
 from alphatune.cli.help import HEADING, split_examples, wrapped
 from alphatune.cli.main import COMMANDS, app
+from alphatune.settings import KINDS
+from alphatune.settings.option import declared
 
 NAMES = [command.callback.__name__ for command in app.registered_commands]
 
@@ -25,6 +27,23 @@ def examples(page: str) -> list[str]:
     """The lines between the heading and the first panel, without their margin."""
     block = page.partition("Examples\n")[2] or re.split(r" Examples\s*\n", page, maxsplit=1)[1]
     return [line.strip() for line in block.partition("╭")[0].splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_is_short_and_help_all_is_whole(run: Run, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    page = shown(run, monkeypatch, name)
+    assert len(page.splitlines()) <= 90
+    if name not in KINDS:
+        return
+    monkeypatch.setenv("COLUMNS", "140")  # where no name is cut
+    code, everything, _ = run(name, "--help-all")
+    assert code == 0
+    for each in declared(KINDS[name]):
+        option = f"--{each.name.replace('_', '-')}"
+        assert each.name == "model" or re.search(rf"{option}\b", everything), option
+        if each.name != "model":
+            listed = re.search(rf"^│[ *]+{option}\s", page, re.MULTILINE)
+            assert bool(listed) == each.option.common, option
 
 
 @pytest.mark.parametrize("name", NAMES)

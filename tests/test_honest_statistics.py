@@ -26,7 +26,7 @@ from score_population import Examples, Population, Sharpened, scored
 from torch import nn
 
 from alphatune.core.distributed import World
-from alphatune.core.metrics import HIGHER_IS_BETTER, Metric
+from alphatune.core.metrics import INFO, Metric
 from alphatune.data.prefetch import Batch
 from alphatune.evaluation.predictor import Predictor
 from alphatune.norms.patching import Alpha
@@ -70,7 +70,7 @@ def true_gains(population: Population, parts: int) -> dict[str, NDArray[np.float
 
 def signed_mean(scores: Scores, metric: Metric) -> float:
     mean = float(getattr(scores, metric).mean(dtype=np.float64))
-    return mean if HIGHER_IS_BETTER[metric] else -mean
+    return INFO[metric].sign * mean
 
 
 def lot_by_lot(sweep: Sweep, metric: Metric, seed: int) -> Gain:
@@ -78,7 +78,7 @@ def lot_by_lot(sweep: Sweep, metric: Metric, seed: int) -> Gain:
     n = len(sweep.baseline)
     order = stratified_order(sweep.baseline.targets.astype(np.int64), seed)
     values = np.stack([getattr(scores, metric) for scores in sweep.scores]).astype(np.float64)
-    values = values if HIGHER_IS_BETTER[metric] else -values
+    values = INFO[metric].sign * values
     lots, alphas = [], []
     for start, stop in pairwise([*(int(share * n) for share in LOOKS), n]):
         best = int(values[:, order[:start]].mean(axis=1).argmax())

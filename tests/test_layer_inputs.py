@@ -29,7 +29,7 @@ def patched(layer: nn.Module, alpha: float = 0.1) -> nn.Module:
 
 @pytest.fixture(params=["eager", "compiled", "auto"])
 def kernel(request: pytest.FixtureRequest) -> str:
-    if request.param == "compiled" and kernels.cpu_kernels.load_library() is None:
+    if request.param == "compiled" and kernels.cpu.load_library() is None:
         pytest.skip("no C++ compiler")
     return str(request.param)
 

@@ -149,10 +149,10 @@ def test_round_trip_through_json() -> None:
 
 
 def test_numbers_on_the_command_line() -> None:
-    assert parse_numbers("0.5,1", "--mean") == (0.5, 1.0)
+    assert parse_numbers("0.5,1", "`mean`") == (0.5, 1.0)
     assert parse_numbers("3x32x32", "--input-size") == (3.0, 32.0, 32.0)
     with pytest.raises(ConfigurationError, match="`mean`"):
-        parse_numbers("red", "--mean")
+        parse_numbers("red", "`mean`")
 
 
 @pytest.mark.parametrize("size", [(float("nan"), 12.0), (float("inf"),), (12.5,)])

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from alphatune.cli.stderr import tell
 from alphatune.cli.usage import as_options
+from alphatune.core.metrics import METRICS
 
 if TYPE_CHECKING:  # results are not waited for by --help
     from alphatune.results.gain import Gain
@@ -69,7 +70,7 @@ def remark_on(model: Source, warnings: Sequence[str]) -> None:
 
 def metrics_text(metrics: Metrics) -> str:
     """``top1=0.8103 top5=0.9872 loss=0.8788 ece=0.1245``."""
-    return " ".join(f"{name}={metrics[name]:.4f}" for name in ("top1", "top5", "loss", "ece"))
+    return " ".join(f"{name}={metrics[name]:.4f}" for name in METRICS)
 
 
 def gain_text(gain: Gain, beyond: str = "") -> str:

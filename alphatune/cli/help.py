@@ -8,6 +8,11 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from alphatune.settings import KINDS
+from alphatune.settings.option import declared
+
+#: in the meta of a context: that all options are asked for
+EVERYTHING = "alphatune.every_option"
 HEADING = "[bold]Examples[/bold]"
 #: of an example; a terminal of 80 less typer's margins
 WIDTH = 77
@@ -28,6 +33,21 @@ class Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         return without_types_of_flags(super().get_params(ctx))
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Show the common options; with ``--help-all``, which sets ``ctx.meta[EVERYTHING]``, every one."""
+        rare = (
+            {each.name for each in declared(KINDS[self.name]) if not each.option.common}
+            if self.name in KINDS
+            else set()
+        )
+        every = self.params
+        try:
+            if not ctx.meta.get(EVERYTHING):
+                self.params = [param for param in every if param.name not in rare]
+            super().format_help(ctx, formatter)
+        finally:
+            self.params = every
 
 
 class Group(TyperGroup):

@@ -13,10 +13,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_origin
 
 import typer
 
+from alphatune.cli.help import EVERYTHING
 from alphatune.cli.stderr import tell
 from alphatune.cli.usage import require_utf8
 from alphatune.core.errors import ConfigurationError
@@ -51,10 +52,13 @@ def takes(kind: type[ModelSettings]) -> Callable[[Command], Command]:
                 tell(f"settings: {settings}")
             function(settings, **{name: given[name] for name in own})
 
-        hints = get_type_hints(function, include_extras=True)
-        own = {n: p for n, p in inspect.signature(function).parameters.items() if n != "settings"}
+        signature = inspect.signature(
+            function, eval_str=True
+        )  # typing's hints add an Optional before Python 3.11
+        own = {name: each for name, each in signature.parameters.items() if name != "settings"}
         parameters = [_parameter("ctx", typer.Context), *map(_typer_parameter, declared(kind))]
-        parameters += [_parameter(name, hints[name], each.default) for name, each in own.items()]
+        parameters += [_parameter(name, each.annotation, each.default) for name, each in own.items()]
+        parameters.append(_parameter("help_all", HelpAll, False))
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {each.name: each.annotation for each in parameters}
         del command.__wrapped__  # whose signature typer would read
@@ -142,6 +146,13 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+def _show_all(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        ctx.meta[EVERYTHING] = True
+        print(ctx.get_help())
+        raise typer.Exit()
+
+
 # --- options of the terminal, which are no settings of a job -----------------------------------
 
 Config = Annotated[
@@ -170,6 +181,10 @@ Quiet = Annotated[
 Verbose = Annotated[
     bool,
     typer.Option("--verbose", "-v", help="More on stderr; tracebacks of bugs.", rich_help_panel=OUTPUT),
+]
+HelpAll = Annotated[
+    bool,
+    typer.Option("--help-all", is_eager=True, callback=_show_all, help="Show every option and exit."),
 ]
 #: of commands that take no other settings
 Device = Annotated[str, typer_option(DEVICE, "device")]

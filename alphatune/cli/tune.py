@@ -8,7 +8,7 @@ import typer
 
 from alphatune.cli import options as o
 from alphatune.cli.usage import as_options
-from alphatune.core.metrics import Measure
+from alphatune.core.metrics import METRICS, Measure
 from alphatune.settings import TuneSettings
 
 if TYPE_CHECKING:  # results are not waited for by --help
@@ -33,8 +33,6 @@ def tune(
     alphatune tune resnet50.a1_in1k --data imagenet/val -o tuned
 
     alphatune tune my_model.py:build --checkpoint best.pth --data photos/val --metric loss
-
-    alphatune tune torchvision:resnet18 --data val.tar --alphas 0:0.3:31 --format json
 
     alphatune tune resnet50 --data imagenet/val --metric loss --granularity layer --temperature
 
@@ -176,7 +174,7 @@ def show_result(document: TuneDocument, output: str) -> None:
 def _comparison(compared: BatchStatistics) -> tuple[str, ...]:
     """The row of inference by the test batch's statistics."""
     top1, loss = (_interval(compared, metric) for metric in ("top1", "loss"))
-    figures = {name: f"{compared[name]:.4f}" for name in ("top1", "top5", "loss", "ece")}
+    figures = {name: f"{compared[name]:.4f}" for name in METRICS}
     return (
         "test batch", figures["top1"], top1, figures["top5"], figures["loss"], loss, figures["ece"], "no choice",
     )  # fmt: skip

@@ -1,7 +1,8 @@
-"""The metrics of a classifier, by name, and the one of any other task."""
+"""The metrics of a classifier, declared once, and the one of any other task."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 Metric = Literal["top1", "top5", "loss", "ece"]
@@ -9,10 +10,61 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 #: a score of one's own goes by one name, whatever it measures
 SCORE: Literal["score"] = "score"
 Measure = Literal["top1", "top5", "loss", "ece", "score"]
-HIGHER_IS_BETTER: dict[Measure, bool] = {
-    "top1": True,
-    "top5": True,
-    "loss": False,
-    "ece": False,
-    "score": True,
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricInfo:
+    """What is to know about a metric, beside its values.
+
+    Args:
+        label: in a table.
+        title: over a figure.
+        hub_name: the Hugging Face hub's name for it.
+        higher_is_better: its direction.
+        is_mean: whether it is the mean of one number an example; otherwise it is a statistic of the whole set.
+        is_share: whether that number is 0 or 1 for every example.
+        sees_confidence: whether it depends on more than the order of the logits, so that a temperature changes it.
+    """
+
+    label: str
+    title: str
+    hub_name: str
+    higher_is_better: bool
+    is_mean: bool = True
+    is_share: bool = False
+    sees_confidence: bool = False
+
+    @property
+    def sign(self) -> int:
+        """1, or -1: times a value, larger is better."""
+        return 1 if self.higher_is_better else -1
+
+
+INFO: dict[Measure, MetricInfo] = {
+    "top1": MetricInfo(
+        label="top-1", title="Top-1 accuracy", hub_name="accuracy", higher_is_better=True, is_share=True
+    ),
+    "top5": MetricInfo(
+        label="top-5", title="Top-5 accuracy", hub_name="top_5_accuracy", higher_is_better=True, is_share=True
+    ),
+    "loss": MetricInfo(
+        label="loss (nats)",
+        title="Loss (nats)",
+        hub_name="cross_entropy",
+        higher_is_better=False,
+        sees_confidence=True,
+    ),
+    "ece": MetricInfo(
+        label="ECE",
+        title="Calibration error (ECE)",
+        hub_name="expected_calibration_error",
+        higher_is_better=False,
+        is_mean=False,
+        sees_confidence=True,
+    ),
+    "score": MetricInfo(label="score", title="Score", hub_name="score", higher_is_better=True),
 }
+#: in the order of a report
+REPORTED: tuple[Metric, ...] = ("top1", "loss", "top5", "ece")
+#: those that are means over examples
+MEANS: tuple[Metric, ...] = tuple(name for name in METRICS if INFO[name].is_mean)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from alphatune.core.errors import ConfigurationError
-from alphatune.core.metrics import HIGHER_IS_BETTER, METRICS, SCORE, Measure
+from alphatune.core.metrics import INFO, METRICS, SCORE, Measure
 from alphatune.results.document import Part
 from alphatune.results.tune import Gate as JudgedGate
 from alphatune.results.tune import Tuned
@@ -143,8 +143,7 @@ def _gain(document: Tuned) -> tuple[float | None, str]:
 
 
 def _worse(metric: Measure, before: Part, after: Part) -> float:
-    change = before[metric] - after[metric]
-    return float(change if HIGHER_IS_BETTER[metric] else -change)
+    return float(INFO[metric].sign * (before[metric] - after[metric]))
 
 
 def _regression(metric: Measure) -> Callable[[Tuned], tuple[float | None, str]]:

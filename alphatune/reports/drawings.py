@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from alphatune.core.metrics import SCORE, Measure
+from alphatune.core.metrics import REPORTED, SCORE, Measure
 from alphatune.reports.before_after import Comparison, plain_name
 from alphatune.reports.figures.canvas import Drawing
 from alphatune.reports.figures.classes import draw_classes
@@ -20,7 +20,6 @@ from alphatune.statistics.scores import expected_calibration_error
 
 #: the subfolder of a tuned folder that holds them as files
 FOLDER = "figures"
-METRICS: tuple[Measure, ...] = ("top1", "loss", "top5", "ece")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Drawn:
 
 def draw_all(document: Tuned, stored: StoredScores | None, compared: Comparison | None) -> Drawn:
     """Every figure that the result and the scores allow."""
-    metrics: tuple[Measure, ...] = (SCORE,) if document.metric == SCORE else METRICS
+    metrics: tuple[Measure, ...] = (SCORE,) if document.metric == SCORE else REPORTED
     curves = tuple(draw_curve(document, metric) for metric in metrics)
     shown, bins = _reliability(document, stored, compared)
     classes, top1, loss = _classes(stored, compared)

@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from alphatune.core.metrics import HIGHER_IS_BETTER, SCORE, Measure
+from alphatune.core.metrics import INFO, REPORTED, SCORE, Measure
 from alphatune.reports.averages import averages_sentences
 from alphatune.reports.batch_statistics import companions_sentence
 from alphatune.reports.before_after import compare_runs
@@ -110,7 +110,6 @@ def tiles(document: Tuned) -> list[Tile]:
     name = "now"
     if kept:
         after, name = other if best != document.baseline_alpha else None, f"with α = {best:g}"
-    measures: tuple[Measure, ...] = ("top1", "loss", "top5", "ece")
     return [
         Tile(
             label=label(document, metric),
@@ -120,9 +119,9 @@ def tiles(document: Tuned) -> list[Tile]:
             after=None if after is None else after[metric],
             name=name,
             kept=kept,
-            rises=HIGHER_IS_BETTER[metric],
+            rises=INFO[metric].higher_is_better,
         )
-        for metric in ((SCORE,) if document.metric == SCORE else measures)
+        for metric in ((SCORE,) if document.metric == SCORE else REPORTED)
     ]
 
 
@@ -148,7 +147,7 @@ def gain_sentence(document: Tuned) -> str:
 
 def label(document: Tuned, metric: Measure) -> str:
     """What a metric is called."""
-    return LABELS.get(metric) or document.score_name
+    return document.score_name if metric == SCORE else INFO[metric].label
 
 
 def counted(changes: Sequence[ClassChange]) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from msgspec.structs import asdict
 
+from alphatune.core.metrics import INFO, METRICS
 from alphatune.reports.averages import averages_sentences
 from alphatune.reports.batch_statistics import companions_sentence
 from alphatune.reports.templating import open_templates
 from alphatune.results.alpha import alpha_text
 from alphatune.results.tune import Level, ScoreTuneDocument, Tuned, TuneDocument
 
-LABELS = {"top1": "top-1", "top5": "top-5", "loss": "loss (nats)", "ece": "ECE"}
+#: of a classifier, in the order of a table
+LABELS: dict[str, str] = {metric: INFO[metric].label for metric in METRICS}
 
 
 def render_markdown(document: Tuned) -> str:

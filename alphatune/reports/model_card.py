@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from alphatune.core.metrics import SCORE
+from alphatune.core.metrics import INFO, METRICS, SCORE
 from alphatune.core.version import VERSION
 from alphatune.reports.markdown import LABELS, escape, headline
 from alphatune.reports.templating import open_templates
@@ -16,13 +16,6 @@ from alphatune.results.alpha import LayerAlpha, alpha_text, common_alpha
 from alphatune.results.tune import ScoreTuneDocument, Tuned
 
 _TAGS = ["image-classification", "timm", "alphatune", "batch-normalization"]
-#: the hub's names of the metrics
-_HUB_METRICS = {
-    "top1": "accuracy",
-    "top5": "top_5_accuracy",
-    "loss": "cross_entropy",
-    "ece": "expected_calibration_error",
-}
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,7 @@ def _measured(result: Tuned) -> _Measured:
 
 
 def _front_matter(facts: CardFacts, measured: _Measured | None) -> str:
-    hub_names = {LABELS[name]: hub for name, hub in _HUB_METRICS.items()}
+    hub_names = {INFO[name].label: INFO[name].hub_name for name in METRICS}
     results = measured and [
         EvalResult(
             task_type="image-classification",

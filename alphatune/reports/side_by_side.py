@@ -15,7 +15,7 @@ from typing import cast
 from msgspec.structs import replace
 
 from alphatune.core.errors import ConfigurationError
-from alphatune.core.metrics import HIGHER_IS_BETTER, METRICS, Measure, Metric
+from alphatune.core.metrics import INFO, METRICS, Measure, Metric
 from alphatune.core.version import VERSION
 from alphatune.reports.compared import Compared
 from alphatune.reports.comparison_remarks import remarks, why_other_data, why_unpaired
@@ -159,9 +159,9 @@ def _unpaired(first: float, other: float, metric: Measure) -> Difference:
 def _paired(first: Scores, other: Scores, metric: Metric, seed: int) -> Difference:
     gain = paired_gain(other, first, metric, seed=seed)
     low, high = gain.ci
-    up = HIGHER_IS_BETTER[metric]
+    up = INFO[metric].higher_is_better
     p, method = gain.p, gain.method
-    if metric == "ece":
+    if not INFO[metric].is_mean:
         p, method = exchange_p(first, other, seed=seed), "paired basic bootstrap interval, exchange test"
     return Difference(
         metric=metric,
@@ -200,13 +200,13 @@ def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 def _judged(row: Difference, p: float) -> Difference:
     told = p <= 1 - CONFIDENCE and row.ci is not None and not row.ci[0] <= 0 <= row.ci[1]
-    better = (row.difference > 0) == HIGHER_IS_BETTER[row.metric]
+    better = (row.difference > 0) == INFO[row.metric].higher_is_better
     return replace(row, p_adjusted=p, verdict=("better" if better else "worse") if told else "undecided")
 
 
 def _rank(one: Compared, alike: Sequence[Compared], metric: str) -> int:
     """1 for the best; equal figures share a rank."""
-    sign = 1 if HIGHER_IS_BETTER[cast("Measure", metric)] else -1
+    sign = INFO[cast("Measure", metric)].sign
     own = sign * one.metrics[metric]
     return 1 + sum(bool(sign * other.metrics[metric] > own) for other in alike)
 

@@ -16,7 +16,7 @@ class BenchSettings(ModelSettings):
 
     alpha: Annotated[
         float | None,
-        Option(help="Default: those of a tuned folder, else 0.05.", group=TUNING, metavar="A"),
+        Option(common=True, help="Default: those of a tuned folder, else 0.05.", group=TUNING, metavar="A"),
     ] = None
     exclude: Annotated[
         tuple[str, ...],
@@ -42,7 +42,7 @@ class BenchSettings(ModelSettings):
     ] = False
     threads: Annotated[
         int | None,
-        Option(help="Of the CPU. Default: torch's.", group=RUNNING, metavar="N", minimum=1),
+        Option(common=True, help="Of the CPU. Default: torch's.", group=RUNNING, metavar="N", minimum=1),
     ] = None
     seconds: Annotated[
         float,
@@ -55,8 +55,10 @@ class BenchSettings(ModelSettings):
     seed: Annotated[int, SEED.but(help="Random seed for the images.")] = 0
     output: Annotated[
         str | None,
-        Option(help="Also write the JSON object there.", group=OUTPUT, metavar="FILE", short="-o"),
+        Option(
+            common=True, help="Also write the JSON object there.", group=OUTPUT, metavar="FILE", short="-o"
+        ),
     ] = None
     overwrite: Annotated[
-        bool, Option(help="Replace an older result of bench.", group=OUTPUT, saved=False)
+        bool, Option(common=True, help="Replace an older result of bench.", group=OUTPUT, saved=False)
     ] = False

@@ -39,7 +39,9 @@ class EvaluateSettings(ModelSettings, LabelSettings, ImageSettings):
     ] = "fail"
     alpha: Annotated[
         float | None,
-        Option(help="Evaluate at this alpha instead of the model's own.", group=TUNING, metavar="A"),
+        Option(
+            common=True, help="Evaluate at this alpha instead of the model's own.", group=TUNING, metavar="A"
+        ),
     ] = None
     skip_unknown: Annotated[
         bool, Option(help="Leave norm layers of unknown kind as they are.", group=TUNING)

@@ -21,6 +21,7 @@ class ExportSettings(ModelSettings, ImageSettings):
     format: Annotated[
         Literal["onnx", "pt2", "safetensors", "hf"],
         Option(
+            common=True,
             help="onnx; pt2: torch.export's program; safetensors: weights, and the rest as metadata; hf: a folder for "
             "the Hugging Face hub that timm loads.",
             group=FILE,
@@ -30,6 +31,7 @@ class ExportSettings(ModelSettings, ImageSettings):
     output: Annotated[
         str | None,
         Option(
+            common=True,
             help="Default: OUT's name with .onnx, .pt2 or .safetensors, or -hf, in the current folder.",
             group=FILE,
             metavar="PATH",
@@ -37,10 +39,13 @@ class ExportSettings(ModelSettings, ImageSettings):
             show_default=False,
         ),
     ] = None
-    overwrite: Annotated[bool, Option(help="Replace an older export.", group=FILE, saved=False)] = False
+    overwrite: Annotated[
+        bool, Option(common=True, help="Replace an older export.", group=FILE, saved=False)
+    ] = False
     opset: Annotated[
         int | None,
         Option(
+            common=True,
             help="Of ONNX, 18 to 23. Default: 20.",
             group=FILE,
             metavar="N",

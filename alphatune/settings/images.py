@@ -9,6 +9,7 @@ from alphatune.settings.option import DATA, IMAGES, MAX_SEED, RUNNING, Option
 MAX_PIXELS = 178_956_970
 
 DATA_OPTION = Option(
+    common=True,
     help="Folder or archive of class folders, arrays (.npz, .npy, .pt), a file of paths and labels, a timm dataset "
     "string (torch/..., hfds/..., wds/...), or with --data-root a name like cifar10.",
     group=DATA,
@@ -35,7 +36,13 @@ WORKERS = Option(
     affects_result=False,
     applies_to=IMAGES,
 )
-BATCH_SIZE = Option(help="Halved where it does not fit.", group=RUNNING, metavar="auto|N", applies_to=IMAGES)
+BATCH_SIZE = Option(
+    common=True,
+    help="Images in a batch; halved where they do not fit into memory.",
+    group=RUNNING,
+    metavar="auto|N",
+    applies_to=IMAGES,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +100,7 @@ class ImageSettings:
     limit: Annotated[
         int | None,
         Option(
+            common=True,
             help="Use N examples, drawn by seed, every class in proportion.",
             group=DATA,
             metavar="N",
@@ -125,8 +133,8 @@ class LabelSettings:
     class_map: Annotated[
         str | None,
         Option(
-            help="Which output each class is: names, one a line in the order of the outputs, or index and name "
-            "(CSV, JSON, YAML, synset words).",
+            common=True,
+            help="File that says which output each class is: names in the order of the outputs, or index and name.",
             group=DATA,
             metavar="FILE",
             applies_to=IMAGES,

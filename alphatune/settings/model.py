@@ -7,6 +7,7 @@ from alphatune.settings.option import IMAGES, MODEL, PREPROCESSING, RUNNING, Opt
 
 #: of the positional argument
 MODEL_OPTION = Option(
+    common=True,
     help="A timm name, hf-hub:REPO, local-dir:FOLDER, torchvision:NAME[:WEIGHTS], package.module:factory, "
     "file.py:factory, or a folder written by alphatune.",
     group=MODEL,
@@ -17,6 +18,7 @@ PRETRAINED = Option(
     help="Use the weights that timm or torchvision has for the name.", group=MODEL, can_be_negated=True
 )
 DEVICE = Option(
+    common=True,
     help="Where to run.",
     group=RUNNING,
     metavar="auto|cpu|cuda[:N]|mps",
@@ -35,6 +37,7 @@ class ModelSettings:
     checkpoint: Annotated[
         str | None,
         Option(
+            common=True,
             help="Weights: a file of PyTorch or safetensors, or the index or folder of several.",
             group=MODEL,
             metavar="FILE",
@@ -58,7 +61,7 @@ class ModelSettings:
     ] = None
     model_kwargs: Annotated[
         tuple[str, ...],
-        Option(help="Argument of the model's factory; repeatable.", group=MODEL, metavar="K=V"),
+        Option(common=True, help="Argument of the model's factory; repeatable.", group=MODEL, metavar="K=V"),
     ] = ()
     pretrained: Annotated[bool, PRETRAINED] = True
     unsafe_pickle: Annotated[
@@ -85,20 +88,38 @@ class ModelSettings:
     ] = None
     mean: Annotated[
         str | None,
-        Option(help="Default: the weights'.", group=PREPROCESSING, metavar="R,G,B", applies_to=IMAGES),
+        Option(
+            common=True,
+            help="Mean of each channel, in [0, 1]. Default: that of the weights.",
+            group=PREPROCESSING,
+            metavar="R,G,B",
+            applies_to=IMAGES,
+        ),
     ] = None
     std: Annotated[
         str | None,
-        Option(help="Default: the weights'.", group=PREPROCESSING, metavar="R,G,B", applies_to=IMAGES),
+        Option(
+            common=True,
+            help="Standard deviation of each channel. Default: that of the weights.",
+            group=PREPROCESSING,
+            metavar="R,G,B",
+            applies_to=IMAGES,
+        ),
     ] = None
     input_size: Annotated[
         str | None,
-        Option(help="Default: the weights'.", group=PREPROCESSING, metavar="S|H,W|C,H,W", applies_to=IMAGES),
+        Option(
+            common=True,
+            help="Size of the images that the model gets. Default: that of the weights.",
+            group=PREPROCESSING,
+            metavar="S|H,W|C,H,W",
+            applies_to=IMAGES,
+        ),
     ] = None
     crop_pct: Annotated[
         float | None,
         Option(
-            help="Input size / size after resizing. Default: the weights'.",
+            help="Input size / size after resizing. Default: that of the weights.",
             group=PREPROCESSING,
             metavar="P",
             applies_to=IMAGES,
@@ -106,10 +127,18 @@ class ModelSettings:
     ] = None
     crop_mode: Annotated[
         Literal["center", "squash", "border"] | None,
-        Option(help="Default: the weights'.", group=PREPROCESSING, applies_to=IMAGES),
+        Option(
+            help="How an image becomes a square. Default: as the weights ask for.",
+            group=PREPROCESSING,
+            applies_to=IMAGES,
+        ),
     ] = None
     interpolation: Annotated[
         Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None,
-        Option(help="Default: the weights'.", group=PREPROCESSING, applies_to=IMAGES),
+        Option(
+            help="How images are resized. Default: as the weights ask for.",
+            group=PREPROCESSING,
+            applies_to=IMAGES,
+        ),
     ] = None
     device: Annotated[str, DEVICE] = "auto"

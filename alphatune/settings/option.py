@@ -45,6 +45,7 @@ class Option:
         suggestions: values that a shell may complete.
         show_default: whether help names the default.
         can_be_negated: whether a switch has a ``--no-`` form.
+        common: whether ``--help`` shows it; ``--help-all`` shows every option.
         affects_result: whether another value may give another result. If not, it is no part of a cache key, a run
             that is resumed may change it, and the report's command leaves it out.
         saved: whether run.toml holds it and may set it. Consent is not saved: the file may be a stranger's.
@@ -60,6 +61,7 @@ class Option:
     suggestions: tuple[str, ...] = ()
     show_default: bool = True
     can_be_negated: bool = False
+    common: bool = False
     affects_result: bool = True
     saved: bool = True
     applies_to: tuple[str, ...] = ()

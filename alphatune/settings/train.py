@@ -48,7 +48,8 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
     val_fraction: Annotated[
         float | None,
         VAL_FRACTION.but(
-            help="Hold out this share of each class for validation. Default: 0.1 where there is no validation split."
+            common=True,
+            help="Hold out this share of each class for validation. Default: 0.1 where there is no validation split.",
         ),
     ] = None
     val_data: Annotated[
@@ -78,11 +79,17 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
     ] = "none"
     norm: Annotated[
         Literal["batch", "ghost", "batch-group", "group", "renorm"],
-        Option(help="What the BatchNorm layers become for training.", group=NORMALISATION),
+        Option(common=True, help="What the BatchNorm layers become for training.", group=NORMALISATION),
     ] = "batch"
     ghost_size: Annotated[
         int,
-        Option(help="Examples that share statistics (ghost).", group=NORMALISATION, metavar="N", minimum=1),
+        Option(
+            common=True,
+            help="Examples that share statistics (ghost).",
+            group=NORMALISATION,
+            metavar="N",
+            minimum=1,
+        ),
     ] = 32
     groups: Annotated[
         int,
@@ -108,11 +115,12 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
     gamma_target: Annotated[Literal["0", "1"], Option(help="What gamma decays to.", group=NORMALISATION)] = (
         "0"
     )
-    epochs: Annotated[int, Option(help="Passes over the training data.", group=OPTIMISATION, metavar="N")] = (
-        10
-    )
+    epochs: Annotated[
+        int, Option(common=True, help="Passes over the training data.", group=OPTIMISATION, metavar="N")
+    ] = 10
     batch_size: Annotated[
-        int, Option(help="Examples of a batch, over all processes.", group=OPTIMISATION, metavar="N")
+        int,
+        Option(common=True, help="Examples of a batch, over all processes.", group=OPTIMISATION, metavar="N"),
     ] = 128
     accumulate: Annotated[
         int, Option(help="Batches to one step of the optimiser.", group=OPTIMISATION, metavar="N")
@@ -122,7 +130,12 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
     ] = "sgd"
     lr: Annotated[
         float | None,
-        Option(help="Peak learning rate. Default: 0.1, AdamW 0.001.", group=OPTIMISATION, metavar="F"),
+        Option(
+            common=True,
+            help="Peak learning rate. Default: 0.1, AdamW 0.001.",
+            group=OPTIMISATION,
+            metavar="F",
+        ),
     ] = None
     momentum: Annotated[float, Option(help="Momentum of SGD.", group=OPTIMISATION, metavar="F")] = 0.9
     schedule: Annotated[
@@ -179,6 +192,7 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
     output: Annotated[
         str,
         Option(
+            common=True,
             help="The run and the trained model.",
             group=OUTPUT,
             metavar="FOLDER",
@@ -189,6 +203,7 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
     resume: Annotated[
         bool,
         Option(
+            common=True,
             help="Go on with the run in the output folder, if there is one.",
             group=OUTPUT,
             affects_result=False,

@@ -16,8 +16,8 @@ class TuneSettings(EvaluateSettings):
     alphas: Annotated[
         str,
         Option(
-            help="What to try: auto looks for the best; 0,0.01,0.02 or 0:0.3:31 is measured exactly. 0 (1 for "
-            "GroupNorm) is always included.",
+            common=True,
+            help="auto looks for the best; 0,0.01,0.02 or 0:0.3:31 is measured exactly, with 0.",
             group=TUNING,
             metavar="auto|LIST|A:B:N",
         ),
@@ -50,7 +50,7 @@ class TuneSettings(EvaluateSettings):
     ] = 0.05
     metric: Annotated[
         Literal["top1", "top5", "loss", "ece"],
-        Option(help="What to choose alpha by.", group=TUNING, applies_to=IMAGES),
+        Option(common=True, help="What to choose alpha by.", group=TUNING, applies_to=IMAGES),
     ] = "top1"
     accept: Annotated[
         Literal["significant", "best"],
@@ -59,8 +59,8 @@ class TuneSettings(EvaluateSettings):
     granularity: Annotated[
         Literal["global", "stage", "layer", "channel"],
         Option(
-            help="How many alphas to tune, by gradient: finer ones are tried down to this one, and taken only if "
-            "they win out of fold.",
+            common=True,
+            help="How many alphas to tune: finer ones, down to this one, are taken only if they win out of fold.",
             group=TUNING,
             applies_to=IMAGES,
         ),
@@ -68,6 +68,7 @@ class TuneSettings(EvaluateSettings):
     temperature: Annotated[
         bool,
         Option(
+            common=True,
             help="Tune a temperature as well, and tell what alpha is worth beyond it.",
             group=TUNING,
             applies_to=IMAGES,
@@ -176,7 +177,8 @@ class TuneSettings(EvaluateSettings):
         ),
     ] = ()
     require_significant: Annotated[
-        bool, Option(help="Fail unless the gain is significant.", group=GATES, affects_result=False)
+        bool,
+        Option(help="Fail unless the gain is significant.", group=GATES, affects_result=False),
     ] = False
     max_latency_ratio: Annotated[
         float | None,
@@ -207,7 +209,14 @@ class TuneSettings(EvaluateSettings):
     ] = False
     output: Annotated[
         str,
-        Option(help="The tuned folder.", group=OUTPUT, metavar="FOLDER", short="-o", affects_result=False),
+        Option(
+            common=True,
+            help="The tuned folder.",
+            group=OUTPUT,
+            metavar="FOLDER",
+            short="-o",
+            affects_result=False,
+        ),
     ] = "alphatune-out"
     checkpoint_minutes: Annotated[
         float,
@@ -231,5 +240,11 @@ class TuneSettings(EvaluateSettings):
     ] = False
     overwrite: Annotated[
         bool,
-        Option(help="Replace an existing tuned folder.", group=OUTPUT, affects_result=False, saved=False),
+        Option(
+            common=True,
+            help="Replace an existing tuned folder.",
+            group=OUTPUT,
+            affects_result=False,
+            saved=False,
+        ),
     ] = False

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from alphatune.core.metrics import HIGHER_IS_BETTER, SCORE, Measure, Metric
+from alphatune.core.metrics import INFO, SCORE, Measure, Metric
 from alphatune.results.gain import Gain, Scheme
 from alphatune.statistics.intervals import mean_interval, proportion_interval
 from alphatune.statistics.scores import Scores, expected_calibration_error
@@ -53,7 +53,7 @@ def paired_gain(
     """
     rng = np.random.default_rng(seed)
     confidence = 1 - (1 - CONFIDENCE) / comparisons
-    if metric == "ece":
+    if not INFO[metric].is_mean:
         measured = calibration_gain(scores.confidence, scores.top1, baseline, rng, confidence)
     else:
         difference = per_example(scores, metric) - per_example(baseline, metric)
@@ -96,7 +96,7 @@ def paired_difference(scores: Scores, baseline: Scores, metric: Metric) -> tuple
     corrected for looking at many α.
     """
     difference = per_example(scores, metric) - per_example(baseline, metric)
-    return paired_interval(difference if HIGHER_IS_BETTER[metric] else -difference)
+    return paired_interval(INFO[metric].sign * difference)
 
 
 def paired_interval(difference: FloatArray) -> tuple[float, float]:
@@ -108,7 +108,7 @@ def paired_interval(difference: FloatArray) -> tuple[float, float]:
 def per_example(scores: Scores, metric: Metric) -> FloatArray:
     """One number an example, larger is better, whose mean is the metric."""
     values: FloatArray = getattr(scores, metric).astype(np.float64)
-    return values if HIGHER_IS_BETTER[metric] else -values
+    return INFO[metric].sign * values
 
 
 def mean_gain(difference: FloatArray, metric: Measure, limits: Limits, changed: bool) -> Measured:
@@ -120,7 +120,7 @@ def mean_gain(difference: FloatArray, metric: Measure, limits: Limits, changed: 
     """
     delta = float(difference.mean())
     # A score of one's own may be a count of right and wrong as well.
-    counts = metric in ("top1", "top5") or (metric == SCORE and bool(np.isin(difference, (-1, 0, 1)).all()))
+    counts = INFO[metric].is_share or (metric == SCORE and bool(np.isin(difference, (-1, 0, 1)).all()))
     if np.ptp(difference) == 0 and not (counts and changed):  # nothing varies: nothing to test
         return delta, (delta, delta), 1.0 if delta == 0 else 0.0, "no example differs"
     from scipy import stats

@@ -18,13 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from alphatune.core.errors import ConfigurationError
+from alphatune.core.metrics import MEANS
 from alphatune.data.prefetch import Batch
 from alphatune.evaluation.predictor import evaluation_mode, score_logits
 from alphatune.norms.batch_statistics import PSEUDO_COUNT, batch_statistics
 from alphatune.results.metrics import Metrics
 from alphatune.statistics.gain import paired_difference
 from alphatune.statistics.scores import Scores, concatenate, summarise
-from alphatune.tuning.curve import MEANS, Interval
+from alphatune.tuning.curve import Interval
 from alphatune.tuning.passes import Data, Passes
 
 #: inputs that are held at a time to draw batches from; with more of them the data are read in parts

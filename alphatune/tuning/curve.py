@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alphatune.core.metrics import Metric
+from alphatune.core.metrics import MEANS
 from alphatune.results.metrics import Metrics
 from alphatune.statistics.gain import paired_difference, paired_interval
 from alphatune.statistics.scores import Scores, expected_calibration_error, summarise
@@ -15,8 +15,6 @@ from alphatune.tuning.search import Search
 from alphatune.tuning.sweep import Sweep
 
 Interval = tuple[float, float]
-#: metrics that are means over examples
-MEANS: tuple[Metric, ...] = ("top1", "top5", "loss")
 
 
 @dataclass(frozen=True)

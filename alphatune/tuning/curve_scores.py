@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alphatune.core.metrics import INFO, Metric
 from alphatune.statistics.scores import expected_calibration_error
 
 #: logits that are interpolated at a time
@@ -64,9 +65,9 @@ class CurveScores:
         values: NDArray[Any] = getattr(self, metric)
         return values
 
-    def average(self, metric: str) -> NDArray[np.float64]:
+    def average(self, metric: Metric) -> NDArray[np.float64]:
         """A metric at every point: accuracies as fractions, loss in nats, ECE."""
-        if metric == "ece":
+        if not INFO[metric].is_mean:
             pairs = zip(self.confidence, self.top1, strict=True)
             return np.array([expected_calibration_error(c, t) for c, t in pairs])
         average: NDArray[np.float64] = self.values(metric).mean(axis=1, dtype=np.float64)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alphatune.core.errors import ResourceError, is_out_of_memory
-from alphatune.core.metrics import Metric
+from alphatune.core.metrics import INFO, Metric
 from alphatune.data.prefetch import Batch
 from alphatune.evaluation.predictor import Predictor, evaluation_mode
 from alphatune.norms.patching import differentiable_alpha, example_weighted_layers, set_alpha_
@@ -239,7 +239,7 @@ def objective(logits: Tensor, targets: Tensor, metric: Metric, temperature: Tens
     The smooth error counts what lies within about one logit of the border.
     """
     logits = logits.float()
-    if metric in ("loss", "ece"):
+    if INFO[metric].sees_confidence:
         return F.cross_entropy(logits / temperature, targets, reduction="none")
     own = logits.gather(1, targets[:, None])
     others = logits.scatter(1, targets[:, None], -math.inf)

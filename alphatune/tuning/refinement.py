@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from alphatune.core.metrics import Metric
+from alphatune.core.metrics import INFO, Metric
 from alphatune.data.prefetch import Batch
 from alphatune.norms.patching import Alpha
 from alphatune.results.alpha import common_alpha
@@ -111,7 +111,7 @@ def refine(
     inputs = passes.predictor.prepare(first.inputs)
     names = GRANULARITIES[: GRANULARITIES.index(granularity) + 1]
     units = {name: units_of(model, name, inputs) for name in names}
-    joint = temperature and metric in ("loss", "ece")  # for accuracy a temperature changes nothing
+    joint = temperature and INFO[metric].sees_confidence
     comparisons = len(names) if joint else max(1, len(names) - 1)
 
     plain = _Scored.of(passes, halves, [passes.baseline] * 2)

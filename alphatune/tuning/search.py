@@ -31,7 +31,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from alphatune.core.metrics import HIGHER_IS_BETTER, METRICS, Metric
+from alphatune.core.metrics import INFO, METRICS, Metric
 from alphatune.statistics.interpolation import interpolation_weights, lobatto_nodes
 from alphatune.statistics.racing import rule_out
 from alphatune.statistics.scores import Scores, concatenate
@@ -52,14 +52,17 @@ STEPS = (0.0005, 0.001, 0.0015, 0.0025, 0.003, 0.005, 0.006, 0.01, 0.02)
 #: examples of the pilot: a twentieth, but no fewer and no more
 PILOT = (64, 256)
 PILOT_NODES = 9
+#: ranges of α that the pilot tries at most, wider or narrower ones
+PILOT_ATTEMPTS = 4
 NODE_COUNTS = (3, 4, 5, 6, 7, 9)
 #: a point may be off by this share of what it is worse than the best: it will not be chosen all the same
 SLACK = 0.02
-MEANS: tuple[Metric, Metric] = ("loss", "top1")
+#: the metrics that tell how well the curve is interpolated
+INTERPOLATED: tuple[Metric, Metric] = ("loss", "top1")
 #: looks at the choosing part, as shares of all examples; the last is its size
 LOOKS = (0.15, 0.3, 0.45, 0.6)
 #: with fewer examples a search saves no time worth its loss of power
-FEWEST_EXAMPLES = 1000
+FEWEST_TO_SEARCH = 1000
 #: where not even this near the unpatched model every output is finite, the model is to blame and not the range
 SMALLEST_RANGE = 0.005
 
@@ -128,8 +131,8 @@ class Pilot:
 
     def _difference(self, truth: CurveScores, other: CurveScores, slack: float = 0.0) -> float:
         loss, top1 = (
-            (np.abs(a - other.average(m)) - slack * np.abs(a - _signed(_signed(a, m).max(), m))).max()
-            for m in MEANS
+            (np.abs(a - other.average(m)) - slack * np.abs(a - INFO[m].sign * (INFO[m].sign * a).max())).max()
+            for m in INTERPOLATED
             for a in [truth.average(m)]
         )
         # One example more or less says nothing: the pilot cannot see less of top-1 than that.
@@ -166,7 +169,7 @@ def search(
     order = stratified_order(passes.data.targets, seed)
     n = len(order)
     slack = 0.0 if full else SLACK
-    race_delta = 0.0 if full or metric == "ece" else race_delta  # an ECE is no mean over examples
+    race_delta = race_delta if INFO[metric].is_mean and not full else 0.0
     first, last = min(max(n // 20, PILOT[0]), PILOT[1]), int(LOOKS[-1] * n)
     pilot, alive = look_at_pilot(
         passes, np.sort(order[:first]), metric, tolerance, race_delta, last, first_range, limit, full
@@ -185,7 +188,9 @@ def search(
             break
         so_far = join(parts)
         if full:  # the nodes are to be the same for all examples: the best of them leads
-            leaders.append(max(nodes, key=lambda t: _signed(so_far.average(metric), metric)[grid.index(t)]))
+            leaders.append(
+                max(nodes, key=lambda t: INFO[metric].sign * so_far.average(metric)[grid.index(t)])
+            )
             continue
         leaders.append(grid[_best(so_far, metric)])
         if race_delta == 0:
@@ -247,7 +252,8 @@ def look_at_pilot(
     full: bool,
 ) -> tuple[Pilot, int]:
     """Find the range of α that is worth looking at; returns the pilot and how many grid points to begin with."""
-    for shrunk in (False, False, False, True):
+    for attempt in range(PILOT_ATTEMPTS):
+        is_last = attempt == PILOT_ATTEMPTS - 1
         high = grid_of(high, full)[-1]
         nodes = lobatto_nodes(PILOT_NODES, high)
         logits, targets = passes.logits(positions, nodes)
@@ -255,12 +261,12 @@ def look_at_pilot(
         grid = grid_of(high, full)
         values = _larger_is_better(pilot.curve(grid), metric)
         average = values.mean(axis=1)
-        if average[int(NEAR_END * len(grid)) :].max() == average.max() and high < limit and not shrunk:
+        if average[int(NEAR_END * len(grid)) :].max() == average.max() and high < limit and not is_last:
             high = min(limit, 2 * high)
             continue
         alive = int(np.flatnonzero(rule_out(values, population, race_delta, len(LOOKS) + 1)[0])[-1]) + 1
         alive = max(alive, 3)
-        if shrunk or full or alive > len(grid) // 2 or pilot.own_error(grid[alive - 1]) <= tolerance:
+        if is_last or full or alive > len(grid) // 2 or pilot.own_error(grid[alive - 1]) <= tolerance:
             break
         high = grid[alive - 1]  # a polynomial over a smaller range follows the curve more closely
     return pilot, alive
@@ -328,16 +334,13 @@ def stratified_order(targets: NDArray[np.int64], seed: int) -> NDArray[np.int64]
 
 def _best(scores: CurveScores, metric: Metric) -> int:
     """The best point; among equals the nearest to the unpatched model."""
-    return int(_signed(scores.average(metric), metric).argmax())
-
-
-def _signed(values: Any, metric: Metric) -> Any:
-    return values if HIGHER_IS_BETTER[metric] else -values
+    return int((INFO[metric].sign * scores.average(metric)).argmax())
 
 
 def _larger_is_better(scores: CurveScores, metric: Metric) -> NDArray[Any]:
-    """Scores (points, n) whose mean is to be large; an ECE, which is no mean, as one column."""
-    if metric == "ece":
-        return -scores.average("ece")[:, None]
+    """Scores (points, n) whose mean is to be large; a statistic that is no mean as one column."""
+    info = INFO[metric]
+    if not info.is_mean:
+        return info.sign * scores.average(metric)[:, None]
     values = scores.values(metric)
-    return values.astype(np.float32) if HIGHER_IS_BETTER[metric] else -values
+    return values.astype(np.float32) if info.higher_is_better else -values

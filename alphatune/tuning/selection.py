@@ -29,7 +29,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from alphatune.core.metrics import METRICS, SCORE, Measure, Metric
+from alphatune.core.metrics import INFO, METRICS, SCORE, Measure, Metric
 from alphatune.norms.patching import Alpha
 from alphatune.results.gain import Gain
 from alphatune.statistics.gain import (
@@ -147,7 +147,7 @@ def cross_fitted_gain(sweep: Sweep, metric: Metric, *, seed: int = 0, folds: int
     folds = max(2, min(folds, n // 2))
     rng = np.random.default_rng(seed)
     fold = _stratified_folds(sweep.baseline.targets, folds, rng)
-    if metric == "ece":
+    if not INFO[metric].is_mean:
         chosen = np.array([best_index(sweep, metric, np.flatnonzero(fold != k)) for k in range(folds)])
         shares = np.stack([_calibration_shares(s) for s in sweep.scores])
         limits = _limits(shares[0] - shares, fold, chosen, rng)
@@ -202,7 +202,7 @@ def progressive_gain(
 
 def _value(scores: Scores, metric: Metric) -> float:
     """The metric with its sign turned so that larger is better."""
-    if metric == "ece":
+    if not INFO[metric].is_mean:
         return -expected_calibration_error(scores.confidence, scores.top1)
     return float(per_example(scores, metric).mean())
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from alphatune.core.distributed import World
 from alphatune.core.errors import ConfigurationError, DataError, one_line
-from alphatune.core.metrics import METRICS, Metric
+from alphatune.core.metrics import INFO, METRICS, Metric
 from alphatune.data.custom_loader import LoaderBatches
 from alphatune.data.examples import Examples
 from alphatune.data.label_order import ENOUGH, check_label_order, is_ambiguous, near_chance
@@ -46,7 +46,7 @@ from alphatune.tuning.journal import Journal
 from alphatune.tuning.passes import Data, Passes
 from alphatune.tuning.refinement import Refinement, refine
 from alphatune.tuning.remarks import remark_on_end, remark_on_layers
-from alphatune.tuning.search import FEWEST_EXAMPLES, Search, best_on, search, within_finite_range
+from alphatune.tuning.search import FEWEST_TO_SEARCH, Search, best_on, search, within_finite_range
 from alphatune.tuning.selection import Accept, Decision, best_index, decide, progressive_gain, select
 from alphatune.tuning.sweep import Sweep, counting
 
@@ -240,7 +240,7 @@ def tune(
         started, forwards = time.perf_counter(), 0
         values = resolve_alphas(alphas, unpatched_alpha(model))
         automatic = isinstance(alphas, str) and alphas == "auto"  # an array would compare each number
-        searching = automatic and n >= FEWEST_EXAMPLES
+        searching = automatic and n >= FEWEST_TO_SEARCH
         report = counting(progress, None if searching else n * len(values))
 
         def count(more: int) -> None:
@@ -457,7 +457,7 @@ def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
         )
     if changed and result.metric == "top1" and after.loss > before.loss:
         notes.append(f"the chosen alpha raises the loss by {after.loss - before.loss:.4f} nats")
-    if changed and result.metric in ("loss", "ece"):
+    if changed and INFO[result.metric].sees_confidence:
         notes += _remark_on_calibration(result)
     end = result.curve[-1].alpha  # the farthest from the unpatched model
     notes += remark_on_end(result.decision.best[result.metric], end, base)

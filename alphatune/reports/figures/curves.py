@@ -5,21 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from alphatune.core.metrics import Measure
+from alphatune.core.metrics import INFO, SCORE, Measure
 from alphatune.reports.before_after import chosen_name, plain_name
 from alphatune.reports.figures.canvas import Drawing, draw, margins, shown, style, tick_width
 from alphatune.results.tune import Point, ScorePoint, Tuned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-TITLES: dict[Measure, str] = {
-    "top1": "Top-1 accuracy",
-    "top5": "Top-5 accuracy",
-    "loss": "Loss (nats)",
-    "ece": "Calibration error (ECE)",
-}
-LOWER = ("loss", "ece")
 
 
 def draw_curve(document: Tuned, metric: Measure) -> Drawing:
@@ -31,7 +23,7 @@ def draw_curve(document: Tuned, metric: Measure) -> Drawing:
 
 def curve_title(document: Tuned, metric: Measure) -> str:
     """What the metric is called above its curve."""
-    return TITLES.get(metric, document.score_name)
+    return document.score_name if metric == SCORE else INFO[metric].title
 
 
 def curve_text(document: Tuned, metric: Measure) -> str:
@@ -90,13 +82,13 @@ def _paint(figure: Figure, document: Tuned, metric: Measure) -> None:
     else:  # another α for each layer, or a temperature: no point of this curve
         axes.axhline(value, label=label, **style(color="ink", linewidth=1.3, linestyle="-."))
     axes.set_xlabel("α")
-    better = "" if metric not in TITLES else "lower is better" if metric in LOWER else "higher is better"
+    better = "higher is better" if INFO[metric].higher_is_better else "lower is better"
     axes.set_title(
         shown(curve_title(document, metric), 40), loc="left", fontsize=11, fontweight="bold", pad=9
     )
-    axes.set_title(better, loc="right", fontsize=9, pad=9, **style(color="muted"))
+    axes.set_title("" if metric == SCORE else better, loc="right", fontsize=9, pad=9, **style(color="muted"))
     axes.margins(x=0.03, y=0.08)
-    if metric in ("top1", "top5"):  # a normal interval does not know that there is no more than all
+    if INFO[metric].is_share:  # a normal interval does not know that there is no more than all
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, 0), min(high, 1 + 0.02 * (high - low)))
     axes.locator_params(axis="x", nbins=6)
