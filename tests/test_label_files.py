@@ -366,6 +366,19 @@ def test_a_label_that_is_also_a_name_is_no_path(tmp_path: Path) -> None:
     assert labels_of(open_data(tmp_path / "d", labels=labels)) == {"0.png": "0"}
 
 
+@pytest.mark.parametrize(
+    "text", ["/data/x/0.png,0\n", "0,/data/x/0.png\n", "file_name,label\n/data/x/0.png,0\n"]
+)
+def test_paths_of_images_that_are_elsewhere_are_no_labels(tmp_path: Path, text: str) -> None:
+    """Found by hypothesis, with images in a folder of another name."""
+    put_images(tmp_path / "d", ["images/0.png"])
+    labels = written(tmp_path, "l.csv", text)
+    with pytest.raises(ConfigurationError, match="names the images"):
+        open_data(tmp_path / "d", labels=labels)
+    with pytest.raises(DataError, match=r"/data/x/0\.png"):
+        open_data(tmp_path / "d", labels=labels, path_column="2" if text[0] == "0" else "1")
+
+
 # --- against a plain reading -----------------------------------------------------------------
 
 WORD = st.text(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from alphatune.core.errors import ConfigurationError, DataError
 from alphatune.core.suggestions import did_you_mean
@@ -71,6 +72,8 @@ def choose_columns(
             "paths are relative; of the images of a folder, with `labels`, they may lack folders and the ending",
         )
     _, path, table = best
+    if path_column is None:
+        _refuse_coincidence(table, path, find, name)
     width = len(table.rows[0])
     header = table.header
     if header is None and _is_header(table, path, find, path_column, label_column):
@@ -118,6 +121,31 @@ def _path_column(table: Table, find: Find, told: int | None) -> tuple[int, int]:
         ranks.append((len(found), called, sum("/" in cell or "." in cell for cell in cells), -number))
     count, *_, number = max(ranks)
     return count, -number
+
+
+def _refuse_coincidence(table: Table, path: int, find: Find, name: str) -> None:
+    """Refuse words that are names of images where another column holds paths, of images that are elsewhere.
+
+    The label 0 is the name of ``0.png`` without its ending: /data/x/0.png would become the class of images/0.png.
+    """
+    if any(map(_is_path, table.column(path))):
+        return
+    for other in range(len(table.rows[0])):
+        cells = [cell for cell in table.column(other)[1:] or table.column(other) if cell]
+        if other != path and cells and all(_is_path(cell) and find(_file_name(cell)) for cell in cells):
+            raise ConfigurationError(
+                f"which column of {name} names the images? {_shown(cells[:1])} is written as a path, but no image in "
+                f"the data has it; {_shown(table.column(path)[-1:])} is the name of one",
+                "`path_column=NAME` says it",
+            )
+
+
+def _is_path(cell: str) -> bool:
+    return "/" in cell or "\\" in cell or PurePosixPath(cell).suffix[1:].isalpha()
+
+
+def _file_name(cell: str) -> str:
+    return PurePosixPath(cell.replace("\\", "/")).name
 
 
 def _is_header(

@@ -14,7 +14,7 @@ from alphatune.models.output import MANIFEST, check_name, check_output, disk_err
 from alphatune.results.stored import read_trained
 from alphatune.results.training import TrainDocument
 from alphatune.settings import TrainSettings
-from alphatune.settings.option import without_effect
+from alphatune.settings.option import declared, without_effect
 from alphatune.settings.saved import input_paths, to_toml
 from alphatune.training.state import replace_file
 
@@ -109,8 +109,10 @@ def _is_partial(entry: Path) -> bool:
 
 
 def _check_same(file: Path, settings: TrainSettings) -> None:
-    """A run goes on as it began."""
-    before = tomllib.loads(file.read_text(encoding="utf-8"))
+    """A run goes on as it began; what an earlier version had no setting for is as the default is."""
+    before = {each.name: each.default for each in declared(TrainSettings)
+              if each.option.saved and each.default not in (None, ())}  # fmt: skip
+    before |= tomllib.loads(file.read_text(encoding="utf-8"))
     now, free = tomllib.loads(to_toml(resolved_paths(settings))), without_effect(TrainSettings)
     for name in sorted(before.keys() | now.keys()):
         if name not in free and before.get(name) != now.get(name):

@@ -11,7 +11,6 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import timm
 import torch
@@ -21,6 +20,7 @@ from torch import nn
 from alphatune.core.errors import AlphatuneError
 from alphatune.data.preprocessing import Preprocessing, preprocessing_of_timm
 from alphatune.models.copying import stock_copy
+from alphatune.models.model_kwargs import Kwargs
 from alphatune.models.sources import Source
 from alphatune.models.weights import weights_of
 
@@ -41,12 +41,12 @@ def find_source(model: nn.Module) -> Source | None:
     return None
 
 
-def _of_timm(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], Callable[[], nn.Module]]]:
+def _of_timm(model: nn.Module) -> Iterator[tuple[str, Kwargs, Callable[[], nn.Module]]]:
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     name = str(config.get("architecture") or "")
     if not timm.is_model(name):
         return
-    given: dict[str, Any] = {}
+    given: Kwargs = {}
     if (classes := getattr(model, "num_classes", None)) is not None and classes != config.get("num_classes"):
         given["num_classes"] = classes
     channels = next((w.shape[1] for w in model.parameters() if w.ndim == 4), None)
@@ -54,7 +54,7 @@ def _of_timm(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], Callable[[
         yield name, kwargs, lambda kwargs=kwargs: timm.create_model(name, pretrained=False, **kwargs)  # type: ignore[misc]
 
 
-def _of_torchvision(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], Callable[[], nn.Module]]]:
+def _of_torchvision(model: nn.Module) -> Iterator[tuple[str, Kwargs, Callable[[], nn.Module]]]:
     kind = type(model).__name__
     heads = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
     convs = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
@@ -63,7 +63,7 @@ def _of_torchvision(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], Cal
         signature = inspect.signature(builder)
         if signature.return_annotation not in (kind, type(model)):
             continue
-        fixed: dict[str, Any] = {"weights": None}
+        fixed: Kwargs = {"weights": None}
         if "weights_backbone" in signature.parameters:
             fixed["weights_backbone"] = None
         kwargs = {

@@ -53,6 +53,7 @@ from alphatune.models.architecture import find_source
 from alphatune.models.checkpoint_loading import load_weights_
 from alphatune.models.checkpoints import read_checkpoint
 from alphatune.models.foreign import materialise_, unwrapped
+from alphatune.models.model_kwargs import Kwargs
 from alphatune.models.moments_file import MOMENTS, restore_moments_, write_moments
 from alphatune.models.output import MANIFEST, is_bundle, staged
 from alphatune.models.sources import TRUSTED_FACTORIES, Source, build, format_model_kwargs, parse_model_kwargs
@@ -75,7 +76,7 @@ class Bundle:
     folder: Path
     spec: str
     kind: str  # timm | torchvision | factory | module
-    model_kwargs: dict[str, Any]
+    model_kwargs: Kwargs
     alpha: dict[str, Alpha]
     norm: dict[str, dict[str, Any]]  # layers that are no BatchNorm: kind and settings by name
     weights_sha256: str

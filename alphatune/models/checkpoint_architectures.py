@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from alphatune.models import cifar
 from alphatune.models.checkpoint_containers import Container
 from alphatune.models.checkpoint_keys import Expected, matches, plain
+from alphatune.models.model_kwargs import Kwargs
 
 SECONDS = 3.0
 MOST = 3  # names to give
@@ -73,7 +74,7 @@ def fitting_architectures(container: Container, path: str) -> tuple[str, ...]:
 def _candidates(container: Container, size: int, path: str) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     """Architectures in the order in which they are worth a look, each with how it is built."""
     classes, features = _head(container)
-    kwargs: dict[str, Any] = {} if classes == 1000 else {"num_classes": classes}
+    kwargs: Kwargs = {} if classes == 1000 else {"num_classes": classes}
     text = f" `model_kwargs=num_classes={classes}`" if kwargs else ""
     keys = "\n".join(map(plain, container.tensors))
     if "linear.weight" in keys:

@@ -39,6 +39,7 @@ from alphatune.core.errors import (
 from alphatune.core.suggestions import closest, did_you_mean, did_you_mean_path
 from alphatune.data.preprocessing import Preprocessing, preprocessing_of_timm, preprocessing_of_torchvision
 from alphatune.models.foreign import as_network, refuse_graph
+from alphatune.models.model_kwargs import Kwargs
 from alphatune.models.neighbours import Neighbours, neighbours_in
 from alphatune.models.output import is_bundle
 from alphatune.models.third_party_weights import reading_safely
@@ -77,7 +78,7 @@ class Source:
     spec: str
     kind: str  # timm | torchvision | transformers | factory
     model: nn.Module
-    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    model_kwargs: Kwargs = field(default_factory=dict)
     preprocessing: Preprocessing | None = None  # None: the source does not say
     weights: str = ""  # which pretrained weights came along, "" for none
     checkpoint: Path | None = (
@@ -127,12 +128,12 @@ def build(spec: str, *, pretrained: bool = True, model_kwargs: Mapping[str, Any]
     return _timm(spec, pretrained, kwargs)
 
 
-def parse_model_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_model_kwargs(pairs: Sequence[str]) -> Kwargs:
     """``["num_classes=10", "act=relu"]`` -> {"num_classes": 10, "act": "relu"}.
 
     Values are Python literals; what is none is taken as text.
     """
-    kwargs: dict[str, Any] = {}
+    kwargs: Kwargs = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key.isidentifier():
@@ -149,7 +150,7 @@ def format_model_kwargs(kwargs: Mapping[str, Any]) -> list[str]:
     return [f"{key}={value!r}" for key, value in kwargs.items()]
 
 
-def _timm(spec: str, pretrained: bool, kwargs: dict[str, Any]) -> Source:
+def _timm(spec: str, pretrained: bool, kwargs: Kwargs) -> Source:
     if ":" not in spec:
         name = spec.partition(".")[0]
         if "/" in spec or not timm.is_model(name):
@@ -169,7 +170,7 @@ def _timm(spec: str, pretrained: bool, kwargs: dict[str, Any]) -> Source:
     return Source(spec, "timm", model, kwargs, preprocessing_of_timm(model), weights)
 
 
-def _torchvision(spec: str, rest: str, pretrained: bool, kwargs: dict[str, Any]) -> Source:
+def _torchvision(spec: str, rest: str, pretrained: bool, kwargs: Kwargs) -> Source:
     name, _, weights_name = rest.partition(":")
     if name not in torchvision.models.list_models():
         raise ConfigurationError(
@@ -225,7 +226,7 @@ def beside(location: str) -> Neighbours:
     return neighbours_in(str(Path(location).parent) if location.endswith(".py") else ".")
 
 
-def _factory(spec: str, location: str, attribute: str, kwargs: dict[str, Any]) -> Source:
+def _factory(spec: str, location: str, attribute: str, kwargs: Kwargs) -> Source:
     factory = find_factory(spec)
     if isinstance(factory, nn.Module) and kwargs:
         raise ConfigurationError(f"{spec} is a model already and takes no `model_kwargs`")
@@ -299,7 +300,7 @@ def _call(factory: Callable[..., Any], spec: str, *args: Any, **kwargs: Any) -> 
         raise ConfigurationError(f"cannot build {spec}: {type(error).__name__}: {one_line(error)}") from None
 
 
-def _takes(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _takes(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: Kwargs) -> bool:
     """Whether a factory of somebody's own takes the arguments, so that it is not they that it fails of."""
     if getattr(factory, "__module__", "").partition(".")[0] in ("timm", "torchvision"):
         return False  # which hand on what they get

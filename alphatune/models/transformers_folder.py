@@ -21,6 +21,7 @@ from alphatune.core.errors import (
     raise_if_machine_failed,
 )
 from alphatune.data.preprocessing import Preprocessing
+from alphatune.models.model_kwargs import Kwargs
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 #: names of the weights, the safest first
@@ -35,7 +36,7 @@ def is_transformers(folder: Path) -> bool:
     return "model_type" in config and "architecture" not in config
 
 
-def build_transformers(folder: Path, kwargs: dict[str, Any]) -> nn.Module:
+def build_transformers(folder: Path, kwargs: Kwargs) -> nn.Module:
     """Build the image classifier that a folder describes, without its weights.
 
     Raises:
