@@ -93,7 +93,7 @@ def _decode(content: bytes, name: Path, kinds: _Kinds) -> Any:
         head = msgspec.json.decode(content, type=_Head)
     except msgspec.ValidationError:
         head = _Head()
-    except (ValueError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InputError(
             f"cannot read {name}: {one_line(error)}",
             "expected a tuned folder, a result of tune or evaluate as JSON, or a file of evaluate `scores`",
