@@ -42,7 +42,14 @@ def test_torchvision_name() -> None:
 
 def test_own_file_and_module() -> None:
     assert type(build(TINY, model_kwargs={"width": 4}).model).__name__ == "Tiny"
-    assert build("alphatune.models.cifar:resnet20").kind == "factory"
+    cifar = build("alphatune.models.cifar:resnet20")
+    assert cifar.kind == "factory"
+    assert cifar.preprocessing == Preprocessing(
+        (3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_pct=1.0
+    )
+    digits = build("alphatune.models.digits:convnet").preprocessing
+    assert digits is not None
+    assert digits.input_size == (1, 8, 8)
 
 
 def test_a_folder_named_like_a_model_does_not_hide_it(

@@ -11,6 +11,8 @@ with a 3×3 stem and no max pooling, 64-128-256-512 channels.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,6 +57,12 @@ class BasicBlock(nn.Module):
 
 class CifarResNet(nn.Module):
     """A stem, stages of basic blocks, global average pooling, a linear head."""
+
+    #: how images are prepared for the widely used checkpoints, in timm's terms
+    pretrained_cfg: ClassVar[dict[str, object]] = {
+        "input_size": (3, 32, 32), "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "crop_pct": 1.0,
+        "interpolation": "bicubic", "crop_mode": "center", "first_conv": "conv1",
+    }  # fmt: skip
 
     def __init__(
         self, blocks: tuple[int, ...], channels: tuple[int, ...], projection: bool, num_classes: int = 10

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 
@@ -10,6 +12,12 @@ class DigitsNet(nn.Module):
 
     The second convolution halves the map: an 8×8 image is normalised at 8×8, 4×4 and 4×4.
     """
+
+    #: how its images are prepared, in timm's terms
+    pretrained_cfg: ClassVar[dict[str, object]] = {
+        "input_size": (1, 8, 8), "mean": (0.5,), "std": (0.5,), "crop_pct": 1.0, "interpolation": "bicubic",
+        "crop_mode": "center", "first_conv": "conv1",
+    }  # fmt: skip
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
