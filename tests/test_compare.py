@@ -497,7 +497,7 @@ def test_bad_input(run: Run, tuned: Path, tmp_path: Path, image_folder: Path) ->
         ([tuned, tmp_path / "missing"], 3, "No such file"),
         ([tuned, nothing], 3, "holds no result.json"),
         ([tuned, image_folder / "ant" / "000.png"], 3, "cannot read"),
-        ([tuned, written("text.npz", "hello")], 3, "evaluate --scores"),
+        ([tuned, written("text.npz", "hello")], 3, "evaluate with --scores"),
         ([tuned, tmp_path / "uneven.npz"], 3, "damaged"),
         ([tuned, written("list.json", [])], 3, "not a result"),
         ([tuned, written("error.json", {"error": {"code": 3, "message": "gone"}})], 3, "an error: gone"),

@@ -379,6 +379,12 @@ def test_paths_of_images_that_are_elsewhere_are_no_labels(tmp_path: Path, text: 
         open_data(tmp_path / "d", labels=labels, path_column="2" if text[0] == "0" else "1")
 
 
+def test_a_column_called_name_is_believed_beside_one_of_paths(tmp_path: Path) -> None:
+    put_images(tmp_path / "d", ["a/0.png", "a/1.png"])
+    labels = written(tmp_path, "l.csv", "name,mask,label\n0,masks/0.png,cat\n1,masks/1.png,dog\n")
+    assert labels_of(open_data(tmp_path / "d", labels=labels)) == {"0.png": "cat", "1.png": "dog"}
+
+
 # --- against a plain reading -----------------------------------------------------------------
 
 WORD = st.text(

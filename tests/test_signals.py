@@ -170,6 +170,34 @@ def _second_signal() -> None:
 
 
 @pytest.mark.parametrize(
+    ("signals", "whole"),
+    [([signal.SIGTERM, signal.SIGHUP], True), ([signal.SIGTERM] * 3, True), ([signal.SIGTERM] * 4, False)],
+    ids=["one wish", "within a second", "again and again"],
+)
+def test_signals_that_follow_each_other(signals: list[signal.Signals], whole: bool) -> None:
+    """torchrun passes on what the terminal has sent; whoever asks for a second cannot be kept waiting."""
+    tidied = False
+
+    def work() -> None:
+        nonlocal tidied
+        try:
+            signal.raise_signal(signals[0])
+        finally:
+            for number in signals[1:]:
+                time.sleep(0.4)
+                signal.raise_signal(number)
+            tidied = True
+
+    hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
+    try:
+        with pytest.raises(Terminated), signals_raised():
+            work()
+    finally:
+        signal.signal(signal.SIGHUP, hang_up)
+    assert tidied == whole
+
+
+@pytest.mark.parametrize(
     "happens", ["sys.exit(0)", "raise SystemExit", "import typer; typer.run(lambda: None) or sys.exit(0)"]
 )
 def test_a_model_that_exits_has_not_been_evaluated(tmp_path: Path, image_folder: Path, happens: str) -> None:

@@ -97,11 +97,12 @@ def _show(document: CompareDocument) -> None:
 
     out, left, right = console.stdout(), "left", "right"
     columns = [("", left), *((f"{e.label}\n{e.name}", left) for e in document.entries)]
-    out.print(console.table("", columns, text.entry_rows(document)))
+    rows = [tuple(map(as_options, row)) for row in text.entry_rows(document)]
+    out.print(console.table("", columns, rows))
     adjusted = document.correction != "none"
     for comparison in document.comparisons:
         out.print()
-        out.print(Text(text.comparison_title(comparison), style="bold"))
+        out.print(Text(as_options(text.comparison_title(comparison)), style="bold"))
         if comparison.differences:
             head = text.difference_columns(document)
             sides = [left, *(right for _ in head[1:-1]), left]

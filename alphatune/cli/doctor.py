@@ -70,7 +70,7 @@ def _show(findings: Sequence[Finding], verbose: bool) -> None:
         table.add_column()
         for finding in members:
             status = Text(finding.status, style=_STYLES[finding.status])
-            detail = Text(finding.detail)
+            detail = Text(as_options(finding.detail))
             if finding.hint:
                 detail.append(f"\n{as_options(finding.hint)}", style="cyan")
             if verbose and finding.facts:

@@ -25,7 +25,7 @@ from alphatune.cli.inspect import inspect
 from alphatune.cli.memory import keep_freed_memory
 from alphatune.cli.report import report
 from alphatune.cli.schema import schema
-from alphatune.cli.signals import HungUp, Terminated, signals_raised
+from alphatune.cli.signals import HungUp, Terminated, signals_ignored, signals_raised
 from alphatune.cli.stderr import tell
 from alphatune.cli.train import train
 from alphatune.cli.tune import tune
@@ -100,10 +100,12 @@ def main(argv: list[str] | None = None) -> None:
     except typer.TyperException as error:
         _fail(argv, 2, *explain(error))
     except (KeyboardInterrupt, typer.Abort):
-        _fail(argv, 130, "interrupted")
+        with signals_ignored():
+            _fail(argv, 130, "interrupted")
     except Terminated as signalled:
-        hung_up = isinstance(signalled, HungUp)
-        _fail(argv, 128 + signalled.number, "the terminal is gone" if hung_up else "terminated")
+        with signals_ignored():
+            hung_up = isinstance(signalled, HungUp)
+            _fail(argv, 128 + signalled.number, "the terminal is gone" if hung_up else "terminated")
     except SystemExit as stop:
         # Typer, or rich, saw that the reader left, and would say 1.
         if sys.stdout is not stdout or isinstance(stop.__context__, BrokenPipeError):

@@ -147,7 +147,7 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
 
 
 def _show_all(ctx: typer.Context, wanted: bool) -> None:
-    if wanted:
+    if wanted and not ctx.resilient_parsing:  # which is how a shell completes
         ctx.meta[EVERYTHING] = True
         print(ctx.get_help())
         raise typer.Exit()

@@ -62,12 +62,13 @@ def signals_raised(verbose: bool = False) -> Iterator[None]:
                 raise error
             if wanted and time.monotonic() - wanted[0][1] > _SAME_WISH:  # whatever is being put in order
                 raise error
-            wanted[:] = [(error, time.monotonic())]
-            # torch raises where a worker process died, as they do when a whole group of processes gets the signal. Not
-            # undone: the process is about to end.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            handle(signal.SIGALRM, look)
-            signal.setitimer(signal.ITIMER_REAL, _LOOK, _LOOK)
+            if not wanted:  # the first of several is the one that is obeyed
+                wanted.append((error, time.monotonic()))
+                # torch raises where a worker process died, as they do when a whole group of processes gets the signal.
+                # Not undone: the process is about to end.
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                handle(signal.SIGALRM, look)
+                signal.setitimer(signal.ITIMER_REAL, _LOOK, _LOOK)
             look(number, frame)
 
         return receive
@@ -87,7 +88,8 @@ def signals_raised(verbose: bool = False) -> Iterator[None]:
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             handle(number, raises(error))
-    sys.unraisablehook = tell_dropped
+    if hasattr(signal, "setitimer"):  # otherwise what is dropped does not come again
+        sys.unraisablehook = tell_dropped
     try:
         yield
         for error, _ in wanted:
@@ -103,9 +105,24 @@ def signals_raised(verbose: bool = False) -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook = report
-        if getattr(signal, "SIGALRM", None) in before:
+        alarm = getattr(signal, "SIGALRM", None)
+        for number, handler in list(before.items()):
+            if number != alarm:
+                signal.signal(number, handler)
+        if alarm in before:  # no signal can start it any more
             signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
+            signal.signal(alarm, before[alarm])
+
+
+@contextmanager
+def signals_ignored() -> Iterator[None]:
+    """Inside, no second signal cuts short the line that says why the command ends, nor the end of its workers."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = [(number, signal.signal(number, signal.SIG_IGN) or signal.SIG_DFL) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
             signal.signal(number, handler)
 
 

@@ -54,7 +54,7 @@ def open_path(
             path, "a timm dataset string starts with torch/, hfds/, hfids/, tfds/ or wds/"
         )
         if text.rpartition(":")[0].endswith(".py"):
-            hint = "a loader of your own goes with tune `score`"
+            hint = "a loader of your own goes with `score` of tune"
         raise DataError(f"no such folder, archive or dataset: {text}", hint)
     if (splits := saved_splits(path)) is not None:
         return open_saved(path, text, splits, split, input_key, target_key, mapped=mapped, labelled=labelled)

@@ -128,14 +128,14 @@ def _refuse_coincidence(table: Table, path: int, find: Find, name: str) -> None:
 
     The label 0 is the name of ``0.png`` without its ending: /data/x/0.png would become the class of images/0.png.
     """
-    if any(map(_is_path, table.column(path))):
+    if any(map(_is_path, table.column(path))) or plain_heading(_headings(table)[path]) in _PATHS:
         return
     for other in range(len(table.rows[0])):
         cells = [cell for cell in table.column(other)[1:] or table.column(other) if cell]
         if other != path and cells and all(_is_path(cell) and find(_file_name(cell)) for cell in cells):
             raise ConfigurationError(
                 f"which column of {name} names the images? {_shown(cells[:1])} is written as a path, but no image in "
-                f"the data has it; {_shown(table.column(path)[-1:])} is the name of one",
+                f"the data has it; {_shown([cell for cell in table.column(path) if find(cell)][:1])} is the name of one",
                 "`path_column=NAME` says it",
             )
 

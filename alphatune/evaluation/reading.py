@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from alphatune.core.errors import ConfigurationError
 
 #: what to do with a model that does not return one row of logits an example
-NOT_A_CLASSIFIER = "this is for classifiers; tune `score` tunes any other model by a score of your own"
+NOT_A_CLASSIFIER = "this is for classifiers; tune with `score` takes any other model, by a score of your own"
 #: names that outputs of classifiers go by, the most telling first
 NAMES = ("logits", "out", "pred", "preds", "prediction", "predictions", "scores", "output")
 #: how far the sum of a row of probabilities may be from 1: some are rounded to a few decimals, or float16

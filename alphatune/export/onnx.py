@@ -1,6 +1,6 @@
 """ONNX by torch's current exporter, checked and run by onnxruntime.
 
-The exporter takes the graph of exported_program.py, folds what is constant and
+The exporter takes the graph of program.py, folds what is constant and
 BatchNorm into the convolution before it. It has been wrong about that in some
 versions, and freezes a batch of 1: nothing is taken on trust, see agreement.py.
 

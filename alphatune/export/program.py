@@ -1,7 +1,7 @@
 """A model as one graph of plain torch operations: the ``pt2`` file, and what ONNX is made from.
 
 torch.export runs the model once on symbols and writes down every operation.
-Example-weighted layers go through their plain operations then (kernels.py), so
+Example-weighted layers go through their plain operations then (kernels/dispatch.py), so
 the graph knows nothing of alphatune; a layer at α = 0 is the stock BatchNorm.
 
 The graph takes images (N, C, H, W) and gives the logits, or what a model gives in

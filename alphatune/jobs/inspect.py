@@ -37,7 +37,7 @@ def run_inspect(
 ) -> InspectDocument:
     """List every norm layer of any model: what it is, what it sees, whether it can be patched, its health.
 
-    With data also how far its moving averages are from what it sees of them (staleness.py). With
+    With data also how far its moving averages are from what it sees of them (stats_drift.py). With
     ``paths`` also whether it has a norm-free path to the output, as ``trace_paths`` finds it.
     """
     # Without data only the size of an image matters.
@@ -128,5 +128,5 @@ def _stale(rows: list[InspectedLayer], found: dict[str, float]) -> list[str]:
     return [
         f"the stored averages of {len(stale)} of {len(found)} norm layers look stale on these images, first "
         f"{first.name or '(root)'} (distance {shown}, from {STALE:g}): the images differ from those of "
-        "training, or the averages do not belong to the weights; tune `recalibrate` measures them anew"
+        "training, or the averages do not belong to the weights; tune with `recalibrate` measures them anew"
     ]

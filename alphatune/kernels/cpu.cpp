@@ -1,6 +1,6 @@
 // Norm layers on a CPU, one read for the moments and one for the output.
 //
-// Compiled and called by cpu_kernels.py, which has the mathematics' source. Plain C
+// Compiled and called by cpu.py, which has the mathematics' source. Plain C
 // functions over pointers: no header of torch, so that compiling takes a second.
 //
 // Sums are shifted, by the running mean or by the mean of a few values, and accumulated in
@@ -320,7 +320,7 @@ void example_weighted(const T* x, T* y, int64_t n, int64_t channels, int64_t pos
     else run(rows<T, NONE>, columns<T, NONE>);
 }
 
-// Grouped normalisation (grouped_kernels.py) of channels-last float activations. A group of
+// Grouped normalisation (grouped.py) of channels-last float activations. A group of
 // examples is a matrix (rows, channels), cut into blocks that stay in the cache between two
 // reads. Rows of few channels are taken together as one long line. What is summed with what
 // depends on the shape alone, so the number of threads changes no bit.

@@ -313,7 +313,7 @@ def _load_(
         with torch.no_grad():
             for name, tensor in apart[match.container.key].items():
                 unsaved[name].copy_(tensor)
-        # Parameters only: a buffer may be a mask of -inf, and health.py looks at moving averages.
+        # Parameters only: a buffer may be a mask of -inf, and running_stats_check.py looks at moving averages.
         for name, weight in model.named_parameters():
             if not _is_finite(weight):
                 raise NumericError(f"{name} in {path} holds NaN or infinity")

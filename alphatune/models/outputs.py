@@ -104,7 +104,7 @@ def find_reading_(
     if values.ndim in (1, 2) and values.numel() == examples:
         raise UnsupportedModelError(
             f"the model returns one number an example, shape {tuple(values.shape)}: classification needs one a class",
-            "for two classes let it return two logits, (0, z) for its z; tune `score` takes any model by a score of "
+            "for two classes let it return two logits, (0, z) for its z; tune with `score` takes any model, by a score of "
             "your own",
         )
     if values.ndim != 2 or len(values) != examples:
@@ -144,7 +144,7 @@ def check_outputs_(model: nn.Module, images: Tensor) -> tuple[str, ...]:
         raise UnsupportedModelError(
             "the model returns a probability for each class by itself (all values in [0, 1], rows do not sum to 1), "
             "as sigmoids do: it is no classifier into one of its classes",
-            "let it return its logits if its classes exclude each other; multi-label models: tune `score`, by a "
+            "let it return its logits if its classes exclude each other; multi-label models: tune with `score`, by a "
             "score of your own",
         )
     if probabilities:

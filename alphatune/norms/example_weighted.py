@@ -8,7 +8,7 @@ lives in a buffer that is not saved with the weights.
 
     training, or α = unpatched_alpha   the layer's own forward, bit for bit
     eval and any other α               moments.example_weighted_norm in the
-                                       fastest form there is (kernels.py), then
+                                       fastest form there is (kernels/dispatch.py), then
                                        the drop and activation that timm fuses
                                        into its layers
 

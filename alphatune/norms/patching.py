@@ -207,5 +207,5 @@ def _nothing_to_patch(layers: tuple[NormLayer, ...]) -> tuple[str, str]:
         ), hint
     kinds = ", ".join(sorted({layer.kind for layer in layers}))
     if any(layer.status == "calibratable" for layer in layers):
-        hint = "tune `calibrate=DATA` (calibrate_) measures them over a set of images"
+        hint = "tune with `calibrate=DATA`, or calibrate_, measures them over a set of images"
     return f"expected at least one BatchNorm layer with moving averages to patch, found only: {kinds}", hint

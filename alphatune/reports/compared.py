@@ -115,7 +115,7 @@ def _read(file: Path, named: Path) -> bytes:
     except OSError as error:
         raise InputError(
             f"cannot read {file}: {one_line(error)}",
-            "expected a tuned folder, a result of tune or evaluate as JSON, or a file of evaluate `scores`",
+            "expected a tuned folder, a result of tune or evaluate as JSON, or a file of evaluate with `scores`",
         ) from None
 
 

@@ -59,7 +59,7 @@ def read_evaluation(path: Path) -> tuple[EvaluateDocument, StoredScores]:
     except Exception as error:  # whatever zipfile, zlib and NumPy have to say about a damaged file
         raise InputError(
             f"cannot read scores from {path}: {type(error).__name__}: {one_line(error)}",
-            "expected a file that alphatune evaluate `scores` wrote",
+            "expected a file that alphatune evaluate with `scores` wrote",
         ) from None
     document = decode_measured(content, path)
     if RUN not in stored.runs or not is_even(stored) or not isinstance(document, EvaluateDocument):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from msgspec.structs import asdict
 
 from alphatune.core.metrics import INFO, METRICS
@@ -11,6 +13,8 @@ from alphatune.reports.templating import open_templates
 from alphatune.results.alpha import alpha_text
 from alphatune.results.tune import Level, ScoreTuneDocument, Tuned, TuneDocument
 
+#: a setting as the library's messages name it, `batch_size=8`
+_SETTING = re.compile(r"(`[a-z_]+(?:=[\w.:,-]+)?`)")
 #: of a classifier, in the order of a table
 LABELS: dict[str, str] = {metric: INFO[metric].label for metric in METRICS}
 
@@ -77,8 +81,12 @@ def level_name(level: Level, baseline_alpha: float) -> str:
 
 
 def escape(text: object) -> str:
-    """Text that Markdown and HTML show as it is, whatever a file or class is called."""
-    shown = " ".join(str(text).split())
+    """Text that Markdown and HTML show as it is, whatever a file or class is called; `settings` are code."""
+    parts = _SETTING.split(" ".join(str(text).split()))
+    return "".join(part if i % 2 else _escape(part) for i, part in enumerate(parts))
+
+
+def _escape(shown: str) -> str:
     for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         shown = shown.replace(character, entity)
     for character in "\\`*_[]|":

@@ -2,8 +2,8 @@
 
 The first one is what all others are held against. A difference is that of the
 metric, other − first, so that it has the sign one sees in the figures; its
-interval and p are those of ``selection.paired_gain``, but for the p of an ECE
-(exchange.py). With several others p is adjusted by Holm's method, for each
+interval and p are those of ``gain.paired_gain``, but for the p of an ECE
+(permutation_test.py). With several others p is adjusted by Holm's method, for each
 metric by itself.
 """
 
@@ -221,7 +221,7 @@ def _warnings(compared: Sequence[Compared], comparisons: Sequence[Comparison]) -
     if fitted and any(c.same_data for c in comparisons):
         notes.append(
             f"{_listed(fitted)} had alpha chosen on the very examples that are compared, which flatters it: "
-            "what it is worth on others is the gain in its own result; evaluate `scores` on others compares "
+            "what it is worth on others is the gain in its own result; evaluate with `scores` on others compares "
             "without that"
         )
     return notes

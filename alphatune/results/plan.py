@@ -47,7 +47,7 @@ class PlannedScore(Part, frozen=True, kw_only=True):
 
 
 class ScorePlan(Document, frozen=True, kw_only=True):
-    """The plan of tune `score`."""
+    """The plan of tune with `score`."""
 
     command: Literal["dry-run"] = "dry-run"
     model: PlannedModel

@@ -96,7 +96,7 @@ def _decode(content: bytes, name: Path, kinds: _Kinds) -> Any:
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InputError(
             f"cannot read {name}: {one_line(error)}",
-            "expected a tuned folder, a result of tune or evaluate as JSON, or a file of evaluate `scores`",
+            "expected a tuned folder, a result of tune or evaluate as JSON, or a file of evaluate with `scores`",
         ) from None
     if isinstance(head.error, dict):
         raise InputError(f"{name} holds no result but an error: {one_line(head.error.get('message'))}")

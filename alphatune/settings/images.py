@@ -134,7 +134,7 @@ class LabelSettings:
         str | None,
         Option(
             common=True,
-            help="File that says which output each class is: names in the order of the outputs, or index and name.",
+            help="File of the model's classes: names in its order, or index and name (CSV, JSON, YAML, text).",
             group=DATA,
             metavar="FILE",
             applies_to=IMAGES,

@@ -90,7 +90,7 @@ class ModelSettings:
         str | None,
         Option(
             common=True,
-            help="Mean of each channel, in [0, 1]. Default: that of the weights.",
+            help="Mean of each channel. Default: the weights'.",
             group=PREPROCESSING,
             metavar="R,G,B",
             applies_to=IMAGES,
@@ -100,7 +100,7 @@ class ModelSettings:
         str | None,
         Option(
             common=True,
-            help="Standard deviation of each channel. Default: that of the weights.",
+            help="Its standard deviation. Default: the weights'.",
             group=PREPROCESSING,
             metavar="R,G,B",
             applies_to=IMAGES,
@@ -110,7 +110,7 @@ class ModelSettings:
         str | None,
         Option(
             common=True,
-            help="Size of the images that the model gets. Default: that of the weights.",
+            help="Image size. Default: the weights'.",
             group=PREPROCESSING,
             metavar="S|H,W|C,H,W",
             applies_to=IMAGES,

@@ -17,7 +17,7 @@ class TuneSettings(EvaluateSettings):
         str,
         Option(
             common=True,
-            help="auto looks for the best; 0,0.01,0.02 or 0:0.3:31 is measured exactly, with 0.",
+            help="auto searches; 0,0.01,0.02 or 0:0.3:31 is measured exactly, with 0 (1 for GroupNorm).",
             group=TUNING,
             metavar="auto|LIST|A:B:N",
         ),
