@@ -180,6 +180,32 @@ def test_a_worker_or_batch_of_ones_own_loader_that_is_lost(happens: str, how: st
     assert "a worker process" in done.stdout, done.stderr
 
 
+def test_torchs_own_error_comes_before_ours() -> None:
+    """By a signal, a little after the connection to the worker is lost; later it would break into a clean-up."""
+    spoken = False
+
+    class Lost(DataLoader[Any]):
+        def __iter__(self) -> Any:
+            yield torch.zeros(4, 3, 12, 12)
+            self.__dict__["num_workers"] = 1
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            raise ConnectionResetError
+
+    def speak(*_: object) -> None:
+        nonlocal spoken
+        spoken = True
+        raise RuntimeError("DataLoader worker (pid 1) exited unexpectedly with exit code 1.")
+
+    before = signal.signal(signal.SIGALRM, speak)
+    try:
+        with pytest.raises(ResourceError, match="a worker process"):
+            alphatune.recalibrate_(tiny(), Lost(Bad(lambda _: 0)))
+        assert spoken
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_workers_that_cannot_be_started(
     monkeypatch: pytest.MonkeyPatch, image_folder: Path, run: Run
 ) -> None:

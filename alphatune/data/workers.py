@@ -8,11 +8,13 @@ process about 3 ms for 32 images of 224×224, and small images come faster than 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import multiprocessing.queues
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -116,10 +118,20 @@ def from_workers(loader: Iterable[Any]) -> Iterator[Any]:
     except (ConnectionError, EOFError) as error:
         if not getattr(loader, "num_workers", 0) or "in DataLoader worker process" in str(error):
             raise  # what a dataset raised
+        _let_torch_speak()
         raise dead_worker(type(error).__name__) from None  # while it was handing over images
     except RuntimeError as error:
         raise_if_machine_failed(error)
         raise
+
+
+def _let_torch_speak() -> None:
+    """Wait for the error that torch raises by SIGCHLD when a worker died, once, wherever the main process is by then.
+
+    Later it would break into whatever puts a model in order.
+    """
+    with contextlib.suppress(RuntimeError):
+        time.sleep(1.0)
 
 
 def _begin(loader: Iterable[Any]) -> Iterator[Any]:
