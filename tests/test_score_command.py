@@ -255,7 +255,7 @@ def test_usage(run: Run, own: Path, tmp_path: Path, options: list, message: str)
 def test_a_loader_without_a_score(run: Run, own: Path, tmp_path: Path) -> None:
     code, _, err = run("tune", f"{own}:net", "--data", f"{own}:loader", "-o", tmp_path / "out")
     assert code in (2, 3)
-    assert "goes with tune --score" in err
+    assert "a loader of your own goes with --score" in err
 
 
 def test_the_input_is_never_overwritten(run: Run, own: Path, tmp_path: Path) -> None:
