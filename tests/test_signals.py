@@ -169,6 +169,18 @@ def _second_signal() -> None:
         both()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_was_just_forked_does_not_end_the_command(
+    tmp_path: Path, image_folder: Path, number: int
+) -> None:
+    """It would print the error, as JSON for instance, a second time."""
+    happens = "os.fork() or [os.kill(os.getpid(), NUMBER), time.sleep(5)]; os.wait()"
+    done = evaluate(tmp_path, image_folder, happens, number, "--format", "json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["command"] == "evaluate"
+    assert "error" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("signals", "whole"),
     [([signal.SIGTERM, signal.SIGHUP], True), ([signal.SIGTERM] * 3, True), ([signal.SIGTERM] * 4, False)],

@@ -58,7 +58,11 @@ def signals_raised(verbose: bool = False) -> Iterator[None]:
 
     def raises(error: type[BaseException]) -> Callable[[int, FrameType | None], None]:
         def receive(number: int, frame: FrameType | None) -> None:
-            if os.getpid() != process or not hasattr(signal, "setitimer"):  # a worker process; Windows
+            if os.getpid() != process:
+                # A process that was forked this moment, before it has handlers of its own, must not end this command.
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            if not hasattr(signal, "setitimer"):  # on Windows
                 raise error
             if wanted and time.monotonic() - wanted[0][1] > _SAME_WISH:  # whatever is being put in order
                 raise error
