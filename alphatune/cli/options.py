@@ -52,9 +52,8 @@ def takes(kind: type[ModelSettings]) -> Callable[[Command], Command]:
                 tell(f"settings: {settings}")
             function(settings, **{name: given[name] for name in own})
 
-        signature = inspect.signature(
-            function, eval_str=True
-        )  # typing's hints add an Optional before Python 3.11
+        # Not typing.get_type_hints, which adds an Optional before Python 3.11, and loses the metadata with it.
+        signature = inspect.signature(function, eval_str=True)
         own = {name: each for name, each in signature.parameters.items() if name != "settings"}
         parameters = [_parameter("ctx", typer.Context), *map(_typer_parameter, declared(kind))]
         parameters += [_parameter(name, each.annotation, each.default) for name, each in own.items()]
