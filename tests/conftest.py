@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,10 @@ os.environ["ALPHATUNE_CACHE"] = "off"  # a test that repeats a run means to run 
 # Threads that share out such small tensors mostly wait for each other: one is faster, and steadier on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+# Every run tries the same examples, so that a change, not chance, turns a run red; HYPOTHESIS_PROFILE=default searches.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 SHARED = Path(os.environ.get("ALPHATUNE_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 TINY = f"{Path(__file__).parent / 'tiny.py'}:tiny"
