@@ -27,7 +27,7 @@ RankBy = Annotated[
     Literal["top1", "top5", "loss", "ece"] | None,
     typer.Option("--metric", help="What to rank by. Default: what the first was tuned for, else top1."),
 ]
-BootstrapSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the bootstrap.")]
+BootstrapSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Random seed for the bootstrap.")]
 ComparisonFile = Annotated[
     str | None,
     typer.Option(

@@ -20,7 +20,10 @@ OverwriteDemo = Annotated[
     bool, typer.Option("--overwrite", help="Replace an earlier demo.", rich_help_panel=OUTPUT)
 ]
 DemoSeed = Annotated[
-    int, typer.Option("--seed", help="Of split, weights, batches, noise and folds.", rich_help_panel=RUNNING)
+    int,
+    typer.Option(
+        "--seed", help="Random seed for split, weights, batches, noise and folds.", rich_help_panel=RUNNING
+    ),
 ]
 
 

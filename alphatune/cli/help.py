@@ -36,11 +36,8 @@ class Command(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Show the common options; with ``--help-all``, which sets ``ctx.meta[EVERYTHING]``, every one."""
-        rare = (
-            {each.name for each in declared(KINDS[self.name]) if not each.option.common}
-            if self.name in KINDS
-            else set()
-        )
+        settings = declared(KINDS[self.name]) if self.name in KINDS else ()
+        rare = {each.name for each in settings if not each.option.common}
         every = self.params
         try:
             if not ctx.meta.get(EVERYTHING):

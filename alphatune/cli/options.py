@@ -67,7 +67,7 @@ def takes(kind: type[ModelSettings]) -> Callable[[Command], Command]:
 
 
 def _typer_parameter(each: Declared) -> inspect.Parameter:
-    """A setting as typer declares an option; one without a default and of no name of its own is the argument."""
+    """A setting as a parameter that typer reads; where we keep a tuple, typer gives a list."""
     type_, default = each.type, inspect.Parameter.empty if each.default is MISSING else each.default
     if get_origin(type_) is tuple:
         type_, default = list[str] | None, None
@@ -185,5 +185,5 @@ HelpAll = Annotated[
     bool,
     typer.Option("--help-all", is_eager=True, callback=_show_all, help="Show every option and exit."),
 ]
-#: of commands that take no other settings
+#: for commands that have no settings of their own
 Device = Annotated[str, typer_option(DEVICE, "device")]

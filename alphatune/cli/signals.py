@@ -16,9 +16,9 @@ from alphatune.core.errors import AlphatuneError, one_line
 
 #: seconds between two looks at whether the exception that a signal raises is on its way
 _LOOK = 0.05
-#: seconds that a signal waits at most for an import to end: torch's and numpy's do not stand an exception
+#: seconds that a signal waits at most for an import to end: torch and numpy break if an exception interrupts theirs
 _IMPORT = 3.0
-#: seconds after which a second signal is a second wish: torchrun passes on what the terminal has sent already
+#: seconds after which a second signal is a new request: before that, it may be torchrun passing the first one on
 _SAME_WISH = 1.0
 
 

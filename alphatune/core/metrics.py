@@ -14,7 +14,7 @@ Measure = Literal["top1", "top5", "loss", "ece", "score"]
 
 @dataclass(frozen=True, kw_only=True)
 class MetricInfo:
-    """What is to know about a metric, beside its values.
+    """What there is to know about a metric, besides its values.
 
     Args:
         label: in a table.
@@ -64,7 +64,7 @@ INFO: dict[Measure, MetricInfo] = {
     ),
     "score": MetricInfo(label="score", title="Score", hub_name="score", higher_is_better=True),
 }
-#: in the order of a report
+#: in the order in which reports show them
 REPORTED: tuple[Metric, ...] = ("top1", "loss", "top5", "ece")
 #: those that are means over examples
 MEANS: tuple[Metric, ...] = tuple(name for name in METRICS if INFO[name].is_mean)

@@ -213,7 +213,7 @@ def check_name(output: Path) -> None:
 
 
 def beside(output: Path, kind: str) -> Path:
-    """A hidden name on the same file system, so that renaming is atomic; what is there is deleted."""
+    """A hidden path next to the output, so that renaming is atomic; anything already there is deleted."""
     return output.with_name(f".{output.name}.alphatune-{kind}")
 
 

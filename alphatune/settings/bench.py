@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from alphatune.settings.images import BATCH_SIZE, SEED
 from alphatune.settings.model import ModelSettings
 from alphatune.settings.option import OUTPUT, RUNNING, TUNING, Option
+from alphatune.settings.running import BATCH_SIZE, CHANNELS_LAST, COMPILE, DTYPE, EXCLUDE, SEED, SKIP_UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,28 +18,12 @@ class BenchSettings(ModelSettings):
         float | None,
         Option(common=True, help="Default: those of a tuned folder, else 0.05.", group=TUNING, metavar="A"),
     ] = None
-    exclude: Annotated[
-        tuple[str, ...],
-        Option(help="Norm layers to leave alone, e.g. 'layer4.*'; repeatable.", group=TUNING, metavar="GLOB"),
-    ] = ()
-    skip_unknown: Annotated[
-        bool, Option(help="Leave norm layers of unknown kind as they are.", group=TUNING)
-    ] = False
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"],
-        Option(help="float16 and bfloat16 mean autocast.", group=RUNNING),
-    ] = "float32"
+    exclude: Annotated[tuple[str, ...], EXCLUDE] = ()
+    skip_unknown: Annotated[bool, SKIP_UNKNOWN] = False
+    dtype: Annotated[Literal["float32", "float16", "bfloat16"], DTYPE] = "float32"
     batch_size: Annotated[str, BATCH_SIZE.but(help="Numbers of images.", metavar="LIST")] = "1,32"
-    channels_last: Annotated[
-        bool, Option(help="Weights and images in the channels-last memory format.", group=RUNNING)
-    ] = False
-    compile: Annotated[
-        bool,
-        Option(
-            help="Run the whole model through torch.compile; on CUDA as CUDA graphs. Takes a minute to begin.",
-            group=RUNNING,
-        ),
-    ] = False
+    channels_last: Annotated[bool, CHANNELS_LAST] = False
+    compile: Annotated[bool, COMPILE] = False
     threads: Annotated[
         int | None,
         Option(common=True, help="Of the CPU. Default: torch's.", group=RUNNING, metavar="N", minimum=1),

@@ -3,16 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from alphatune.settings.images import (
-    BATCH_SIZE,
-    DATA_OPTION,
-    SEED,
-    WORKERS,
-    ImageSettings,
-    LabelSettings,
-)
+from alphatune.settings.images import DATA_OPTION, ImageSettings, LabelSettings
 from alphatune.settings.model import ModelSettings
 from alphatune.settings.option import DATA, IMAGES, RUNNING, TUNING, Option
+from alphatune.settings.running import BATCH_SIZE, CHANNELS_LAST, COMPILE, DTYPE, SEED, SKIP_UNKNOWN, WORKERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +37,8 @@ class EvaluateSettings(ModelSettings, LabelSettings, ImageSettings):
             common=True, help="Evaluate at this alpha instead of the model's own.", group=TUNING, metavar="A"
         ),
     ] = None
-    skip_unknown: Annotated[
-        bool, Option(help="Leave norm layers of unknown kind as they are.", group=TUNING)
-    ] = False
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"],
-        Option(help="float16 and bfloat16 mean autocast.", group=RUNNING),
-    ] = "float32"
+    skip_unknown: Annotated[bool, SKIP_UNKNOWN] = False
+    dtype: Annotated[Literal["float32", "float16", "bfloat16"], DTYPE] = "float32"
     batch_size: Annotated[str, BATCH_SIZE] = "auto"
     workers: Annotated[str, WORKERS] = "auto"
     cache: Annotated[
@@ -70,17 +59,5 @@ class EvaluateSettings(ModelSettings, LabelSettings, ImageSettings):
             group=RUNNING,
         ),
     ] = "auto"
-    channels_last: Annotated[
-        bool,
-        Option(
-            help="Weights and images in the channels-last memory format.", group=RUNNING, applies_to=IMAGES
-        ),
-    ] = False
-    compile: Annotated[
-        bool,
-        Option(
-            help="Run the whole model through torch.compile; on CUDA as CUDA graphs. Takes a minute to begin.",
-            group=RUNNING,
-            applies_to=IMAGES,
-        ),
-    ] = False
+    channels_last: Annotated[bool, CHANNELS_LAST] = False
+    compile: Annotated[bool, COMPILE] = False

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from alphatune.settings.images import DATA_OPTION, SEED, ImageSettings
+from alphatune.settings.images import DATA_OPTION, ImageSettings
 from alphatune.settings.model import DEVICE, MODEL_OPTION, ModelSettings
 from alphatune.settings.option import CHECK, FILE, Option
+from alphatune.settings.running import SEED
 
 
 @dataclass(frozen=True, kw_only=True)

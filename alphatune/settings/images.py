@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from alphatune.settings.option import DATA, IMAGES, MAX_SEED, RUNNING, Option
+from alphatune.settings.option import DATA, IMAGES, MAX_SEED, Option
 
 #: of an image that is read: where PIL begins to refuse
 MAX_PIXELS = 178_956_970
@@ -20,27 +20,6 @@ VAL_FRACTION = Option(
     help="Only the share of each class that train holds out by the same option and --split-seed.",
     group=DATA,
     metavar="F",
-    applies_to=IMAGES,
-)
-SEED = Option(
-    help="Random seed for sampling, folds and bootstrap.",
-    group=RUNNING,
-    metavar="N",
-    minimum=0,
-    maximum=MAX_SEED,
-)
-WORKERS = Option(
-    help="Processes that decode images.",
-    group=RUNNING,
-    metavar="auto|N",
-    affects_result=False,
-    applies_to=IMAGES,
-)
-BATCH_SIZE = Option(
-    common=True,
-    help="Images in a batch; halved where they do not fit into memory.",
-    group=RUNNING,
-    metavar="auto|N",
     applies_to=IMAGES,
 )
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from alphatune.settings.images import BATCH_SIZE, DATA_OPTION, SEED, WORKERS, ImageSettings
+from alphatune.settings.images import DATA_OPTION, ImageSettings
 from alphatune.settings.model import DEVICE, ModelSettings
+from alphatune.settings.running import BATCH_SIZE, SEED, WORKERS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What a field of the settings says about itself, beside its type and default."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from alphatune.core.errors import ConfigurationError
 
@@ -10,25 +10,12 @@ TUNING, AVERAGES, GATES = "Tuning", "Moving averages", "Gates (exit code 1 if on
 NORMALISATION, OPTIMISATION, FILE, CHECK = "Normalisation", "Optimisation", "File", "Check"
 #: in the order in which help shows them
 GROUPS = (
-    FILE,
-    MODEL,
-    DATA,
-    PREPROCESSING,
-    NORMALISATION,
-    OPTIMISATION,
-    TUNING,
-    AVERAGES,
-    CHECK,
-    RUNNING,
-    GATES,
-    OUTPUT,
-)
+    FILE, MODEL, DATA, PREPROCESSING, NORMALISATION, OPTIMISATION, TUNING, AVERAGES, CHECK, RUNNING, GATES, OUTPUT,
+)  # fmt: skip
 
 MAX_SEED = 2**32 - 1
 #: for ``applies_to``: without a score of the user's own
 IMAGES = ("images",)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,16 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from alphatune.settings.images import (
-    DATA_OPTION,
-    SEED,
-    VAL_FRACTION,
-    WORKERS,
-    ImageSettings,
-    LabelSettings,
-)
+from alphatune.settings.images import DATA_OPTION, VAL_FRACTION, ImageSettings, LabelSettings
 from alphatune.settings.model import DEVICE, MODEL_OPTION, PRETRAINED, ModelSettings
 from alphatune.settings.option import DATA, NORMALISATION, OPTIMISATION, OUTPUT, RUNNING, Option
+from alphatune.settings.running import DTYPE, SEED, WORKERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,10 +168,7 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
         Option(help="Largest norm of the gradient; 0: any.", group=OPTIMISATION, metavar="F"),
     ] = 0.0
     device: Annotated[str, DEVICE.but(affects_result=False)] = "auto"
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"],
-        Option(help="float16 and bfloat16 mean autocast.", group=RUNNING),
-    ] = "float32"
+    dtype: Annotated[Literal["float32", "float16", "bfloat16"], DTYPE] = "float32"
     channels_last: Annotated[bool, Option(help="Memory format of images and weights.", group=RUNNING)] = False
     compile: Annotated[bool, Option(help="torch.compile the model.", group=RUNNING)] = False
     eval_every: Annotated[

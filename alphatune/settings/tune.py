@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from alphatune.settings.evaluate import EvaluateSettings
 from alphatune.settings.option import AVERAGES, GATES, IMAGES, OUTPUT, TUNING, Option
+from alphatune.settings.running import EXCLUDE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +93,7 @@ class TuneSettings(EvaluateSettings):
             applies_to=IMAGES,
         ),
     ] = False
-    exclude: Annotated[
-        tuple[str, ...],
-        Option(help="Norm layers to leave alone, e.g. 'layer4.*'; repeatable.", group=TUNING, metavar="GLOB"),
-    ] = ()
+    exclude: Annotated[tuple[str, ...], EXCLUDE] = ()
     min_positions: Annotated[
         int,
         Option(

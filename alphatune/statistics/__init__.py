@@ -1,1 +1,1 @@
-"""What a difference is worth: gains, intervals and tests, in NumPy and SciPy alone."""
+"""Whether a difference is real: gains, intervals and tests, using only NumPy and SciPy."""
