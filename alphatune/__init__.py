@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from alphatune.norms.group import GroupNorm2d
     from alphatune.norms.patching import patch_, set_alpha_, unpatch_
     from alphatune.norms.renorm import BatchRenorm2d
+    from alphatune.reports.notebook import to_html, to_text
     from alphatune.tuning.custom_score import tune_score
     from alphatune.tuning.tune import tune
 
@@ -56,6 +57,8 @@ __all__ = [
     "save",
     "set_alpha_",
     "set_temperature_",
+    "to_html",
+    "to_text",
     "tune",
     "tune_score",
     "uncalibrate_",
@@ -76,6 +79,8 @@ _HOME = {
     "calibrate_": "alphatune.models.calibration",
     "recalibrate_": "alphatune.models.calibration",
     "uncalibrate_": "alphatune.models.calibration",
+    "to_html": "alphatune.reports.notebook",
+    "to_text": "alphatune.reports.notebook",
     "Norm": "alphatune.norms.conversion",
     "convert_": "alphatune.norms.conversion",
     "BatchGroupNorm2d": "alphatune.norms.batch_group",

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from alphatune.cli.options import NO_BARS
 from alphatune.core.versions import TORCH_FOR, torch_allows
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -43,8 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _repeatable() -> None:
+def _repeatable() -> Iterator[None]:
     torch.manual_seed(0)
+    yield
+    for name in NO_BARS:  # which a command of a test before may have set, for good
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True)
@@ -113,13 +117,13 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("images"))
 
 
-def write_images(root: Path, per_class: int = 12, classes: tuple[str, ...] = CLASSES) -> Path:
+def write_images(root: Path, per_class: int = 12, classes: tuple[str, ...] = CLASSES, side: int = 12) -> Path:
     rng = np.random.default_rng(0)
     for label, name in enumerate(classes):
         folder = root / name
         folder.mkdir(parents=True)
         for i in range(per_class):
-            pixels = rng.integers(0, 160, (12, 12, 3)) + 80 * (np.arange(3) == label % 3)
+            pixels = rng.integers(0, 160, (side, side, 3)) + 80 * (np.arange(3) == label % 3)
             Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:03}.png")
     return root
 

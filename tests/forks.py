@@ -45,13 +45,18 @@ def command(
 ) -> None:
     """What a process does; no file may become larger than ``largest``, as on a disk that is full."""
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(err.fileno() if err else null, 2)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-    _as_without_us()
     os.environ.update(environment)
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    command_on(argv, (0, null, err.fileno() if err else null))
+
+
+def command_on(argv: list[str], streams: tuple[int, int, int]) -> None:
+    """Run a command with these file descriptors as stdin, stdout and stderr."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+    _as_without_us()
     from alphatune.cli.main import main
 
     with blank_figures():

@@ -118,7 +118,7 @@ def made_result(stored: StoredScores, *, metric: str = "loss", kept: bool = Fals
         },
         "batch_statistics": None,
         "decision": {"keep_baseline": kept, "significant": not kept, "reason": f"the gain in {metric} is as it is"},
-        "calibration": None, "recalibration": None, "gates": [], "cache": None,
+        "power": None, "calibration": None, "recalibration": None, "gates": [], "cache": None,
         "artifacts": [{"path": "model.safetensors", "sha256": "cd" * 32}, {"path": "run.toml", "sha256": "ef" * 32}],
         "warnings": ["a warning with <tags> & ampersands"],
         "deployment": None if kept else {

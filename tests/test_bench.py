@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import timm
 import torch
@@ -22,10 +24,11 @@ from alphatune.core.errors import AlphatuneError, ConfigurationError, NumericErr
 from alphatune.core.timing import Timing, interleave, ratio
 from alphatune.export.deployment import deployment_cost
 from alphatune.export.folding import fold
-from alphatune.jobs.bench import _busy, _unsteady
+from alphatune.jobs.bench import _busy, _unsteady, run_bench
 from alphatune.models.copying import stock_copy
 from alphatune.models.sources import build
 from alphatune.norms.patching import get_alpha, patch_
+from alphatune.settings import BenchSettings
 
 RESNET20 = "alphatune.models.cifar:resnet20"
 #: how to build an architecture, its input size, and how many norm layers follow no convolution
@@ -340,13 +343,44 @@ def test_table_and_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     args = [TINY, "--input-size", 12, "--batch-size", 2, "--seconds", 0.05]
     code, out, err = bench(capsys, *args)
     assert code == 0, err
-    assert all(words in out for words in ("example-weighted", "plain", "images/s", "alpha = 0.05 takes"))
+    assert all(words in out for words in ("with α", "plain", "images/s", "α = 0.05 takes"))
     assert "2 of 2 norm layers were folded" in out
     assert "no --checkpoint" in err
     code, out, err = bench(capsys, *args, "--format", "quiet", "-q", "--dtype", "bfloat16")
     assert (code, err) == (0, "")
     assert out.startswith("batch_size=2 kernel=")
     assert out.count("\n") == 1
+
+
+@pytest.mark.parametrize(("compiled", "memory"), [(False, None), (True, 3 * 2**30)])
+def test_the_table_fits_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, compiled: bool, memory: int | None
+) -> None:
+    """Slow and fast, on a GPU, under torch.compile: no number is broken."""
+    from alphatune.cli import console
+    from alphatune.cli.bench import _show
+
+    settings = BenchSettings(model=TINY, input_size="12", batch_size="2", seconds=0.05, device="cpu")
+    document = run_bench(settings)
+    slow = [
+        msgspec.structs.replace(
+            row, batch_size=512, median_s=12.345678, low_s=10.2, high_s=15.7, images_per_s=104_222.2,
+            ratio_to_plain=11.25, first_use_s=123.4, peak_bytes=memory, torch_compile=compiled,
+        )
+        for row in document.results
+    ]  # fmt: skip
+    document = msgspec.structs.replace(document, results=(*document.results, *slow))
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    capsys.readouterr()
+    _show(document)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [line for line in lines if re.match(r"  (plain|folded|with α)", line)]
+    assert len(rows) == len(document.results)
+    assert sum("12346 (10200–15700)" in row and "104222" in row for row in rows) == len(slow)
+    assert [line.split()[1] for line in lines if re.match("batch ", line)] == ["2", "512"]
+    assert ("under torch.compile" in "".join(lines)) == compiled
 
 
 def test_a_tuned_folder_has_alpha_of_its_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -356,7 +390,7 @@ def test_a_tuned_folder_has_alpha_of_its_own(capsys: pytest.CaptureFixture[str],
     args = [tmp_path / "tuned", "--trust-code", "--input-size", 12, "--batch-size", 1, "--seconds", 0.05]
     cost = json.loads(bench(capsys, *args, "--format", "json")[1])["cost"][0]
     assert cost["alpha"] == {"bn1": 0.2, "bn2": 0.3}
-    assert "alpha per layer takes" in bench(capsys, *args)[1]
+    assert "one α a layer takes" in bench(capsys, *args)[1]
     cost = json.loads(bench(capsys, *args, "--alpha", 0.1, "--format", "json")[1])["cost"][0]
     assert cost["alpha"] == 0.1
 

@@ -200,7 +200,7 @@ def test_networks_of_both_kinds_keep_todays_rule() -> None:
     unpatch_(model)
     calibrate_(model, X.split(20))
     assert patch_(model) == ("bn1", "bn2")
-    with pytest.raises(UnsupportedModelError, match="no single alpha"):
+    with pytest.raises(UnsupportedModelError, match="no single α"):
         unpatched_alpha(model)
     unpatch_(model)
     assert patch_(model, exclude=["bn1"]) == ("bn2",)

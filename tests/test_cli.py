@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -349,6 +350,30 @@ def test_inspect(run: Run, tiny_checkpoint: Path) -> None:
     assert run(*args, "--format", "quiet")[1] == "patchable=2\n"
 
 
+def test_inspect_shows_like_layers_as_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer is counted once, problems come first, and --all has a row each."""
+    monkeypatch.setenv("COLUMNS", "80")
+    _, stdout, _ = run("inspect", "resnet26", "--no-pretrained", "--format", "json")
+    layers = json.loads(stdout)["layers"]
+    _, page, _ = run("inspect", "resnet26", "--no-pretrained")
+    counts = [int(n) for n in re.findall(r"^ *(\d+)  BatchNorm", page, re.MULTILINE)]
+    assert sum(counts) == len(layers)
+    assert len(counts) == len({tuple(layer["spatial"]) for layer in layers})
+    assert "--all" in page
+    _, page, _ = run("inspect", "resnet26", "--no-pretrained", "--all")
+    assert [
+        name for name in (layer["name"] for layer in layers) if not re.search(rf"^{name} ", page, re.M)
+    ] == []
+
+    file = TINY.replace(":tiny", ":odd")
+    _, page, _ = run("inspect", file, "--input-size", 12)
+    lines = page.splitlines()
+    first = next(line for line in lines[1:] if line)
+    assert first.startswith("! bn2: OddNorm")  # what is wrong before anything else
+    rows = [line.split()[1] for line in lines if re.match(" *1  ", line)]
+    assert rows == ["OddNorm", "BatchNorm2d"]
+
+
 @pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "ssdlite320_mobilenet_v3_large"])
 def test_inspect_takes_what_is_no_classifier(run: Run, name: str) -> None:
     """Maps of logits, and a list of boxes; their layers can be patched all the same."""
@@ -560,7 +585,7 @@ def test_a_bug_is_no_traceback(run: Run, job: list, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(alphatune.jobs.tune, "tune", bug)
     code, _, stderr = run("tune", *job, "-o", tmp_path / "out")
     assert code == 70
-    assert stderr.startswith("error: internal error: ZeroDivisionError: oops")
+    assert stderr.splitlines()[-1].startswith("error: internal error: ZeroDivisionError: oops")
     code, _, stderr = run("tune", *job, "-o", tmp_path / "out", "-v")
     assert "Traceback" in stderr
 

@@ -239,7 +239,7 @@ def test_before_and_after_of_a_tune(tuned: Path) -> None:
             after["metrics"][metric] - before["metrics"][metric], abs=1e-6
         )
     assert by_metric(document)["ece"]["difference"] < 0
-    assert any(w.startswith("B had alpha chosen") for w in document["warnings"])
+    assert any(w.startswith("B had α chosen") for w in document["warnings"])
 
 
 def test_a_result_file_finds_the_scores_beside_it_only_if_they_are_its_own(
@@ -338,7 +338,7 @@ def test_averages_measured_anew_are_remarked(tmp_path: Path, tuned: Path) -> Non
 
 def test_several_are_listed(tuned: Path) -> None:
     warnings = " ".join(compared(tuned, tuned, tuned)["warnings"])
-    assert "A, B and C had alpha chosen" in warnings
+    assert "A, B and C had α chosen" in warnings
 
 
 def test_a_score_of_ones_own_is_compared_by_its_mean(tmp_path: Path, tuned: Path) -> None:
@@ -421,7 +421,7 @@ def test_streams_and_formats(run: Run, tuned: Path) -> None:
     assert code == 0
     document = json.loads(stdout)
     assert document["entries"][1]["name"] == str(tuned)
-    assert "warning: B had alpha chosen" in stderr
+    assert "warning: B had α chosen" in stderr
     code, stdout, stderr = run("compare", f"{tuned}:baseline", tuned, "--format", "quiet", "-q")
     assert (code, stderr) == (0, "")
     loss = by_metric(document)["loss"]

@@ -24,6 +24,7 @@ from alphatune.core.errors import (
     ResourceError,
     UnsupportedModelError,
 )
+from alphatune.core.metrics import INFO
 from alphatune.data.custom_pairs import count_examples, examples_in, moved
 from alphatune.norms.conversion import Norm, convert_
 from alphatune.norms.patching import get_alpha
@@ -52,8 +53,9 @@ def test_a_metric_as_a_score_decides_as_the_metric(
     by_metric = alphatune.tune(model, data, metric=metric, **options)
     by_score = alphatune.tune_score(model, data, score, **options)
     assert by_score.alpha == by_metric.alpha
-    assert by_score.decision.reason == by_metric.decision.reason.replace(f"in {metric}", "in score").replace(
-        f"better {metric}", "better score"
+    name = INFO[metric].name
+    assert by_score.decision.reason == by_metric.decision.reason.replace(f"in {name}", "in score").replace(
+        f"better {name}", "better score"
     )
     ours, theirs = by_score.gain, by_metric.decision.gain
     assert ours is not None
@@ -341,8 +343,8 @@ def out_of_memory(outputs: Tensor, targets: Tensor) -> Tensor:
         (returns(None), ConfigurationError, "custom_score.*got NoneType"),
         (returns(torch.zeros(16, dtype=torch.complex64)), ConfigurationError, "custom_score.*got complex64"),
         (returns(np.array(["a"] * 16)), ConfigurationError, "custom_score.*got <U1"),
-        (returns(torch.full((16,), float("inf"))), NumericError, "custom_score is inf for example 0 at alpha = 0"),
-        (nan_for_one, NumericError, "nan_for_one is nan for example 35 at alpha = 0"),
+        (returns(torch.full((16,), float("inf"))), NumericError, "custom_score is inf for example 0 at α = 0"),
+        (nan_for_one, NumericError, "nan_for_one is nan for example 35 at α = 0"),
         (raises, ConfigurationError, "raises failed: AttributeError"),
         (out_of_memory, ResourceError, "does not fit"),
         ("miou", ConfigurationError, "expected a function"),

@@ -544,7 +544,9 @@ def test_the_images_it_was_tuned_on_are_the_default(
 
     (tmp_path / "tuned" / "run.toml").unlink()  # result.json says so, too
     code, out, err = run(*words, "quiet", "--overwrite")
-    assert (code, out.strip(), err) == (0, "tuned.pt2", "")
+    assert (code, out.strip()) == (0, "tuned.pt2")
+    assert err.startswith("preprocessing: from the folder tuned --input-size 3,12,12 ")
+    assert err.count("\n") == 1
     shutil.rmtree(images)
     code, out, err = run(*words, "human", "--overwrite")
     assert code == 0
@@ -552,26 +554,31 @@ def test_the_images_it_was_tuned_on_are_the_default(
     assert f"{images}, which the folder was tuned on, is not there" in err
 
 
-def test_the_card_has_the_metrics_of_the_result(tmp_path: Path, run: Run, image_folder: Path) -> None:
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_card_has_the_metrics_of_the_result(
+    tmp_path: Path, run: Run, image_folder: Path, kept: bool
+) -> None:
     from huggingface_hub import ModelCard
 
     code, _, err = run(
         "tune", NETWORK, "--no-pretrained", "--model-kwargs", "num_classes=4", "--data", image_folder,
-        "--input-size", 32, "--alphas", "0,0.1", "--accept", "best", "--metric", "loss", "--workers", 0,
-        "-o", tmp_path / "tuned", "--seed", 0,
+        "--input-size", 32, "--alphas", "0" if kept else "0,0.1,0.5,1", "--accept", "best", "--metric", "ece",
+        "--workers", 0, "-o", tmp_path / "tuned", "--seed", 0,
     )  # fmt: skip
     assert code == 0, err
     exported(tmp_path / "tuned", "hf")
     result = json.loads((tmp_path / "tuned" / "result.json").read_text())
     text = (tmp_path / "tuned-hf" / "README.md").read_text()
     results = {r.metric_name: r for r in ModelCard(text).data.eval_results}
-    assert results["top-1, tuned"].metric_value == pytest.approx(
-        result["chosen"]["metrics"]["top1"], abs=1e-6
-    )
-    assert results["top-1, tuned"].dataset_name == image_folder.name
+    before, after = result["baseline"]["top1"], result["chosen"]["metrics"]["top1"]
+    found = results["top-1" if kept else "top-1, tuned"]
+    assert found.metric_value == pytest.approx(after, abs=1e-6)
+    assert found.dataset_name == image_folder.name
     assert str(image_folder) not in text
-    row = f"| top-1 | {result['baseline']['top1']:.4f} | {result['chosen']['metrics']['top1']:.4f} |"
-    assert row in text
+    assert (f"| top-1 | {before:.4f} |\n" if kept else f"| top-1 | {before:.4f} | {after:.4f} |\n") in text
+    assert ("kept the layers as" in text) == kept
+    assert ("whose inference weighs the example in" in text) != kept
+    assert "it tuned a temperature" not in text
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 import warnings
@@ -15,6 +16,7 @@ from PIL import Image
 from scipy import stats
 
 from alphatune.reports.before_after import compare_runs
+from alphatune.reports.curve import curve_frame, split_curve
 from alphatune.reports.drawings import draw_all
 from alphatune.reports.figures.canvas import shown, text_width
 from alphatune.reports.figures.classes import draw_classes
@@ -30,6 +32,7 @@ from alphatune.reports.per_class import (
     top1_changes,
 )
 from alphatune.reports.reliability import reliability, wilson
+from alphatune.results.tune import Tuned
 from alphatune.statistics.scores import expected_calibration_error
 
 RENDERS_FIGURES = True
@@ -113,14 +116,93 @@ def test_measured_points_have_another_mark_than_interpolated_ones() -> None:
     expected = {
         "measured",
         "interpolated",
-        "95 % band, paired",
+        "95 % interval",
         "α = 0 (plain)",
-        "best: α = 0.12",
+        "best by this metric",
         "chosen: α = 0.12",
     }
     assert expected <= set(labels)
     ece = draw_curve(typed(made_result(made_scores())), "ece")
-    assert "95 % band" not in ece.svg
+    assert "95 % interval" not in ece.svg
+
+
+def searched(sizes: dict[float, int]) -> Tuned:
+    """A search whose points rest on so many examples by α, and on 400 where nothing is said."""
+    document = made_result(made_scores())
+    return typed(document | {"curve": [p | {"n": sizes.get(p["alpha"], 400)} for p in document["curve"]]})
+
+
+def test_points_of_fewer_examples_are_not_joined_with_the_curve() -> None:
+    document = searched({0.03: 240, 0.09: 240, 0.15: 60})
+    parts = split_curve(document)
+    assert [p.alpha for p in parts.joined] == [0.0, 0.03, 0.09]
+    assert [p.alpha for p in parts.whole] == [0.06, 0.12]
+    assert [p.alpha for p in parts.fewer] == [0.15]
+    drawing = draw_curve(document, "loss")
+    labels = [key.label for key in drawing.keys]
+    assert "interpolated, 240 examples" in labels
+    assert "not comparable, 60 examples" in labels
+    assert "measured, 400 examples" in labels
+    assert "1 points rest on fewer examples" in drawing.text
+    (line,) = [e for e in lines(drawing.svg) if "stroke-width: 1.6" in e.get("style", "")]
+    assert len(re.findall("[ML]", line.get("d", ""))) == len(parts.joined)
+
+
+@pytest.mark.parametrize("kind", ["sweep", "full", "unknown"])
+def test_a_curve_of_the_same_examples_is_joined_as_a_whole(kind: str) -> None:
+    document = made_result(made_scores())
+    changed = {"measured": True} if kind == "sweep" else {}
+    curve = [
+        {k: v for k, v in p.items() if kind != "unknown" or k != "n"} | changed for p in document["curve"]
+    ]
+    parts = split_curve(typed(document | {"curve": curve}))
+    assert len(parts.joined) == len(document["curve"])
+    assert not parts.whole + parts.fewer
+
+
+def test_the_table_tells_which_points_can_be_compared() -> None:
+    document = searched({0.15: 60})
+    frame = curve_frame(document)
+    fewer = {p.alpha for p in split_curve(document).fewer}
+    assert set(frame.alpha[frame.n < frame.n[~frame.measured].max()]) == fewer == {0.15}
+
+
+def test_a_page_has_the_legend_apart(drawn: dict) -> None:
+    drawing = drawn["curve-loss"]
+    in_file = [e.text for e in ElementTree.fromstring(drawing.svg).iter(f"{SVG}text")]
+    in_page = [e.text for e in ElementTree.fromstring(drawing.inline).iter("text")]
+    labels = [key.label for key in drawing.keys]
+    assert in_file == in_page + labels
+    height = [
+        float(ElementTree.fromstring(svg).get("viewBox", "").split()[3])
+        for svg in (drawing.svg, drawing.inline)
+    ]
+    assert height[1] < height[0] - 10
+    for drawing in drawn.values():
+        ids: list[str] = re.findall(
+            r' id="([^"]+)"', drawing.inline + "".join(key.svg for key in drawing.keys)
+        )
+        assert len(ids) == len(set(ids))
+        for key in drawing.keys:
+            picture = ElementTree.fromstring(key.svg)
+            assert "var(--" in key.svg
+            left, top, width, high = map(float, picture.get("viewBox", "").split())
+            x, y = point_of(picture)
+            assert left <= x <= left + width
+            assert top <= y <= top + high
+
+
+def lines(svg: str) -> list[ElementTree.Element]:
+    return [e for e in ElementTree.fromstring(svg).iter(f"{SVG}path") if "fill: none" in e.get("style", "")]
+
+
+def point_of(picture: ElementTree.Element) -> tuple[float, float]:
+    """A point of what a key shows."""
+    for use in picture.iter("use"):
+        return float(use.get("x", "")), float(use.get("y", ""))
+    path = next(e for e in picture.iter("path"))
+    x, y = re.findall(r"-?[\d.]+", path.get("d", ""))[:2]
+    return float(x), float(y)
 
 
 # --- statistics ------------------------------------------------------------------------------

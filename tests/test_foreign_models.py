@@ -12,7 +12,7 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
-from conftest import Run
+from conftest import Run, write_images
 from test_outputs import FOREIGN, SIZE
 from tiny import tiny
 from torch import nn
@@ -325,10 +325,10 @@ def transformers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_folder_of_transformers(
-    transformers_folder: Path, run: Run, image_folder: Path, tmp_path: Path
-) -> None:
+def test_a_folder_of_transformers(transformers_folder: Path, run: Run, tmp_path: Path) -> None:
     import transformers
+
+    image_folder = write_images(tmp_path / "images", side=32)
 
     code, out, err = run(
         "evaluate", transformers_folder, "--data", image_folder, "--device", "cpu", "--format", "json"

@@ -159,7 +159,7 @@ def test_unpatched_alpha_of_a_model() -> None:
     patch_(plain)
     patch_(mixed)
     assert unpatched_alpha(plain) == 0.0
-    with pytest.raises(UnsupportedModelError, match="no single alpha"):
+    with pytest.raises(UnsupportedModelError, match="no single α"):
         unpatched_alpha(mixed)
 
 

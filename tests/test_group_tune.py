@@ -12,8 +12,8 @@ import alphatune
 from alphatune.core.errors import UnsupportedModelError
 from alphatune.norms.conversion import Norm, convert_
 from alphatune.norms.patching import get_alpha
-from alphatune.reports.markdown import headline
 from alphatune.reports.result import tune_document
+from alphatune.reports.summary import summarise_tune
 from alphatune.tuning.alphas import AUTO, resolve_alphas
 from alphatune.tuning.tune import tune
 
@@ -61,7 +61,7 @@ def test_without_a_gain_plain_groupnorm_is_kept(model: torch.nn.Module) -> None:
     document = tune_document(result, command_line="", warnings=(), **nothing)
     assert document.decision.keep_baseline
     assert document.baseline_alpha == 1
-    assert "plain GroupNorm" in headline(document)
+    assert "plain GroupNorm" in summarise_tune(document).decision
 
 
 def test_patching_without_an_alpha_changes_nothing(model: torch.nn.Module) -> None:

@@ -57,6 +57,8 @@ def test_every_command_has_examples_that_can_be_copied(
     text = "\n".join(examples(page)).replace("\\\n", " ")
     commands = [shlex.split(line, comments=True) for line in text.splitlines()]
     commands = [words for words in commands if words]
+    captions = [line for line in text.splitlines() if line.startswith("# ")]
+    assert len(captions) == len(commands)  # each says what it is for
     documented = split_examples(vars(app.registered_commands[NAMES.index(name)])["callback"].__doc__)[1]
     assert commands == [shlex.split(example, comments=True) for example in documented]
     assert all(name in words for words in commands)
@@ -70,6 +72,22 @@ def test_options_are_grouped(run: Run, monkeypatch: pytest.MonkeyPatch, name: st
     count = {title: len(re.findall(r"^│ [* ]*--", body, re.MULTILINE)) for title, body in panels.items()}
     assert sum(count.values()) >= 1
     assert count.get("Options", 0) <= 4, count
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_said_that_says_nothing(run: Run, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Ranges that every number of the kind is in, types of texts; and no word is cut in the middle."""
+    monkeypatch.setenv("COLUMNS", "80")
+    page = run(name, "--help-all" if name in KINDS else "--help")[1]
+    assert not re.search(r"x>=|<=x|<str>|<int|<float>|<bool>|<list", page)
+    for choices in re.findall(r"<[\w-]+\|[^>│]*", page):
+        assert re.search(re.escape(choices) + ">", page), choices
+
+
+def test_without_arguments_it_shows_the_help(run: Run) -> None:
+    code, stdout, stderr = run()
+    assert (code, stderr) == (2, "")
+    assert stdout.split() == run("--help")[1].split()
 
 
 def test_subcommands_are_grouped(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,8 @@ from alphatune.reports.html import render_html
 from alphatune.reports.markdown import render_markdown
 from alphatune.reports.palette import DARK, LIGHT, READABLE, contrast
 from alphatune.reports.scores import StoredScores
+from alphatune.reports.summary import NEW, summarise_tune
+from alphatune.settings.naming import as_options
 
 RENDERS_FIGURES = True
 
@@ -180,6 +182,8 @@ def test_it_can_be_read_by_anyone(name: str) -> None:
     for image in found.all("img"):
         assert image["alt"]
     for figure in found.all("svg"):
+        if figure.get("aria-hidden") == "true":  # of a legend, beside its words
+            continue
         assert figure["role"] == "img"
         assert len(figure["aria-label"] or "") > 20
     assert all(a.get("scope") in ("row", "col") for a in found.all("th"))
@@ -256,13 +260,20 @@ def test_numbers_are_those_of_the_result() -> None:
     words = page("tuned").words
     for metric in ("top1", "top5", "loss", "ece"):
         before, after = document["baseline"][metric], document["chosen"]["metrics"][metric]
-        change = "the same" if after == before else f"{after - before:+.4f}"
-        assert f"{after:.4f} from {before:.4f} {change}" in words
+        change = after - before
+        word = "the same"
+        if change:
+            better = (change > 0) == (metric in ("top1", "top5"))
+            share = metric in ("top1", "top5")
+            much = f"{100 * change:+.2f} points" if share else f"{change:+.4f}"
+            much = f"{100 * change / before:+.1f} %" if metric == "loss" else much
+            word = f"{much} {'better' if better else 'worse'}"
+        assert f"{before:.4f} → {after:.4f} {word}" in words
     for point in document["curve"]:
         assert f"{point['alpha']:g} {point['top1']:.4f}" in words
     low, high = document["curve"][2]["ci"]["loss"]
     assert f"{low:+.4f} … {high:+.4f}" in words
-    assert "improvement in loss (nats) 0.0123 (95 % interval 0.0045 to 0.0201, p = 0.0021" in words
+    assert "loss -0.0123 (95 % interval -0.0201 to -0.0045), p = 0.0021" in words
     assert "1.10 times that of the plain model, 1.25 times" in words
     assert stored is not None
     right = (~stored.baseline.top1 & stored.chosen.top1).sum()
@@ -280,18 +291,87 @@ def test_numbers_are_those_of_the_result() -> None:
         assert text in words
 
 
-def test_the_headline_is_whole() -> None:
-    from alphatune.reports.markdown import headline
+@each
+def test_it_begins_with_the_summary(name: str) -> None:
+    """Decision, why, what else there is, gates, what to do next: before any figure or statistics."""
+    document = typed(variant(name)[0])
+    summary = summarise_tune(document)
+    found = page(name)
+    assert found.headings()[0] == summary.decision
+    first = " ".join(found.source.partition('<nav aria-label="Sections"')[0].partition("<h1>")[2].split())
+    words = Page(f"<main><h1>{first}</main>").words
+    said = [as_options(sentence).replace("`", "") for sentence in (summary.sentence, *summary.missed)]
+    said += [f"{step.caption} {step.command}" for step in summary.next]
+    said += [w.interval_text for w in summary.gains if w.label == NEW and summary.after_name]
+    for text in said:
+        assert without_space(text) in without_space(words)
+    assert "p =" not in words
+    assert "folds" not in words
 
-    for name in VARIANTS:
-        document, _ = variant(name)
-        what, _, why = headline(typed(document)).partition(": ")
-        found = page(name)
-        assert found.headings()[0] == what
-        assert why[:1].upper() + why[1:] in found.words
+
+def without_space(text: str) -> str:
+    """Words beside code have a space between them, or none."""
+    return "".join(text.split())
 
 
-def test_it_says_nothing_of_the_run_that_wrote_it() -> None:
+def test_a_temperature_has_its_own_gain_beside_that_of_alpha() -> None:
+    words = page("finer").words
+    expected = "-0.0123 (95 %: -0.0201 to -0.0045)"
+    assert f"expected on new images: α beyond a temperature {expected}" in words
+    assert f"expected on new images: temperature {expected}" in words
+
+
+def test_an_interval_with_zero_in_it_may_be_luck() -> None:
+    document, _ = variant("kept")
+    document = document | {"gain": document["gain"] | {"ci": [-0.0045, 0.0291], "significant": False}}
+    words = Page(render_html(typed(document), None)[0]).words
+    assert "(95 %: -0.45 to +2.91; may be luck)" in words
+    assert "may be luck)" not in page("tuned").words
+
+
+def test_gates_say_why_they_passed_or_failed() -> None:
+    document, _ = variant("tuned")
+    gates = [
+        {"name": "min-gain", "limit": 0.1, "value": 0.0, "passed": False, "reason": "too small <b>: `min_gain`"},
+        {"name": "max-regression top1", "limit": 0.1, "value": 0.0, "passed": True, "reason": "top1 stays"},
+    ]  # fmt: skip
+    words = Page(render_html(typed(document | {"gates": gates}), None)[0]).words
+    assert "✗ failed min-gain : too small <b>: --min-gain" in words
+    assert "✓ passed max-regression top1 : top1 stays" in words
+    assert "Gates" not in page("tuned").words
+
+
+def test_statistics_are_in_a_fold() -> None:
+    for name in ("tuned", "finer"):
+        (fold,) = re.findall(r'<section id="statistics".*?</section>', page(name).source, re.DOTALL)
+        assert "<details>" in fold.partition("<p>")[0]
+        assert "p = 0.0021" in fold
+        assert "p = 0.0021" not in page(name).source.replace(fold, "")
+
+
+def test_figures_of_a_section_share_one_legend() -> None:
+    found = page("tuned")
+    lists = re.findall(r'<ul class="legend".*?</ul>', found.source, re.DOTALL)
+    assert len(lists) == 3
+    labels = [re.findall(r"</svg>(.*?)</li>", each) for each in lists]
+    assert labels[0][-1] == "chosen: α = 0.12"
+    for some in labels:
+        assert len(some) == len(set(some)) >= 4
+    drawn = [" ".join(text.split()) for tag, text in found.within if tag == "text"]
+    assert not {"measured", "interpolated", "gap to confidence", "better"} & set(drawn)
+
+
+def test_points_of_fewer_examples_are_marked_in_the_table() -> None:
+    document, _ = variant("tuned")
+    curve = [p | {"n": 200 if p["alpha"] > 0.12 else p["n"]} for p in document["curve"]]
+    found = Page(render_html(typed(document | {"curve": curve}), None)[0])
+    (row,) = re.findall(r'<tr class="muted"><th scope="row">([\d.]+)</th>', found.source)
+    assert row == "0.15"
+    assert "not comparable, 200 examples" in found.words
+    assert "not comparable" not in page("tuned").words
+
+
+def test_it_says_nothing_of_where_it_was_written() -> None:
     """A page is taken from the cache for a run that writes elsewhere."""
     words = page("tuned").source
     assert "/tmp/secret" not in words
@@ -302,7 +382,6 @@ def test_it_says_nothing_of_the_run_that_wrote_it() -> None:
     document, stored = variant("tuned")
     other = document | {
         "command_line": document["command_line"].replace("/tmp/secret", "/elsewhere") + " --min-gain 0.1 --no-cache",
-        "gates": [{"name": "min-gain", "limit": 0.1, "value": 0.0, "passed": False, "reason": "too small"}],
         "cache": {"key": "00" * 32, "measured": "2026-01-01T00:00:00+00:00"},
         "artifacts": [*document["artifacts"], {"path": "report.html", "sha256": "11" * 32}],
     }  # fmt: skip
@@ -311,11 +390,11 @@ def test_it_says_nothing_of_the_run_that_wrote_it() -> None:
 
 def test_sections_are_those_that_there_is_something_for() -> None:
     sections = {name: {a["id"] for a in page(name).all("section")} for name in VARIANTS}
-    always = {"decision", "curves", "cost", "layers", "provenance"}
+    always = {"curves", "cost", "layers", "statistics", "provenance"}
     assert all(always <= found for found in sections.values())
     assert sections["tuned"] == always | {"reliability", "classes", "images"}
     assert sections["kept, nothing better"] == always | {"reliability"}
-    assert sections["finer"] == sections["tuned"] | {"finer", "companions"}
+    assert sections["finer"] == sections["tuned"] | {"companions"}
     assert sections["without scores"] == sections["by a score"] == always | {"missing"}
     assert "scores.npz" in page("without scores").words
     for name in VARIANTS:
@@ -326,9 +405,9 @@ def test_sections_are_those_that_there_is_something_for() -> None:
 def test_alpha_0_that_is_kept_is_compared_with_the_best_other() -> None:
     words = page("kept").words
     assert "α = 0.06 (not chosen)" in words
-    assert "with α = 0.06" in words
+    assert "On these images: α = 0; α = 0.06 looked best, but is not taken" in words
     assert "None: the norm layers are those of the plain model" in words
-    assert "no other α is better by loss (nats)" in page("kept, nothing better").words
+    assert "no other α is better" in page("kept, nothing better").words
 
 
 def test_a_temperature_alone_moves_no_prediction() -> None:
@@ -336,6 +415,7 @@ def test_a_temperature_alone_moves_no_prediction() -> None:
     assert "No prediction of any class became right or wrong" in words
     assert "0 became right and 0 wrong" in words
     assert "T = 1.25 is part of the tuned model" in words
+    assert page("only a temperature").headings()[0] == "Use α = 0 and temperature 1.25"
 
 
 def test_all_classes_are_there_and_those_not_drawn_are_counted() -> None:
@@ -411,10 +491,8 @@ def test_what_an_earlier_version_wrote_is_drawn(name: str) -> None:
 
 def test_a_gain_beyond_a_temperature_is_called_that() -> None:
     """Beside a loss that fell by a temperature, "not significant" would seem to be about the temperature."""
-    stored = made_scores()
-    document = refined(made_result(stored))
-    for text in (render_html(typed(document), stored)[0], render_markdown(typed(document))):
-        assert " beyond a temperature" in text
-    document["refinement"]["with_temperature"] = False
-    for text in (render_html(typed(document), stored)[0], render_markdown(typed(document))):
-        assert " beyond a temperature" not in text
+    document = refined(made_result(made_scores()))
+    for joint in (True, False):
+        document["refinement"]["with_temperature"] = joint
+        for text in (render_html(typed(document), None)[0], render_markdown(typed(document))):
+            assert (" beyond a temperature" in text) == joint

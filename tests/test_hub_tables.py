@@ -364,7 +364,7 @@ def test_figures_are_those_of_the_folder_and_nothing_else_is_printed(
     lines = err.splitlines()
     assert code == 0
     assert lines
-    assert all(line.startswith(("warning: ", "weights taken")) for line in lines), err
+    assert all(line.startswith(("preprocessing", "warning: ", "weights taken")) for line in lines), err
     assert any("images by column 'img'" in line for line in lines)
     assert any("10 classes in the order of text" in line for line in lines)
 

@@ -203,5 +203,5 @@ def test_train_warns_near_chance(run: Run, tmp_path: Path, greys: Path) -> None:
 
 
 def test_thresholds_are_what_the_docs_say() -> None:
-    docs = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text()
+    docs = (Path(__file__).parents[1] / "docs" / "models-and-data.md").read_text()
     assert f"{100 * LEAST_DIFFERENCE:g} points" in docs

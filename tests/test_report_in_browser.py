@@ -36,6 +36,8 @@ onload = () => {
       wide: [...page.querySelectorAll('main *')].filter(e => !e.closest('.scroll, svg, pre') &&
         e.getBoundingClientRect().right > root.clientWidth + 1).map(e => e.outerHTML.slice(0, 80)),
       ground: style(page.body).backgroundColor, letters: style(label).fill,
+      smallest: Math.min(...[...page.querySelectorAll('figure svg text')].map(e => parseFloat(style(e).fontSize) *
+        e.ownerSVGElement.clientWidth / e.ownerSVGElement.viewBox.baseVal.width)),
       images: [...page.images].every(image => image.naturalWidth > 0),
       scripts: page.scripts.length,
     };
@@ -51,7 +53,11 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 @pytest.mark.parametrize(("scheme", "palette"), [(1, LIGHT), (0, DARK)], ids=["light", "dark"])
 def test_the_page(tmp_path: Path, scheme: int, palette: dict[str, str]) -> None:
     stored = made_scores(classes=len(HOSTILE), names=HOSTILE)
-    page, _ = render_html(typed(refined(made_result(stored))), stored)
+    gates = [
+        {"name": name, "limit": 0, "value": None, "passed": False, "reason": name * 9} for name in HOSTILE
+    ]
+    document = refined(made_result(stored)) | {"warnings": [name * 9 for name in HOSTILE], "gates": gates}
+    page, _ = render_html(typed(document), stored)
     frames = "".join(FRAME.format(width=width, page=html.escape(page)) for width in WIDTHS)
     (tmp_path / "outer.html").write_text(f"<!doctype html><meta charset=utf-8>{frames}{SCRIPT}")
     done = subprocess.run(
@@ -66,6 +72,7 @@ def test_the_page(tmp_path: Path, scheme: int, palette: dict[str, str]) -> None:
         assert found["wide"] == [], width
         assert found["ground"] == rgb(palette["page"])
         assert found["letters"] == rgb(palette["muted"])
+        assert found["smallest"] > 8  # pixels: letters of a figure
         assert found["images"]
         assert found["scripts"] == 0
     # What the policy refuses, and what a page gets wrong, a browser says.

@@ -84,14 +84,27 @@ def test_a_hit_leaves_nothing_to_go_on_from(
         assert not state.exists()
 
 
-def test_gates_are_judged_anew(run: Run, cache: Path, words: list[object]) -> None:
+def test_gates_are_judged_anew(run: Run, cache: Path, words: list[object], tmp_path: Path) -> None:
+    def page() -> str:
+        return (tmp_path / "out" / "report.html").read_text()
+
     assert tuned(run, words)["gates"] == []
+    assert "min-gain" not in page()
     code, out, _ = run(*words, "--min-gain", 100)
     assert code == 1
     found = json.loads(out)
     assert found["cache"] is not None
     assert [g["passed"] for g in found["gates"]] == [False]
+    for shown in (page(), (tmp_path / "out" / "report.md").read_text()):
+        assert "failed" in shown
+        assert "min-gain" in shown
+    hashes = {a["path"]: a["sha256"] for a in found["artifacts"]}
+    assert hashes["report.html"] == result_cache.sha256(tmp_path / "out" / "report.html")
+    written = page()
+    assert run("report", tmp_path / "out")[0] == 0  # draws it again as it is
+    assert page() == written
     assert tuned(run, words, "--max-regression", "top5=1")["gates"][0]["passed"]
+    assert "min-gain" not in page()
 
 
 @pytest.mark.parametrize(
@@ -199,12 +212,15 @@ def test_a_damaged_entry_is_no_hit(run: Run, cache: Path, words: list[object], d
 
 
 def test_a_folder_that_others_can_write_to_is_not_believed(
-    run: Run, cache: Path, words: list[object]
+    run: Run, cache: Path, words: list[object], caplog: pytest.LogCaptureFixture
 ) -> None:
     cache.mkdir()
     cache.chmod(0o777)
     tuned(run, words)
     assert list(cache.iterdir()) == []
+    said = [record.getMessage() for record in caplog.records if record.name == "alphatune"]
+    assert len(said) == 1
+    assert f"the cache {cache} is not used" in said[0]
 
 
 def test_the_oldest_go_first(
@@ -286,7 +302,7 @@ def test_preprocessing_that_comes_with_the_weights(
 
     monkeypatch.setattr(hashing, "UNSETTLED", -(10**18))  # so that a job is noted although its files are new
     source = build("test_resnet", pretrained=False, model_kwargs={"num_classes": 4})
-    folder = save(source.model, tmp_path / "m", source=source, preprocessing=Preprocessing((3, 32, 32)))
+    folder = save(source.model, tmp_path / "m", source=source, preprocessing=Preprocessing((3, 16, 16)))
     (folder / "alphatune.json").unlink()
     given = ["tune", f"local-dir:{folder}", "--data", data, "--workers", 0, "--alphas", "0,0.2", "--format", "json",
              "--overwrite", "-o", tmp_path / "out"]  # fmt: skip

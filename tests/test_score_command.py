@@ -187,8 +187,10 @@ def test_what_is_shown(run: Run, own: Path, tmp_path: Path) -> None:
     code, stdout, _ = run(*job(own), "-o", tmp_path / "out")
     assert code == 0
     assert "flatness" in stdout
-    assert "chosen best" in stdout
-    assert "Cross-fitted gain in score" in stdout
+    assert stdout.startswith("Use α = 0.5\n")
+    assert "expected on new images" in stdout
+    assert "Next:\n" in stdout
+    assert "lowest bar" in run(*job(own), "-o", tmp_path / "more", "-v")[1]
     assert "scoring" not in stdout
     code, stdout, _ = run(*job(own), "-o", tmp_path / "quiet", "--format", "quiet")
     assert stdout == f"{tmp_path / 'quiet'}\n"
@@ -214,7 +216,7 @@ def test_a_loader_may_be_an_object(run: Run, own: Path, tmp_path: Path) -> None:
     ("change", "code", "message"),
     [
         ({"score": "mean"}, 2, "mean to return one score an example"),
-        ({"score": "nan"}, 6, "nan is nan for example 0 at alpha = 0"),
+        ({"score": "nan"}, 6, "nan is nan for example 0 at α = 0"),
         ({"score": "flatnes"}, 2, "did you mean flatness"),
         ({"score": "instance"}, 2, "must name a function"),
         ({"data": "broken"}, 3, "disk gone"),

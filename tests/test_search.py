@@ -12,13 +12,15 @@ from torch import nn
 
 import alphatune
 from alphatune.core.errors import ConfigurationError, NumericError
+from alphatune.core.metrics import INFO, METRICS, Metric
 from alphatune.norms.conversion import Norm, convert_
 from alphatune.norms.patching import patched, set_alpha_
 from alphatune.statistics.scores import summarise
 from alphatune.tuning import search as search_module
+from alphatune.tuning.curve_scores import join
 from alphatune.tuning.passes import Passes
 from alphatune.tuning.search import FIRST_RANGE, stratified_order
-from alphatune.tuning.tune import TuneResult
+from alphatune.tuning.tune import Curve, TuneResult
 
 N = 1600
 
@@ -127,6 +129,39 @@ def test_the_race_saves_passes_and_hardly_changes_the_choice(model: nn.Module) -
     without = alphatune.tune(model, data, metric="loss", race_delta=0)
     assert racing.alpha == pytest.approx(without.alpha, abs=0.1)
     assert racing.passes <= without.passes
+
+
+@pytest.mark.parametrize("curve", ["auto", "full"])
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("shift", [0.2, 0.7])
+def test_a_best_alpha_is_named_only_where_it_is_known(
+    model: nn.Module, metric: Metric, curve: Curve, shift: float
+) -> None:
+    """An optimum is that of points that rest on the same examples, of which none was dropped for another metric."""
+    result = alphatune.tune(model, images(shift=shift), metric=metric, curve=curve)
+    found = result.search
+    assert found is not None
+    everywhere = join(found.curve)
+    dropped = len({part.points for part in found.curve}) > 1
+    best = result.decision.best
+    assert metric in best
+    if dropped:
+        assert set(best) == {metric}
+    for named, alpha in best.items():
+        values = INFO[named].sign * everywhere.average(named)
+        assert values[found.grid.index(alpha)] == values.max()
+        if named != metric:
+            assert alpha < 0.95 * found.grid[-1] or found.grid[-1] == 1
+
+
+def test_a_race_that_drops_points_leaves_other_metrics_unnamed(model: nn.Module) -> None:
+    result = alphatune.tune(model, shifted(), metric="loss")
+    assert result.search is not None
+    assert len({part.points for part in result.search.curve}) > 1  # or this tests nothing
+    assert set(result.decision.best) == {"loss"}
+    points = {point.alpha: point.metrics for point in result.curve}
+    seen = points[result.decision.best["loss"]]
+    assert seen.loss == min(m.loss for m in points.values() if m.n == seen.n)
 
 
 def test_the_range_grows_to_where_the_optimum_is(model: nn.Module) -> None:
@@ -249,7 +284,7 @@ def test_few_examples_stay_where_outputs_are_finite() -> None:
     assert finite.warnings == alphatune.tune(Pooled(logarithm), data, metric="loss", alphas="0,0.3").warnings
     data = bright(alike(200, 0.6))  # from about 0.22 on
     assert alphatune.tune(Pooled(logarithm), data, metric="loss").alpha == 0.15
-    with pytest.raises(NumericError, match=r"alpha = 0\.3"):
+    with pytest.raises(NumericError, match=r"α = 0\.3"):
         alphatune.tune(Pooled(logarithm), data, metric="loss", alphas="0,0.3")
 
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from alphatune.core.errors import ConfigurationError
 from alphatune.statistics.gain import paired_difference
-from alphatune.statistics.scores import Scores, summarise
+from alphatune.statistics.scores import Scores, calibration_shares, summarise
 from alphatune.tuning.alphas import AUTO, resolve_alphas
 from alphatune.tuning.selection import best_index, cross_fitted_gain, select
 from alphatune.tuning.sweep import Sweep
@@ -77,7 +77,7 @@ def test_no_effect_keeps_zero_unless_told_otherwise() -> None:
 def test_a_harmful_alpha_is_not_chosen() -> None:
     decision = select(simulate(3000, -0.5, 1), "loss", accept="best")
     assert decision.alpha == 0
-    assert "no alpha > 0" in decision.reason
+    assert "no α > 0" in decision.reason
 
 
 @pytest.mark.parametrize("n", [1, 5, 19])
@@ -142,10 +142,10 @@ def test_calibration_metric() -> None:
 
 
 def test_the_mean_of_the_shares_is_the_calibration_error() -> None:
-    from alphatune.tuning.selection import _calibration_shares
-
     scores = simulate(700, 0.1, 3).scores[2]
-    assert _calibration_shares(scores).mean() == pytest.approx(summarise(scores).ece, abs=1e-9)
+    assert calibration_shares(scores.confidence, scores.top1).mean() == pytest.approx(
+        summarise(scores).ece, abs=1e-9
+    )
 
 
 def test_same_seed_same_numbers() -> None:

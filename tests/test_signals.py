@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from forks import run_captured
 
+from alphatune.cli import signals
 from alphatune.cli.signals import Terminated, signals_raised
 
 NET = """
@@ -207,6 +208,24 @@ def test_signals_that_follow_each_other(signals: list[signal.Signals], whole: bo
     finally:
         signal.signal(signal.SIGHUP, hang_up)
     assert tidied == whole
+
+
+def _impatient() -> None:
+    _begin(0)
+    signals._PATIENCE = 1.0
+
+
+@pytest.mark.parametrize("code", [130, 143])
+def test_whoever_does_not_stop_is_ended(tmp_path: Path, image_folder: Path, code: int) -> None:
+    """A clean-up that takes a minute, or workers that do not leave: the command ends all the same, and says so once."""
+    happens = "exec('try: signalled(0)\\nfinally: [time.sleep(0.1) for _ in range(600)]')"
+    words = evaluation(tmp_path, image_folder, happens, "--format", "json")
+    began = time.monotonic()
+    done = run_captured(words, environment={"NUMBER": str(code - 128)}, before=_impatient)
+    assert done.returncode == code, done.stderr
+    assert time.monotonic() - began < 30
+    assert sum(line.startswith("error: ") for line in done.stderr.splitlines()) == 1
+    assert json.loads(done.stdout)["error"]["code"] == code
 
 
 @pytest.mark.parametrize(

@@ -26,34 +26,40 @@ def test_it_is_appended(document: dict, tmp_path: Path, monkeypatch: pytest.Monk
     file = tmp_path / "summary.md"
     file.write_text("before\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(file))
-    assert append_step_summary(typed(document)) == file
+    assert append_step_summary(typed(document), "out") == file
     text = file.read_text(encoding="utf-8")
-    assert text.startswith("before\n# alphatune report: ")
+    assert text.startswith("before\n# alphatune: ")
     assert "| max-regression top5 | ✅ passed |" in text
-    assert "## Curve" in text
+    head, fold, folded = text.partition("<details>")
+    assert "**Keep α = 0" in head or "**Use α" in head
+    assert "| loss |" in head
+    assert "alphatune tune --config out/run.toml" in head
+    assert fold
+    assert "## Curve" in folded
+    assert folded.rstrip().endswith("</details>")
 
 
 def test_no_variable_no_summary(document: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-    assert append_step_summary(typed(document)) is None
+    assert append_step_summary(typed(document), "out") is None
 
 
 def test_a_summary_that_cannot_be_written_fails_nothing(
     document: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "no" / "such" / "folder.md"))
-    assert append_step_summary(typed(document)) is None
+    assert append_step_summary(typed(document), "out") is None
 
 
 def test_it_stays_short(document: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(file))
     document["warnings"] = ["α" * 1000] * 600
-    append_step_summary(typed(document))
+    append_step_summary(typed(document), "out")
     size = file.stat().st_size
     assert 0.99 * MOST_BYTES < size <= MOST_BYTES
     assert file.read_text(encoding="utf-8").endswith("in report.md.*\n")
-    append_step_summary(typed(document))  # another step of the same job may write to the same file
+    append_step_summary(typed(document), "out")  # another step of the same job may write to the same file
     assert file.stat().st_size <= MOST_BYTES
 
 
@@ -61,7 +67,7 @@ def test_hostile_names_stay_text(document: dict, tmp_path: Path, monkeypatch: py
     file = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(file))
     document["model"]["source"] = "<img src=x onerror=alert(1)>|`a`"
-    append_step_summary(typed(document))
+    append_step_summary(typed(document), "out")
     assert "<img" not in file.read_text(encoding="utf-8")
 
 
@@ -71,4 +77,4 @@ def test_cut(room: int) -> None:
     data = cut(text, room)
     assert len(data) <= max(0, room)
     lines = data.decode().splitlines()
-    assert all(line in text.splitlines() for line in lines[:-2])
+    assert all(line in text.splitlines() for line in lines[:-5])

@@ -42,6 +42,15 @@ def meant(stderr: str) -> list[str]:
         ("hf-hubb:user/repo", "hf-hub:user/repo"),
         ("alphatune.models.cifr:resnet20", "alphatune.models.cifar"),
         ("alphatune.models.cifar:resnet2O", "resnet20"),
+        ("resnet56", "alphatune.models.cifar:resnet56"),
+        ("ResNet-20", CIFAR),
+        ("resnet_110", "alphatune.models.cifar:resnet110"),
+        ("cifar10_resnet20", CIFAR),
+        ("resnet57", "alphatune.models.cifar:resnet56"),
+        ("cifar:resnet20", CIFAR),
+        ("models.cifar:resnet20", CIFAR),
+        ("resnet-50", "resnet50"),
+        ("fcn_resnet50", "torchvision:fcn_resnet50"),
     ],
 )
 def test_a_mistyped_model_is_a_usage_error_that_names_the_one_meant(run: Run, model: str, first: str) -> None:

@@ -17,8 +17,6 @@ from alphatune.data.datasets import open_data
 from alphatune.data.preprocessing import Preprocessing
 from alphatune.data.sampling import Sampling
 from alphatune.data.training_batches import TrainingBatches
-from alphatune.reports.tensorboard import open_tensorboard
-from alphatune.results.training import Epoch
 from alphatune.training.loop import AUXILIARY_WEIGHT, _move, train, training_loss
 from alphatune.training.optimizers import decay_to_one_, make_optimizer, parameter_groups
 from alphatune.training.recipe import Recipe
@@ -263,22 +261,6 @@ def test_a_step_that_overflowed_decays_nothing() -> None:
             p.grad = torch.full_like(p, gradient)
         _move(state, recipe, 0.1)
         assert (gamma[0].item() != 3.0) == moves
-
-
-def epoch_at(step: int) -> Epoch:
-    return Epoch(epoch=step // 10, step=step, learning_rate=0.1, train_loss=1.0, train_top1=0.5, seconds=1.0)
-
-
-def test_tensorboard_keeps_every_epoch_of_a_resumed_run(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    with open_tensorboard(tmp_path, 0) as log:
-        for step in (10, 20, 30):
-            log(epoch_at(step))
-    with open_tensorboard(tmp_path, 20) as log:  # the checkpoint was that of step 20
-        log(epoch_at(30))
-    events = EventAccumulator(str(tmp_path)).Reload()
-    assert [event.step for event in events.Scalars("train/loss")] == [10, 20, 30]
 
 
 # --- stopping and going on -------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from alphatune.cli import options as o
@@ -9,6 +10,9 @@ from alphatune.settings import BenchSettings
 
 if TYPE_CHECKING:  # results are not waited for by --help
     from alphatune.results.bench import BenchDocument, Deployment
+
+#: of a network that is timed, as people read them
+VARIANTS = {"plain": "plain", "folded": "folded", "example-weighted": "with α"}
 
 
 @o.takes(BenchSettings)
@@ -19,23 +23,26 @@ def bench(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Time a model on this machine, to see what alpha costs: plain, conv-folded, and example-weighted.
+    """Time a model on this machine, to see what α costs: plain, conv-folded, and example-weighted.
 
     [bold]Examples[/bold]
 
     alphatune bench tuned
+    # what the tuned alpha costs on this machine
 
     alphatune bench resnet50 --no-pretrained --batch-size 1,8,64 --device cuda --dtype bfloat16
+    # several batch sizes on a GPU
 
     alphatune bench my_model.py:build --input-size 128 --compile --format json -o bench.json
+    # under torch.compile, too; kept as JSON
     """
-    import sys
-
     from alphatune.cli import console
-    from alphatune.jobs.bench import run_bench
     from alphatune.results.serialisation import to_json
 
-    document = run_bench(settings, console.note if not quiet and console.is_terminal(sys.stderr) else None)
+    with console.progress_bar(quiet) as progress:
+        from alphatune.jobs.bench import run_bench
+
+        document = run_bench(settings, progress)
     if not quiet:
         console.remark_on(document.model, document.warnings)
     if format == "json":
@@ -57,30 +64,34 @@ def _show(document: BenchDocument) -> None:
     from alphatune.cli import console
 
     env, folded, right = document.env, document.folded, "right"
-    columns = [
-        ("batch", right), ("variant", "left"), ("kernel", "left"), ("ms", right), ("quartiles", right),
-        ("images/s", right), ("x plain", right), ("first use (s)", right),
-    ]  # fmt: skip
     with_memory = any(row.peak_bytes is not None for row in document.results)
-    rows = [
-        (
-            row.batch_size,
-            row.variant + (", torch.compile" if row.torch_compile else ""),
-            row.kernel or "",
-            f"{1e3 * row.median_s:.2f}",
-            f"{1e3 * row.low_s:.2f} .. {1e3 * row.high_s:.2f}",
-            f"{row.images_per_s:.0f}",
-            f"{row.ratio_to_plain:.2f}",
-            f"{row.first_use_s:.2f}",
-            *([f"{(row.peak_bytes or 0) / 2**20:.0f}"] if with_memory else []),
-        )
-        for row in document.results
-    ]
+    columns = [
+        ("", "left"), ("kernel", "left"), ("ms (quartiles)", right), ("images/s", right), ("× plain", right),
+        ("1st use", right), *([("MiB", right)] if with_memory else []),
+    ]  # fmt: skip
+    rows: list[tuple[str, ...]] = []
+    for batch_size, timed in groupby(document.results, key=lambda row: row.batch_size):
+        rows.append((f"batch {batch_size}", *[""] * (len(columns) - 1)))
+        rows += [
+            (
+                f"  {VARIANTS[row.variant]}{'*' if row.torch_compile else ''}",
+                row.kernel or "",
+                f"{_ms(row.median_s)} ({_ms(row.low_s)}–{_ms(row.high_s)})",
+                f"{row.images_per_s:.0f}",
+                f"{row.ratio_to_plain:.2f}",
+                f"{row.first_use_s:.{0 if row.first_use_s >= 10 else 2}f} s",
+                *([f"{(row.peak_bytes or 0) / 2**20:.0f}"] if with_memory else []),
+            )
+            for row in timed
+        ]
     size = "x".join(map(str, env.input_size))
     title = f"{document.model.source}, images {size}, {env.device}, {env.dtype}"
     title += f", {env.threads} threads" if env.device == "cpu" else f", {env.device_name}"
     out = console.stdout()
-    out.print(console.table(title, [*columns, *([("peak MiB", right)] if with_memory else [])], rows))
+    out.print(Text(title))
+    out.print(console.table("", columns, rows))
+    if any(row.torch_compile for row in document.results):
+        out.print(Text("* under torch.compile", style="dim"))
     for cost in document.cost:
         out.print(Text(_sentence(cost), style="bold"))
     difference = folded.largest_difference
@@ -89,8 +100,13 @@ def _show(document: BenchDocument) -> None:
     out.print(Text(text))
 
 
+def _ms(seconds: float) -> str:
+    """Milliseconds, of three digits or more."""
+    return f"{1e3 * seconds:.{0 if seconds >= 0.1 else 2}f}"
+
+
 def _sentence(cost: Deployment) -> str:
-    alpha = "alpha per layer" if isinstance(cost.alpha, dict) else f"alpha = {cost.alpha:g}"
+    alpha = "one α a layer" if isinstance(cost.alpha, dict) else f"α = {cost.alpha:g}"
     text = f"Batches of {cost.batch_size}: {alpha} takes {cost.ratio_to_plain:.2f} times plain inference"
     if cost.ratio_to_folded is not None:
         text += f", {cost.ratio_to_folded:.2f} times conv-folded inference"

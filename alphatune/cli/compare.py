@@ -58,16 +58,23 @@ def compare(
     [bold]Examples[/bold]
 
     alphatune compare tuned other-tuned
+    # two tuned folders
 
     alphatune compare tuned:baseline tuned tuned-finer --metric loss
+    # before and after, and finer alphas, ranked by loss
 
-    alphatune compare stock.npz tuned.npz --output comparison.md   # of evaluate --scores
+    alphatune compare stock.npz tuned.npz --output comparison.md
+    # files of evaluate --scores; the table also as Markdown
     """
     from alphatune.cli import console
-    from alphatune.jobs.compare import run_compare
     from alphatune.results.serialisation import to_json
 
-    document = run_compare(results, metric=metric, seed=seed, output=output, overwrite=overwrite)
+    with console.progress_bar(quiet, "reading the results") as progress:
+        from alphatune.jobs.compare import run_compare
+
+        document = run_compare(
+            results, metric=metric, seed=seed, output=output, overwrite=overwrite, progress=progress
+        )
     if not quiet:
         console.warn(document.warnings)
     if format == "json":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -14,9 +15,9 @@ from rich.text import Text
 from alphatune.cli.stderr import tell
 from alphatune.cli.usage import as_options
 from alphatune.core.metrics import METRICS
+from alphatune.core.progress import Display
 
 if TYPE_CHECKING:  # results are not waited for by --help
-    from alphatune.results.gain import Gain
     from alphatune.results.metrics import Metrics
     from alphatune.results.model import Source
 
@@ -37,7 +38,11 @@ class _Stderr(Console):
 
 
 def stderr() -> Console:
-    return _Stderr(stderr=True, highlight=False, soft_wrap=True)
+    """For everything else; above the bar, where one is shown."""
+    bars = sys.modules.get("alphatune.cli.progress_bar")
+    shown: Console | None = bars.console_on_screen() if bars else None
+    whole_lines = not is_terminal(sys.stderr)  # a terminal would break a line within a word
+    return shown or _Stderr(stderr=True, highlight=False, soft_wrap=whole_lines)
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -61,6 +66,23 @@ def fail(messages: Sequence[str]) -> None:
         tell(f"error: {as_options(message)}")
 
 
+class Announcements:
+    """What a job says before its work begins, to whoever is not ``quiet``; nothing of it is said again after it."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet or os.environ.get("RANK", "0") != "0"  # one of torchrun's processes speaks
+        self._said: list[str] = []
+
+    def __call__(self, text: str) -> None:
+        self._said.append(text)
+        if not self._quiet:
+            stderr().print(Text(as_options(text)))
+
+    def rest(self, warnings: Sequence[str]) -> list[str]:
+        """The warnings that were not announced."""
+        return [warning for warning in warnings if warning not in self._said]
+
+
 def remark_on(model: Source, warnings: Sequence[str]) -> None:
     """What a person should know beside the result: where the weights were, and the warnings."""
     if model.weights_key:
@@ -73,24 +95,41 @@ def metrics_text(metrics: Metrics) -> str:
     return " ".join(f"{name}={metrics[name]:.4f}" for name in METRICS)
 
 
-def gain_text(gain: Gain, beyond: str = "") -> str:
-    """``Cross-fitted gain in top1: +0.0028 (95 % interval ..., p = ...; method)``."""
-    low, high = gain.ci
-    return (
-        f"{gain.scheme.capitalize()} gain in {gain.metric}{beyond}: {gain.delta:+.4f} "
-        f"({100 * gain.confidence:.0f} % interval {low:+.4f} to {high:+.4f}, p = {gain.p:.2g}; "
-        f"{gain.method})"
-    )
+def show_next(commands: Sequence[tuple[str, str]]) -> None:
+    """Commands to go on with, and what each is for; they are never broken, so that they can be copied."""
+    out = stdout()
+    out.print(Text("Next:", style="bold"))
+    for command, caption in commands:
+        if caption:
+            out.print(Text(f"  # {caption}", style="dim"))
+        out.print(Text(f"  {command}"), soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[object]]) -> Table:
-    """A plain table; columns are (heading, "left" or "right"), cells are taken literally."""
-    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    """A plain table; columns are (heading, side), cells are taken literally.
+
+    The side is "left", "right", or "number": right, and never broken.
+    """
+    grid = Table(
+        title=title or None,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        show_header=any(heading for heading, _ in columns),
+    )
     for heading, side in columns:
-        grid.add_column(heading, justify="right" if side == "right" else "left")
+        grid.add_column(heading, justify="left" if side == "left" else "right", no_wrap=side == "number")
     for row in rows:
-        grid.add_row(*(Text(str(cell)) for cell in row))
+        grid.add_row(*(Text(str(cell), overflow="fold") for cell in row))
     return grid
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -102,37 +141,17 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 @contextmanager
-def progress_bar(title: str, quiet: bool) -> Iterator[Callable[[int, int | None], None] | None]:
-    """A bar with rate and time left on stderr, on a terminal only."""
-    if quiet or not is_terminal(sys.stderr):
+def progress_bar(quiet: bool, phase: str = "loading", *, resumes: bool = False) -> Iterator[Display | None]:
+    """What shows the progress of a command: on a terminal only, and by the first of torchrun's processes.
+
+    Args:
+        phase: what the command begins with.
+        resumes: whether a run that is interrupted can go on with --resume.
+    """
+    if quiet or not is_terminal(sys.stderr) or os.environ.get("RANK", "0") != "0":
         yield None
         return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from alphatune.cli import progress_bar
 
-    class Rate(ProgressColumn):
-        def render(self, task: Any) -> Text:
-            return Text(f"{task.speed:.0f} images/s" if task.speed else "")
-
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-        console=stderr(),
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task(title, total=None)
-
-        def update(done: int, total: int | None) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield update
+    with progress_bar.progress_bar(stderr(), phase, resumes=resumes) as bar:
+        yield bar

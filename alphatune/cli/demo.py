@@ -39,21 +39,30 @@ def demo(
     """Try it in a minute, without data of your own or a network connection.
 
     Trains a small network on the handwritten digits that scikit-learn ships, shifts the validation images as
-    another scanner might, and tunes alpha on these. Needs pip install "alphatune\\[demo]".
+    another scanner might, and tunes α on these. Needs pip install "alphatune\\[demo]".
 
     [bold]Examples[/bold]
 
     alphatune demo
+    # into the folder alphatune-demo
 
     alphatune demo --seed 1 --output second --format json
+    # another draw, elsewhere; the result as JSON
     """
     from alphatune.cli import console
-    from alphatune.jobs.demo import run_demo
     from alphatune.results.serialisation import to_json
 
-    document = run_demo(
-        output, seed=seed, device=device, overwrite=overwrite, say=None if quiet else console.note
-    )
+    with console.progress_bar(quiet) as progress:
+        from alphatune.jobs.demo import run_demo
+
+        document = run_demo(
+            output,
+            seed=seed,
+            device=device,
+            overwrite=overwrite,
+            say=None if quiet else console.note,
+            progress=progress,
+        )
     if verbose:
         console.note(f"trained in {document.train.seconds:.0f} s")
     if not quiet:
@@ -84,10 +93,10 @@ def _show(document: DemoDocument, output: str) -> None:
             f"{shift.noise:.0%}) and was chosen to show an effect.\n"
         )
     )
-    show_result(document.tune, str(Path(output) / "tuned"))
-    columns = [("validation images", "left"), ("alpha 0", "right")]
+    show_result(document.tune, str(Path(output) / "tuned"), onward=False)
+    columns = [("validation images", "left"), ("α = 0", "right")]
     if alpha:
-        columns.append((f"alpha {alpha:g}", "right"))
+        columns.append((f"α = {alpha:g}", "right"))
     names = ("baseline", "chosen")[: len(columns) - 1]
     rows = [
         (part, *(f"{document[part][name].top1:.4f}" for name in names)) for part in ("unshifted", "shifted")
@@ -97,7 +106,7 @@ def _show(document: DemoDocument, output: str) -> None:
     if alpha:
         out.print(
             Text(
-                "\nHere alpha makes up for a shift that was made on purpose. Where your own images should be like "
+                "\nHere α makes up for a shift that was made on purpose. Where your own images should be like "
                 "those trained on, look for the cause of so large a gain first."
             )
         )

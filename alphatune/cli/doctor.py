@@ -33,14 +33,18 @@ def doctor(
     [bold]Examples[/bold]
 
     alphatune doctor
+    # a table
 
-    alphatune doctor --format json > doctor.json   # for a bug report
+    alphatune doctor --format json > doctor.json
+    # for a bug report
     """
     from alphatune.cli import console
-    from alphatune.jobs.doctor import run_doctor
     from alphatune.results.serialisation import to_json
 
-    document = run_doctor()
+    with console.progress_bar(quiet, "looking at this machine"):
+        from alphatune.jobs.doctor import run_doctor
+
+        document = run_doctor()
     if format == "json":
         print(to_json(document, for_pipe=True))
     elif format == "quiet":

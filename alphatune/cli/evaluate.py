@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,7 +20,7 @@ ScoresFile = Annotated[
     typer.Option(
         "--scores",
         metavar="FILE.npz",
-        help="Also keep the scores of every example there, for alphatune compare.",
+        help="Also write the scores of every example to this file, for alphatune compare.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -32,7 +34,7 @@ def evaluate(
     settings: EvaluateSettings,
     *,
     config: o.Config = None,
-    dry_run: o.DryRun = False,
+    plan: o.Plan = False,
     scores: ScoresFile = None,
     overwrite: ReplaceScores = False,
     format: o.Format = "human",
@@ -44,20 +46,25 @@ def evaluate(
     [bold]Examples[/bold]
 
     alphatune evaluate tuned --data imagenet/val
+    # a tuned folder, with the alpha it holds
 
     alphatune evaluate resnet50.a1_in1k --data imagenet/val --alpha 0.02 --format json
+    # any model at one alpha; the result as JSON
 
-    alphatune evaluate resnet50.a1_in1k --data imagenet/val --scores stock.npz   # for alphatune compare
+    alphatune evaluate resnet50.a1_in1k --data imagenet/val --scores stock.npz
+    # keep the scores of every image for alphatune compare
     """
     from alphatune.cli import console
-    from alphatune.jobs.evaluate import run_evaluate
     from alphatune.results.plan import ImagesPlan
     from alphatune.results.serialisation import to_json
 
-    with console.progress_bar("evaluating", quiet or dry_run) as progress:
-        document = run_evaluate(settings, progress, scores=scores, overwrite=overwrite, dry_run=dry_run)
+    say = console.Announcements(quiet)
+    with console.progress_bar(quiet or plan) as progress:
+        from alphatune.jobs.evaluate import run_evaluate
+
+        document = run_evaluate(settings, progress, scores=scores, overwrite=overwrite, plan=plan, say=say)
     if not quiet:
-        console.remark_on(document.model, document.warnings)
+        console.remark_on(document.model, say.rest(document.warnings))
     if format == "json":
         print(to_json(document, for_pipe=True))
     elif isinstance(document, ImagesPlan):
@@ -66,18 +73,38 @@ def evaluate(
         print(console.metrics_text(document.metrics))
     else:
         _show(document)
+        console.show_next([_next(settings)])
+
+
+def _next(settings: EvaluateSettings) -> tuple[str, str]:
+    """A command that goes on from here, and what it is for."""
+    from alphatune.results.stored import RESULT, command_of
+    from alphatune.settings import ExportSettings, TuneSettings
+    from alphatune.settings.saved import to_command
+
+    if command_of(Path(settings.model, RESULT)) == "tune":
+        return to_command(
+            "export", ExportSettings(model=settings.model, format="onnx", trust_code=settings.trust_code)
+        ), "write it for deployment"
+    shared = {each.name: getattr(settings, each.name) for each in fields(settings)} | {"alpha": None}
+    return to_command("tune", TuneSettings(**shared)), "look for the best α on these images"
 
 
 def _show(document: EvaluateDocument) -> None:
-    from alphatune.cli import console
+    from rich.text import Text
 
-    metrics, alpha = document.metrics, document.model.alpha
+    from alphatune.cli import console
+    from alphatune.results.alpha import alpha_text
+
+    metrics = document.metrics
     rows = [
         ("examples", metrics.n),
-        ("alpha", "per layer" if isinstance(alpha, dict) else f"{alpha:g}"),
+        ("α", alpha_text(document.model.alpha) + (" (plain BatchNorm)" if document.model.alpha == 0 else "")),
         ("top-1", f"{metrics.top1:.4f}"),
         ("top-5", f"{metrics.top5:.4f}"),
         ("loss (nats)", f"{metrics.loss:.4f}"),
         ("ECE", f"{metrics.ece:.4f}"),
     ]
-    console.stdout().print(console.table(document.model.source, [("", "left"), ("", "right")], rows))
+    out = console.stdout()
+    out.print(Text(document.model.source))  # as a title it would be wrapped to the width of the table
+    out.print(console.table("", [("", "left"), ("", "right")], rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -17,7 +18,7 @@ Stdout = Annotated[
     Literal["human", "json", "quiet"],
     typer.Option(
         "--stdout",
-        help="A table, one JSON object, or the path: what --format is in other commands.",
+        help="Print a table, one JSON object, or the path; --format in other commands.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -36,27 +37,33 @@ def export(
     [bold]Examples[/bold]
 
     alphatune export tuned --format onnx -o model.onnx
+    # an ONNX file
 
     alphatune export tuned --format pt2 --data imagenet/val --check-images 100
+    # a program of torch.export, compared with PyTorch on 100 images
 
     alphatune export tuned --format hf --license apache-2.0 --repo me/resnet50-alpha
+    # a folder for the Hugging Face hub
     """
     from alphatune.cli import console
-    from alphatune.jobs.export import run_export
     from alphatune.results.serialisation import to_json
 
-    document = run_export(settings)
+    say = console.Announcements(quiet)
+    with console.progress_bar(quiet) as progress:
+        from alphatune.jobs.export import run_export
+
+        document = run_export(settings, progress, say=say)
     if not quiet:
-        console.warn(document.warnings)
+        console.warn(say.rest(document.warnings))
     if stdout == "json":
         print(to_json(document, for_pipe=True))
     elif stdout == "quiet":
         print(document.export.path)
     else:
-        _show(document)
+        _show(document, settings)
 
 
-def _show(document: ExportDocument) -> None:
+def _show(document: ExportDocument, settings: ExportSettings) -> None:
     from rich.text import Text
 
     from alphatune.cli import console
@@ -87,10 +94,26 @@ def _show(document: ExportDocument) -> None:
         out.print(Text(f"{file.path}  {file.bytes / 1e6:.1f} MB"))
     for line in _remarks(document):
         out.print(Text(line))
+    if step := _next(document, settings):
+        console.show_next([step])
+
+
+def _next(document: ExportDocument, settings: ExportSettings) -> tuple[str, str] | None:
+    """A command that goes on from here, and what it is for; None where there is none."""
+    from alphatune.settings import BenchSettings
+    from alphatune.settings.saved import to_command
+
+    if settings.format == "hf":
+        upload = ["hf", "upload", settings.repo or "USER/REPO", document.export.path]
+        return shlex.join(upload), "publish it on the Hugging Face hub"
+    if document.model.alpha == 0:
+        return None
+    return to_command(
+        "bench", BenchSettings(model=settings.model, trust_code=settings.trust_code)
+    ), "see what α costs at inference"
 
 
 def _remarks(document: ExportDocument) -> list[str]:
-
     from alphatune.results.export import OnnxExport, ProgramExport
 
     written, model = document.export, document.model

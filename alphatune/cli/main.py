@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+from functools import partial
 from io import TextIOWrapper
 from itertools import pairwise
 from typing import Annotated
@@ -38,7 +39,7 @@ app = typer.Typer(
     cls=Group,
     help="Make a trained BatchNorm network better without retraining it.",
     epilog=(
-        "Exit codes: 0 done, also when alpha = 0 is best; 1 a gate failed; 2 usage; 3 model or data unreadable, "
+        "Exit codes: 0 done, also when α = 0 is best; 1 a gate failed; 2 usage; 3 model or data unreadable, "
         "untrusted or corrupt; 4 model not supported; 5 out of resources, or broken (doctor); 6 numeric failure, or an "
         "export that differs; 70 internal; 129/130/143 interrupted; 141 the reader of stdout left."
     ),
@@ -91,21 +92,19 @@ def main(argv: list[str] | None = None) -> None:
     try:
         for word in argv:
             require_utf8(word)
-        with signals_raised(_is_verbose(argv)):
+        with signals_raised(_is_verbose(argv), heard=_say_stopping, end=partial(_end_now, argv)):
             code = app(args=argv, prog_name="alphatune", standalone_mode=False)
             if sys.stdout is not None:  # closed by the caller
                 sys.stdout.flush()  # here, where an error can still be told
     except AlphatuneError as error:
         _fail(argv, error.exit_code, error.message, error.hint)
     except typer.TyperException as error:
+        if not argv:  # typer has shown the help
+            sys.exit(2)
         _fail(argv, 2, *explain(error))
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort, Terminated) as signalled:
         with signals_ignored():
-            _fail(argv, 130, "interrupted")
-    except Terminated as signalled:
-        with signals_ignored():
-            hung_up = isinstance(signalled, HungUp)
-            _fail(argv, 128 + signalled.number, "the terminal is gone" if hung_up else "terminated")
+            _fail(argv, *_interrupted(type(signalled)), _going_on(argv))
     except SystemExit as stop:
         # Typer, or rich, saw that the reader left, and would say 1.
         if sys.stdout is not stdout or isinstance(stop.__context__, BrokenPipeError):
@@ -130,6 +129,38 @@ def main(argv: list[str] | None = None) -> None:
     if code == 130:  # typer's own translation of a KeyboardInterrupt that no signal raised
         _fail(argv, 130, "interrupted")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupted(signalled: type[BaseException]) -> tuple[int, str]:
+    """Exit code and message of a command that a signal ended."""
+    if issubclass(signalled, Terminated):
+        return 128 + signalled.number, "the terminal is gone" if issubclass(
+            signalled, HungUp
+        ) else "terminated"
+    return 130, "interrupted"
+
+
+def _going_on(argv: list[str]) -> str:
+    """How to go on with a command that was interrupted, if it can be."""
+    can = argv[:1] in (["train"], ["tune"]) and not any(word.startswith("--score") for word in argv)
+    return "the same command with `resume` goes on" if can else ""
+
+
+def _say_stopping() -> None:
+    if shown := sys.modules.get("alphatune.cli.progress_bar"):
+        shown.say_stopping()
+
+
+def _end_now(argv: list[str], signalled: type[BaseException]) -> None:
+    """End as after an interruption, wherever the command is: what it writes gets its name when it is whole."""
+    code, message = _interrupted(signalled)
+    try:
+        if shown := sys.modules.get("alphatune.cli.progress_bar"):
+            shown.clear_screen()
+        with signals_ignored():
+            _fail(argv, code, message, _going_on(argv))
+    finally:
+        os._exit(code)
 
 
 def _asks_for_completion(argv: list[str]) -> bool:

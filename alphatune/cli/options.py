@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -32,7 +33,7 @@ _NAMES = {command: {each.name for each in declared(kind)} for command, kind in K
 #: whose run.toml a command reads as well, passing over what it cannot take
 _ALSO_READ = {"evaluate": ("tune",), "inspect": ("tune", "evaluate")}
 #: what libraries that download and convert look at when they are imported
-_NO_BARS = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
+NO_BARS = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
 _PASSED_OVER = "alphatune.passed_over"  # of a configuration, in the context
 
 Command = Callable[..., None]
@@ -108,8 +109,12 @@ def _completing(values: tuple[str, ...]) -> Callable[[str], list[str]]:
 def _settings(ctx: typer.Context, kind: type[ModelSettings]) -> ModelSettings:
     """The settings of a job from the parsed options of the same names."""
     if ctx.params.get("quiet") or not (sys.stderr and sys.stderr.isatty()):
-        for name in _NO_BARS:
+        for name in NO_BARS:
             os.environ.setdefault(name, "1")
+    quiet = ctx.params.get("quiet")
+    logging.getLogger("alphatune").setLevel(logging.ERROR if quiet else logging.WARNING)
+    if quiet:
+        os.environ.setdefault("WANDB_SILENT", "true")
     if (passed_over := ctx.meta.get(_PASSED_OVER)) and not ctx.params.get("quiet"):
         tell(f"warning: {passed_over}")
     with contextlib.suppress(FileNotFoundError):
@@ -160,19 +165,22 @@ Config = Annotated[
         metavar="FILE",
         is_eager=True,
         callback=_read_config,
-        help="Take defaults from a run.toml; options given here win.",
+        help="Defaults from a run.toml; options given here win.",
         rich_help_panel=RUNNING,
     ),
 ]
-DryRun = Annotated[
+Plan = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Open and check everything, show the plan, stop.", rich_help_panel=RUNNING
+        "--plan",
+        "--dry-run",
+        help="Open and check everything, show the plan and stop.",
+        rich_help_panel=RUNNING,
     ),
 ]
 Format = Annotated[
     Literal["human", "json", "quiet"],
-    typer.Option(help="stdout: a table, one JSON object, or one line.", rich_help_panel=OUTPUT),
+    typer.Option(help="stdout: a table, JSON, or one line.", rich_help_panel=OUTPUT),
 ]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Nothing but errors on stderr.", rich_help_panel=OUTPUT)

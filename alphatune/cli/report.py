@@ -41,14 +41,18 @@ def report(
     [bold]Examples[/bold]
 
     alphatune report tuned
+    # again, in the folder itself
 
     alphatune report tuned --output resnet50.html
+    # one page elsewhere
     """
     from alphatune.cli import console
-    from alphatune.jobs.report import run_report
     from alphatune.results.serialisation import to_json
 
-    document = run_report(folder, output=output, overwrite=overwrite)
+    with console.progress_bar(quiet, "drawing the report"):
+        from alphatune.jobs.report import run_report
+
+        document = run_report(folder, output=output, overwrite=overwrite)
     if not quiet:
         console.warn(document["warnings"])
     if format == "json":

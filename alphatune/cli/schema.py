@@ -20,8 +20,10 @@ def schema(name: SchemaName = None) -> None:
     [bold]Examples[/bold]
 
     alphatune schema
+    # the names
 
     alphatune schema tune > tune.schema.json
+    # one of them
     """
     import json
 

@@ -20,6 +20,9 @@ _LOOK = 0.05
 _IMPORT = 3.0
 #: seconds after which a second signal is a new request: before that, it may be torchrun passing the first one on
 _SAME_WISH = 1.0
+#: seconds in which a command has to be through with ending, and after a second signal: workers that are slow to leave,
+#: or somebody's own clean-up, may take any time
+_PATIENCE, _NO_PATIENCE = 6.0, 1.0
 
 
 class Terminated(BaseException):
@@ -35,7 +38,12 @@ class HungUp(Terminated):
 
 
 @contextmanager
-def signals_raised(verbose: bool = False) -> Iterator[None]:
+def signals_raised(
+    verbose: bool = False,
+    *,
+    heard: Callable[[], None] = lambda: None,
+    end: Callable[[type[BaseException]], None] = lambda _: None,
+) -> Iterator[None]:
     """Inside, SIGINT, SIGTERM and SIGHUP raise an exception, and where it is dropped it is raised again.
 
     A signal that is ignored stays so, as SIGHUP is under nohup and SIGINT in a shell's background job.
@@ -47,10 +55,13 @@ def signals_raised(verbose: bool = False) -> Iterator[None]:
 
     Args:
         verbose: tell it as Python does, with its traceback.
+        heard: called at the first signal, inside its handler.
+        end: called, with what was raised, where the block has not ended in time.
     """
     process, report = os.getpid(), sys.unraisablehook
     before: dict[int, Any] = {}
     wanted: list[tuple[type[BaseException], float]] = []  # one, once a signal has come
+    deadline = float("inf")
 
     def handle(number: int, handler: Any) -> None:
         before.setdefault(number, signal.getsignal(number) or signal.SIG_DFL)
@@ -58,15 +69,20 @@ def signals_raised(verbose: bool = False) -> Iterator[None]:
 
     def raises(error: type[BaseException]) -> Callable[[int, FrameType | None], None]:
         def receive(number: int, frame: FrameType | None) -> None:
+            nonlocal deadline
             if os.getpid() != process:
                 # A process that was forked this moment, before it has handlers of its own, must not end this command.
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
+            if not wanted:
+                heard()
             if not hasattr(signal, "setitimer"):  # on Windows
                 raise error
             if wanted and time.monotonic() - wanted[0][1] > _SAME_WISH:  # whatever is being put in order
+                deadline = min(deadline, time.monotonic() + _NO_PATIENCE)
                 raise error
             if not wanted:  # the first of several is the one that is obeyed
+                deadline = time.monotonic() + _PATIENCE
                 wanted.append((error, time.monotonic()))
                 # torch raises where a worker process died, as they do when a whole group of processes gets the signal.
                 # Not undone: the process is about to end.
@@ -79,14 +95,19 @@ def signals_raised(verbose: bool = False) -> Iterator[None]:
 
     def look(_number: int, frame: FrameType | None) -> None:
         for error, since in wanted:
+            if os.getpid() == process and time.monotonic() > deadline:
+                signal.setitimer(signal.ITIMER_REAL, 0)  # or it would interrupt the end
+                end(error)
             waiting = time.monotonic() - since < _IMPORT and _imports(frame)
             if os.getpid() == process and not waiting and not _is_handled(error):
                 raise error
 
     def tell_dropped(unraisable: sys.UnraisableHookArgs) -> None:
         with suppress(KeyboardInterrupt, Terminated):  # they come again
-            if not isinstance(unraisable.exc_value, KeyboardInterrupt | Terminated):
-                report(unraisable) if verbose else _report_shortly(unraisable)
+            if verbose and not isinstance(unraisable.exc_value, KeyboardInterrupt | Terminated):
+                report(unraisable)
+            elif not wanted:  # what follows a signal comes of it, as of a loader that it had not let begin
+                _report_shortly(unraisable)
 
     for name, error in {"SIGINT": KeyboardInterrupt, "SIGTERM": Terminated, "SIGHUP": HungUp}.items():
         number = getattr(signal, name, None)  # Windows has no SIGHUP

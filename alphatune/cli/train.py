@@ -20,34 +20,39 @@ def train(
     settings: TrainSettings,
     *,
     config: o.Config = None,
-    dry_run: o.DryRun = False,
+    plan: o.Plan = False,
     format: o.Format = "human",
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Train a network with ghost, batch-group or other normalisation; tune takes the result.
+    """Train a network with ghost, batch-group or other norm layers, for tune.
 
     [bold]Examples[/bold]
 
     alphatune train alphatune.models.cifar:resnet18 --data cifar10 --data-root data --norm ghost --ghost-size 16
+    # from scratch, with Ghost BatchNorm
 
     alphatune train resnet50.a1_in1k --pretrained --data flowers102 --data-root data --lr 0.01 -o flowers
+    # fine-tune weights of timm
 
-    torchrun --nproc-per-node 4 -m alphatune train resnet50 --data imagenet --data-root imagenet --resume
+    torchrun --nproc-per-node 4 -m alphatune train resnet50 --data imagenet --resume
+    # four GPUs; go on where an earlier run stopped
     """
     from alphatune.cli import console
-    from alphatune.jobs.train import run_train
     from alphatune.results.plan import TrainPlan
     from alphatune.results.serialisation import to_json
 
     speaks = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
     quiet = quiet or not speaks
-    with console.progress_bar("training", quiet or dry_run) as progress:
-        document = run_train(settings, progress, None if quiet else _show_epoch, dry_run=dry_run)
+    say = console.Announcements(quiet)
+    with console.progress_bar(quiet or plan) as progress:
+        from alphatune.jobs.train import run_train
+
+        document = run_train(settings, progress, None if quiet else _show_epoch, plan=plan, say=say)
     if not speaks:
         return
     if not quiet:
-        console.warn(document.warnings)
+        console.warn(say.rest(document.warnings))
     if format == "json":
         print(to_json(document, for_pipe=True))
     elif format == "quiet":
@@ -61,9 +66,9 @@ def train(
 def _show_epoch(row: Epoch) -> None:
     from alphatune.cli import console
 
-    text = f"epoch {row.epoch:>3}  training loss {row.train_loss:.4f}, top-1 {row.train_top1:.4f}"
+    text = f"epoch {row.epoch:>3}  train loss {row.train_loss:.4f}, top-1 {row.train_top1:.4f}"
     if row.was_validated:
-        text += f"  validation loss {row.val_loss:.4f}, top-1 {row.val_top1:.4f}"
+        text += f"  val loss {row.val_loss:.4f}, top-1 {row.val_top1:.4f}"
     console.note(f"{text}  {row.seconds:.0f} s")
 
 
@@ -110,7 +115,7 @@ def _show_result(document: TrainDocument, settings: TrainSettings) -> None:
             f"Written to {settings.output}: model.safetensors, alphatune.json, result.json, log.csv, curves.png"
         )
     )
-    out.print(Text(f"Next: {_tune_command(settings, document)}"), soft_wrap=True)  # a command is copied whole
+    console.show_next([(_tune_command(settings, document), "look for the best α on the validation images")])
 
 
 def _tune_command(settings: TrainSettings, document: TrainDocument) -> str:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from alphatune.cli import options as o
 from alphatune.cli.usage import as_options
-from alphatune.core.metrics import METRICS, Measure
+from alphatune.core.metrics import INFO, METRICS, Measure
 from alphatune.settings import TuneSettings
 
 if TYPE_CHECKING:  # results are not waited for by --help
-    from alphatune.results.plan import ImagesPlan, ScorePlan
-    from alphatune.results.tune import BatchStatistics, Point, Refinement, Tuned, TuneDocument
+    from rich.table import Table
+
+    from alphatune.reports.summary import Summary
+    from alphatune.results.plan import ImagesPlan, PlannedWork, ScorePlan
+    from alphatune.results.power import Power
+    from alphatune.results.tune import Refinement, Tuned
+
+#: a column's head; what is longer is called "chosen" and stands in the first line
+LONGEST_HEAD = 12
 
 
 @o.takes(TuneSettings)
@@ -21,47 +28,49 @@ def tune(
     settings: TuneSettings,
     *,
     config: o.Config = None,
-    dry_run: o.DryRun = False,
+    plan: o.Plan = False,
     format: o.Format = "human",
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Sweep alpha on validation data, decide whether it pays, write the tuned model and a report.
+    """Sweep α on validation data, decide whether it helps, write the tuned model and a report.
 
     [bold]Examples[/bold]
 
     alphatune tune resnet50.a1_in1k --data imagenet/val -o tuned
+    # weights of timm, a folder of class folders
 
-    alphatune tune my_model.py:build --checkpoint best.pth --data photos/val --metric loss
+    alphatune tune my_model.py:build --checkpoint best.pth --data photos/val --input-size 64
+    # a network and weights of your own; images of 64×64
 
     alphatune tune resnet50 --data imagenet/val --metric loss --granularity layer --temperature
-
-    alphatune tune convnext_tiny --data imagenet/val --calibrate imagenet/train --calibrate-limit 5000
+    # an alpha a layer if it pays, told apart from a temperature
 
     alphatune tune my_model.py:build --checkpoint best.pth --data my_model.py:loader --score my_model.py:iou
+    # another task: your loader and your score
     """
     from alphatune.cli import console
-    from alphatune.cli.custom_score import show_score_plan, show_score_result
+    from alphatune.cli.custom_score import show_score_plan
     from alphatune.jobs.fast_lookup import look_up_tune
     from alphatune.jobs.gates import failures
     from alphatune.reports.step_summary import append_step_summary
     from alphatune.results.plan import ImagesPlan, ScorePlan
     from alphatune.results.serialisation import to_json
-    from alphatune.results.tune import ScoreTuneDocument
 
-    document: Tuned | ImagesPlan | ScorePlan | None = None if dry_run else look_up_tune(settings)
+    say = console.Announcements(quiet)
+    document: Tuned | ImagesPlan | ScorePlan | None = None if plan else look_up_tune(settings)
     if document is None:
-        from alphatune.jobs.tune import run_tune  # torch takes three seconds to import
+        with console.progress_bar(quiet or plan, resumes=settings.score is None) as progress:
+            from alphatune.jobs.tune import run_tune  # torch takes three seconds to import
 
-        with console.progress_bar("sweeping alpha", quiet or dry_run) as progress:
-            document = run_tune(settings, progress, dry_run=dry_run)
+            document = run_tune(settings, progress, plan=plan, say=say)
     if document is None:
         return  # another of torchrun's processes speaks
     tuned = None if isinstance(document, ImagesPlan | ScorePlan) else document
     if tuned:
-        append_step_summary(tuned)
+        append_step_summary(tuned, settings.output)
     if not quiet:
-        console.remark_on(document.model, document.warnings)
+        console.remark_on(document.model, say.rest(document.warnings))
         if tuned and tuned.cache:
             console.note(f"from the cache: measured {tuned.cache.measured}; --no-cache measures anew")
     if format == "json":
@@ -72,10 +81,8 @@ def tune(
         _show_plan(document)
     elif isinstance(document, ScorePlan):
         show_score_plan(document, settings.output)
-    elif isinstance(document, ScoreTuneDocument):
-        show_score_result(document, settings.output)
     else:
-        show_result(document, settings.output)
+        show_result(document, settings.output, verbose=verbose)
     if tuned and (failed := failures(tuned)):
         console.fail(failed)
         raise typer.Exit(1)
@@ -85,6 +92,7 @@ def _show_plan(plan: ImagesPlan) -> None:
     from alphatune.cli import console
 
     model, data, env = plan.model, plan.data, plan.env
+    searched = plan.work is not None and any(phase.name == "pilot" for phase in plan.work.phases)
     rows = [
         ("model", f"{model.source} {model.checkpoint}"),
         ("norm layers", f"{len(model.patched)} of {model.norm_layers} would be example-weighted"),
@@ -95,7 +103,7 @@ def _show_plan(plan: ImagesPlan) -> None:
             for name, averages in (("calibration", plan.calibration), ("recalibration", plan.recalibration))
             if averages
         ),
-        ("alphas", ", ".join(f"{a:g}" for a in plan.alphas)),
+        ("alphas", "searched for" if searched else ", ".join(f"{a:g}" for a in plan.alphas)),
         (
             "device",
             f"{env.device}, {env.dtype}, batches of {env.batch_size}, {env.workers} workers, "
@@ -103,84 +111,212 @@ def _show_plan(plan: ImagesPlan) -> None:
         ),
         ("output", plan.settings["output"]),
     ]
-    console.stdout().print(console.table("Plan (nothing was run)", [("", "left"), ("", "left")], rows))
+    out = console.stdout()
+    out.print(console.table("Plan (nothing was tuned)", [("", "left"), ("", "left")], rows))
+    if plan.work is not None:
+        show_work(plan.work)
+    if plan.power:
+        show_power(plan.power, INFO[plan.power[0].metric].name, "images")
 
 
-def show_result(document: TuneDocument, output: str) -> None:
-    """The curve, the decision and where the files are; ``alphatune demo`` shows them, too."""
+def show_work(work: PlannedWork) -> None:
+    """The phases of a tune and their cost."""
+    from rich.text import Text
+
+    from alphatune.cli import console
+
+    rows = [(phase.name, _range(phase.evaluations)) for phase in work.phases]
+    rows.append(("all", _range(work.evaluations)))
+    columns = [("phase", "left"), ("plain evaluations", "right")]
+    console.stdout().print(console.table("What it takes", columns, rows))
+    time = "The time is not known: the images could not be run."
+    if work.seconds is not None:
+        low, high = (console.duration(seconds) for seconds in work.seconds)
+        time = f"About {low} to {high} on this machine, by the time of a few images."
+    console.stdout().print(Text(time))
+
+
+def show_power(powers: tuple[Power, ...], name: str, things: str) -> None:
+    """Which gains so many examples can tell from luck, and how many others need."""
+    from rich.text import Text
+
+    from alphatune.cli import console
+    from alphatune.reports.power import assumption, needed_rows, power_words
+
+    out = console.stdout()
+    out.print(Text(power_words(powers, name, things), style="bold"))
+    out.print(Text(assumption(powers), style="dim"))
+    columns = [(f"a gain in {name} of", "right"), (f"needs {things}", "right")]
+    out.print(console.table("", columns, needed_rows(powers)))
+
+
+def _range(ends: tuple[float, float]) -> str:
+    low, high = (f"{end:.2g}" for end in ends)
+    return low if low == high else f"{low} to {high}"
+
+
+def show_result(document: Tuned, output: str, *, verbose: bool = False, onward: bool = True) -> None:
+    """What was found, where the files are and, with ``onward``, what to do next; with ``verbose`` how, too."""
     from rich.text import Text
 
     from alphatune.cli import console
     from alphatune.reports.averages import averages_sentences
-    from alphatune.reports.batch_statistics import companions_sentence
-    from alphatune.reports.markdown import beyond, headline
+    from alphatune.reports.batch_statistics import batch_statistics_sentence
+    from alphatune.reports.power import power_sentence
+    from alphatune.reports.summary import summarise_tune
 
-    out, curve, chosen = console.stdout(), document.curve, document.chosen.alpha
-    baseline = document.baseline_alpha
-    rows: list[tuple[str, ...]] = []
-    for point in _shown(document):
-        plain = point.alpha == baseline
-        marks = [name for name, alpha in document.best.items() if alpha == point.alpha]
-        rows.append(
-            (
-                f"{point.alpha:g}",
-                f"{point.top1:.4f}",
-                "" if plain else _interval(point, "top1"),
-                f"{point.top5:.4f}",
-                f"{point.loss:.4f}",
-                "" if plain else _interval(point, "loss"),
-                f"{point.ece:.4f}",
-                ("chosen " if point.alpha == chosen else "")
-                + (f"best {', '.join(marks)} " if marks else "")
-                + ("" if point.measured else "~"),
-            )
-        )
-    right = "right"
-    columns = [
-        ("alpha", right), ("top-1", right), ("change (95 %)", right), ("top-5", right),
-        ("loss", right), ("change (95 %)", right), ("ECE", right), ("", "left"),
-    ]  # fmt: skip
-    model = document.model
-    title = f"{document.data.n} examples, {len(model.patched)} of {model.norm_layers} norm layers"
-    if compared := document.batch_statistics:
-        rows.append(_comparison(compared))
+    out, summary = console.stdout(), summarise_tune(document, output)
+    if verbose:
+        _show_details(document)
+    out.print(Text(summary.decision, style="bold"))
+    out.print(Text(as_options(summary.sentence)))
     for sentence in averages_sentences(document):
         out.print(Text(sentence))
-    out.print(console.table(title, columns, rows))
-    if compared:
-        out.print(Text(companions_sentence(compared), style="dim"))
-    if any(not point.measured for point in curve):
-        out.print(Text("~ interpolated", style="dim"))
-    if len(curve) > 2:
-        span = f"alpha {curve[0].alpha:g} to {curve[-1].alpha:g}"
-        for name in ("top1", "loss"):
-            values = [p[name] for p in curve]
-            ends = f"{min(values):.4f} to {max(values):.4f}"
-            out.print(Text(f"\n{name:>5} {console.sparkline(values)} {ends}, {span}"), end="")
-        out.print("\n")
-    if document.refinement:
-        out.print(_levels(document.refinement, baseline))
-    out.print(Text(as_options(headline(document)), style="bold"))
-    if gain := document.gain:
-        out.print(Text(console.gain_text(gain, beyond(document))))
-    out.print(
-        Text(
-            f"Written to {output}: model.safetensors, {'moments.safetensors, ' if document.calibration else ''}"
-            "report.html, figures, alphatune.json, result.json, scores.npz, report.md, curve.csv, run.toml"
+    out.print()
+    out.print(_figures(document, summary))
+    if any(figure.best_is_estimate for figure in summary.figures):
+        out.print(Text("~ estimated", style="dim"))
+    out.print()
+    if compared := document.batch_statistics:
+        out.print(Text(batch_statistics_sentence(compared)))
+        out.print()
+    if summary.gains:
+        out.print(_gains(summary))
+        out.print()
+    power = "" if verbose else power_sentence(document)  # which is among the details
+    for line in filter(None, [power, *summary.missed]):
+        out.print(Text(as_options(line)))
+    if power or summary.missed:
+        out.print()
+    more = "" if verbose else "; --verbose prints it"
+    out.print(Text(f"Written to {output}. The whole curve is in report.html{more}."))
+    if onward:
+        console.show_next([(step.command, step.caption) for step in summary.next])
+
+
+def _figures(document: Tuned, summary: Summary) -> Table:
+    """The metrics at the unpatched model's α, at what was chosen, and at the best α of each."""
+    from alphatune.cli import console
+    from alphatune.reports.summary import metric_name, value_text
+
+    columns = [("", "left"), (summary.before_name, "number")]
+    if name := summary.after_name:
+        short = name if len(name) <= LONGEST_HEAD else "chosen"
+        columns += [(short if summary.taken else f"({short})", "number"), ("change", "number"), ("", "left")]
+    rows = []
+    for figure in summary.figures:
+        best = "not searched"
+        if figure.best is not None:
+            about = "~" if figure.best_is_estimate else ""
+            best = f"{about}{value_text(figure.metric, figure.best)} at α = {figure.best_alpha:g}"
+        after: tuple[str, ...] = ()
+        if figure.after is not None:
+            after = (value_text(figure.metric, figure.after), figure.change_text, figure.verdict)
+        rows.append((figure.label, value_text(figure.metric, figure.before), *after, best))
+    count = "1 example" if document.data.n == 1 else f"{document.data.n} examples"
+    title = f"{count}, tuned by {metric_name(document, document.metric)}"
+    if summary.after_name and not summary.taken:
+        title += f"; {summary.after_name} was not taken"
+    return console.table(title, [*columns, ("best α", "left")], rows)
+
+
+def _gains(summary: Summary) -> Table:
+    """What the choice is worth on these images, and on new ones."""
+    from alphatune.cli import console
+    from alphatune.reports.summary import change_text
+
+    names = list(dict.fromkeys(worth.name for worth in summary.gains))
+    rows = []
+    for worth in summary.gains:
+        change = change_text(worth.metric, worth.change)
+        named = change if len(names) == 1 else f"{worth.name} {change}"
+        rows.append(
+            (
+                worth.label,
+                worth.of.replace(" a ", " "),
+                named,
+                f"{worth.level} {worth.interval_text}" if worth.interval else "",
+            )
         )
+    head = f"change in {names[0]}" if len(names) == 1 else "change"
+    return console.table("", [(head, "left"), ("by", "left"), ("", "number"), ("interval", "left")], rows)
+
+
+def _show_details(document: Tuned) -> None:
+    """The whole curve, the levels, and how the gain was measured."""
+    from rich.text import Text
+
+    from alphatune.cli import console
+    from alphatune.reports.summary import method_sentence
+
+    out = console.stdout()
+    out.print(_curve(document))
+    for line in _sparklines(document):
+        out.print(Text(line))
+    if document.refinement:
+        out.print()
+        out.print(_levels(document.refinement, document.baseline_alpha))
+    out.print()
+    out.print(Text(as_options(method_sentence(document))))
+    out.print()
+
+
+def _curve(document: Tuned) -> Table:
+    """Every α, with the paired interval of its change where there is room for it."""
+    from alphatune.cli import console
+    from alphatune.reports.summary import change_text, known_best, metric_name, value_text
+
+    metrics: tuple[Measure, ...] = ("score",) if document.metric == "score" else METRICS
+    best = {metric: known_best(document, metric) for metric in metrics}
+    rows = []
+    for point in document.curve:
+        marks = [] if point.measured else ["~"]
+        if point.alpha == document.chosen.alpha:
+            marks.append("chosen")
+        if named := [metric_name(document, metric) for metric, alpha in best.items() if alpha == point.alpha]:
+            marks.append(f"best {', '.join(named)}")
+        interval = point.ci.get(document.metric) if point.alpha != document.baseline_alpha else None
+        ends = [change_text(document.metric, end, unit=False) for end in interval or ()]
+        values = [value_text(metric, point[metric]) for metric in metrics]
+        rows.append((f"{point.alpha:g}", *values, " to ".join(ends), point.n or "", " ".join(marks)))
+    if compared := document.batch_statistics:
+        interval = compared.ci.get(document.metric)
+        ends = [change_text(document.metric, end, unit=False) for end in interval or ()]
+        values = [value_text(metric, compared[metric]) for metric in METRICS]
+        rows.append(("test batch", *values, " to ".join(ends), compared.n, "no choice"))
+    name, model = metric_name(document, document.metric), document.model
+    unit = " (points)" if INFO[document.metric].is_share else ""
+    title = (
+        f"{len(model.patched)} of {model.norm_layers} norm layers take an α; Δ: 95 % interval of the change"
     )
+    if any(not point.measured for point in document.curve):
+        title += "; ~ interpolated from n examples: compare rows of equal n only"
+    names = [metric_name(document, metric) for metric in metrics]
+    columns = [(each, "number") for each in ("α", *names, f"Δ {name}{unit}", "n")]
+    return console.table(title, [*columns, ("", "left")], rows)
 
 
-def _comparison(compared: BatchStatistics) -> tuple[str, ...]:
-    """The row of inference by the test batch's statistics."""
-    top1, loss = (_interval(compared, metric) for metric in ("top1", "loss"))
-    figures = {name: f"{compared[name]:.4f}" for name in METRICS}
-    return (
-        "test batch", figures["top1"], top1, figures["top5"], figures["loss"], loss, figures["ece"], "no choice",
-    )  # fmt: skip
+def _sparklines(document: Tuned) -> list[str]:
+    """The curve as bars, and between which values they stand."""
+    from alphatune.cli import console
+    from alphatune.reports.curve import split_curve
+    from alphatune.reports.summary import metric_name, value_text
+
+    points = split_curve(document).joined
+    if len(points) < 3:
+        return []
+    metrics: tuple[Measure, ...] = ("score",) if document.metric == "score" else ("top1", "loss")
+    lines = []
+    for metric in metrics:
+        values = [point[metric] for point in points]
+        low, high = (value_text(metric, end) for end in (min(values), max(values)))
+        span = f"α = {points[0].alpha:g} to {points[-1].alpha:g}"
+        name = metric_name(document, metric)
+        lines.append(f"{name} over {span}, lowest bar {low}, highest {high}: {console.sparkline(values)}")
+    return lines
 
 
-def _levels(refinement: Refinement, baseline_alpha: float) -> Any:
+def _levels(refinement: Refinement, baseline_alpha: float) -> Table:
     """Each granularity out of fold, without and with a temperature."""
     from alphatune.cli import console
     from alphatune.reports.markdown import level_name
@@ -204,25 +340,7 @@ def _levels(refinement: Refinement, baseline_alpha: float) -> Any:
             )
         )
     columns = [
-        ("alpha", "left"), ("numbers", right), ("top-1", right), ("loss", right), ("ECE", right),
+        ("α", "left"), ("numbers", right), ("top-1", right), ("loss", right), ("ECE", right),
         ("T", right), ("loss at T", right), ("ECE at T", right), ("", "left"),
     ]  # fmt: skip
     return console.table("Out of fold, without and with temperature", columns, rows)
-
-
-def _shown(document: TuneDocument) -> list[Point]:
-    """A table's worth of the curve: some points in even steps, and all that are measured or best."""
-    curve = document.curve
-    marked = {alpha for _, alpha in document.best.items()}
-    if not isinstance(chosen := document.chosen.alpha, dict):
-        marked.add(chosen)
-    step = max(1, len(curve) // 12)
-    return [p for i, p in enumerate(curve) if i % step == 0 or p.measured or p.alpha in marked]
-
-
-def _interval(row: Point | BatchStatistics, metric: Measure) -> str:
-    """The paired interval of the difference to the unpatched model."""
-    if metric not in row.ci:
-        return ""
-    low, high = row.ci[metric]
-    return f"{low:+.4f} .. {high:+.4f}"

@@ -9,13 +9,8 @@ import typer
 
 from alphatune.core.errors import ConfigurationError, one_line
 from alphatune.core.suggestions import did_you_mean
-from alphatune.settings import KINDS
-from alphatune.settings.option import declared
+from alphatune.settings.naming import as_options as as_options
 
-#: whatever is an option of some command; the last ones are of the terminal, or not of a job with a model
-_SETTINGS = {each.name for kind in KINDS.values() for each in declared(kind)} | {
-    "config", "dry_run", "paths", "scores", "stdout",
-}  # fmt: skip
 _NO_CHOICE = re.compile(r"'([^']*)' is not one of (.+?)\.?$")
 
 
@@ -39,24 +34,6 @@ def name_owners(hint: str, command: str, commands: Mapping[str, object]) -> str:
         if owners and not named and option not in options.get(command, [option]):
             parts.append(f"{option} is an option of {', '.join(owners)}")
     return "; ".join(parts)
-
-
-def as_options(text: str) -> str:
-    """Text of the library's, with every setting that it names as the option it is.
-
-    The library writes `batch_size` or `batch_size=8`; here that is --batch-size and --batch-size 8.
-    """
-
-    def option(found: re.Match[str]) -> str:
-        name, value = found[1], found[2]
-        if name not in _SETTINGS:
-            return found[0]
-        word = name.replace("_", "-")
-        if value == "False":
-            return f"--no-{word}"
-        return f"--{word} {value}" if value else f"--{word}"
-
-    return re.sub(r"`([a-z_]+)(?:=([^`]+))?`", option, text)
 
 
 def require_utf8(name: str) -> None:

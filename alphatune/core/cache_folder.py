@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
+
+from alphatune.core.system import is_private
 
 
 def cache_folder() -> Path | None:
@@ -26,6 +27,4 @@ def private_folder(folder: Path) -> Path | None:
         status = folder.stat()
     except OSError:
         return None
-    others = stat.S_IWGRP | stat.S_IWOTH
-    private = status.st_uid == os.getuid() and not status.st_mode & others
-    return folder if private and os.access(folder, os.W_OK) else None
+    return folder if is_private(status) and os.access(folder, os.W_OK) else None

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from alphatune.core.errors import ConfigurationError
+from alphatune.core.system import WINDOWS
 
 #: descriptors of what this process holds
 _held: set[int] = set()
@@ -26,6 +27,9 @@ def locked(folder: Path, doing: str, hint: str = "") -> Iterator[None]:
         ConfigurationError: another process holds it.
         OSError: it is not there.
     """
+    if WINDOWS:  # where a folder cannot be opened
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     _held.add(descriptor)
     try:
@@ -50,10 +54,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def _try_lock(descriptor: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return True
+    import fcntl
+
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -17,7 +17,8 @@ class MetricInfo:
     """What there is to know about a metric, besides its values.
 
     Args:
-        label: in a table.
+        name: in a sentence.
+        unit: of its values; "" where they are fractions, or of unknown unit.
         title: over a figure.
         hub_name: the Hugging Face hub's name for it.
         higher_is_better: its direction.
@@ -26,13 +27,19 @@ class MetricInfo:
         sees_confidence: whether it depends on more than the order of the logits, so that a temperature changes it.
     """
 
-    label: str
+    name: str
     title: str
     hub_name: str
     higher_is_better: bool
     is_mean: bool = True
     is_share: bool = False
     sees_confidence: bool = False
+    unit: str = ""
+
+    @property
+    def label(self) -> str:
+        """In a table: the name, with the unit."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
 
     @property
     def sign(self) -> int:
@@ -42,27 +49,28 @@ class MetricInfo:
 
 INFO: dict[Measure, MetricInfo] = {
     "top1": MetricInfo(
-        label="top-1", title="Top-1 accuracy", hub_name="accuracy", higher_is_better=True, is_share=True
+        name="top-1", title="Top-1 accuracy", hub_name="accuracy", higher_is_better=True, is_share=True
     ),
     "top5": MetricInfo(
-        label="top-5", title="Top-5 accuracy", hub_name="top_5_accuracy", higher_is_better=True, is_share=True
+        name="top-5", title="Top-5 accuracy", hub_name="top_5_accuracy", higher_is_better=True, is_share=True
     ),
     "loss": MetricInfo(
-        label="loss (nats)",
+        name="loss",
+        unit="nats",
         title="Loss (nats)",
         hub_name="cross_entropy",
         higher_is_better=False,
         sees_confidence=True,
     ),
     "ece": MetricInfo(
-        label="ECE",
+        name="ECE",
         title="Calibration error (ECE)",
         hub_name="expected_calibration_error",
         higher_is_better=False,
         is_mean=False,
         sees_confidence=True,
     ),
-    "score": MetricInfo(label="score", title="Score", hub_name="score", higher_is_better=True),
+    "score": MetricInfo(name="score", title="Score", hub_name="score", higher_is_better=True),
 }
 #: in the order in which reports show them
 REPORTED: tuple[Metric, ...] = ("top1", "loss", "top5", "ece")

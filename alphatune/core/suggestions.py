@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 #: characters that look alike
@@ -14,8 +15,8 @@ _ALIKE = str.maketrans("oli", "011")
 def closest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names most like one that is not known, the likeliest first.
 
-    Upper and lower case count alike, and so do O and 0, l and 1: a name that
-    differs in nothing else is the only one.
+    Upper and lower case count alike, and so do O and 0, l and 1, - and _ and
+    nothing: a name that differs in nothing else is the only one.
     """
     spelled = {_folded(other): other for other in known}
     if exact := spelled.get(_folded(name)):
@@ -24,15 +25,19 @@ def closest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
 
 
 def _folded(name: str) -> str:
-    return name.lower().translate(_ALIKE)
+    return re.sub(r"(?<=\w)[-_](?=\w)", "", name.lower().translate(_ALIKE))
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """``did you mean resnet50 or resnet51q?``, or another hint where nothing is like it."""
-    *first, last = closest(name, known) or [""]
-    if not last:
+    return one_of(closest(name, known), otherwise)
+
+
+def one_of(meant: Sequence[str], otherwise: str = "") -> str:
+    """The question whether one of these was meant, or another hint where there are none."""
+    if not meant:
         return otherwise
-    return f"did you mean {' or '.join(filter(None, (', '.join(first), last)))}?"
+    return f"did you mean {' or '.join(filter(None, (', '.join(meant[:-1]), meant[-1])))}?"
 
 
 def did_you_mean_path(path: str | os.PathLike[str], otherwise: str = "") -> str:

@@ -50,6 +50,7 @@ def interleave(
     rounds: int = FEWEST_ROUNDS,
     device: torch.device | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    spent: Callable[[float], None] = lambda _: None,
 ) -> dict[str, Timing]:
     """Call functions in turns until the time is spent, each once a round, every other round in reverse order.
 
@@ -63,6 +64,7 @@ def interleave(
         rounds: how many rounds to run at least, even if they exceed the budget.
         device: what the functions run on; it has finished before the clock is read.
         clock: seconds since some moment.
+        spent: called after each round with the seconds that it took.
 
     Returns:
         The timing of each function by name.
@@ -85,6 +87,7 @@ def interleave(
     while len(samples[names[0]]) < rounds or clock() - start < seconds:
         for name in names:
             samples[name].append(once(functions[name]))
+        spent(sum(samples[name][-1] for name in names))
         names.reverse()
     return {name: Timing(tuple(samples[name]), first[name]) for name in functions}
 

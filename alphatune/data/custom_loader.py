@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from alphatune.core.progress import Tracker
 from alphatune.data.checksums import changed, check_repeats, checksums
 from alphatune.data.custom_batches import DATASET_BATCH_SIZE, DatasetBatches, as_loader, checked_batches
+from alphatune.data.custom_pairs import count_examples
 from alphatune.data.prefetch import Batch, on_device
 
 #: batches that take no more than this are kept on the host
@@ -32,9 +34,9 @@ class LoaderBatches:
             twice, or other examples than before.
     """
 
-    def __init__(self, loader: Iterable[Any], device: torch.device) -> None:
+    def __init__(self, loader: Iterable[Any], device: torch.device, track: Tracker | None = None) -> None:
         self.device = device
-        self._source = _Source(as_loader(loader))
+        self._source = _Source(as_loader(loader), track or Tracker())
         self._positions: np.ndarray | None = None  # of the present examples in the loader; None is all
 
     def __len__(self) -> int:
@@ -77,8 +79,8 @@ class LoaderBatches:
 class _Source:
     """A loader, and what is known of it after a whole pass."""
 
-    def __init__(self, loader: Iterable[Any]) -> None:
-        self._loader = loader
+    def __init__(self, loader: Iterable[Any], track: Tracker) -> None:
+        self._loader, self._track = loader, track
         self._once = isinstance(loader, Iterator)
         self._drawn: list[Batch] = []  # from an iterator, by a pass that was given up, too
         self._kept: list[Batch] | None = None
@@ -104,8 +106,10 @@ class _Source:
     def read(self) -> np.ndarray:
         """All targets."""
         while self._targets is None:
-            for _ in self._first():
-                pass
+            self._track.begin("reading the data", count_examples(self._loader), "images read")
+            for batch in self._first():
+                self._track.add(len(batch))
+            self._track.begin("")
         return self._targets
 
     def _first(self) -> Iterator[Batch]:

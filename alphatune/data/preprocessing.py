@@ -19,6 +19,8 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 #: are, and the inverse of a usual std is 4 to 5. Of values up to 255, images with a std of 5 are nearly black.
 LARGEST = 5
 CROP_MODES = ("center", "squash", "border")
+#: of a ``Preprocessing``, as people read them
+PARTS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,16 @@ class Preprocessing:
             parts[name] = values
         return replace(self, **parts)
 
+    def enlargement(self, height: int, width: int) -> float:
+        """How many times as large the resize makes an image along each side; below 1 it makes it smaller."""
+        by_height, by_width = (
+            math.floor(wanted / self.crop_pct) / side
+            for wanted, side in zip(self.input_size[1:], (height, width), strict=True)
+        )
+        if self.crop_mode == "squash":
+            return math.sqrt(by_height * by_width)
+        return min(by_height, by_width) if self.crop_mode == "border" else max(by_height, by_width)
+
     @property
     def image_mode(self) -> str:
         """The PIL mode that matches the number of channels."""
@@ -164,6 +176,12 @@ def preprocessing_of_timm(model: nn.Module) -> Preprocessing:
     conv = dict(model.named_modules()).get(first if isinstance(first, str) else first[0])
     channels = getattr(conv, "in_channels", config["input_size"][0])  # after in_chans=1, say
     return _from_timm_config(config | {"input_size": (channels, *config["input_size"][1:])})
+
+
+def undeclared_by_timm(model: nn.Module) -> tuple[str, ...]:
+    """The parts of which a ``pretrained_cfg`` says nothing, and timm's defaults are taken."""
+    config: Any = model.pretrained_cfg
+    return tuple(part for part in PARTS if not config.get(part))
 
 
 def preprocessing_of_torchvision(preset: Any) -> Preprocessing:

@@ -21,13 +21,11 @@ from alphatune.core.errors import (
     one_line,
     raise_if_machine_failed,
 )
+from alphatune.core.progress import ShowProgress, as_tracker, shows_progress
 from alphatune.data.loading import Batch
 from alphatune.evaluation.full_precision import full_precision
 from alphatune.evaluation.reading import NOT_A_CLASSIFIER, logits_of
 from alphatune.statistics.scores import Scores, concatenate
-
-#: called after every batch with (examples done, examples in all or None); a sweep counts each once an α
-Progress = Callable[[int, int | None], None]
 
 
 def score_logits(logits: Tensor, batch: Batch, where: str = "") -> Scores:
@@ -77,6 +75,7 @@ def score_logits(logits: Tensor, batch: Batch, where: str = "") -> Scores:
     )
 
 
+@shows_progress
 def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -84,26 +83,28 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     predictor: Predictor | None = None,
     total: int | None = None,
-    progress: Progress | None = None,
+    progress: ShowProgress = None,
 ) -> Scores:
     """Score a model, as it is, on every example; it is in eval mode meanwhile.
 
     Args:
         predictor: how to run the model, if not as ``Predictor(model, dtype)`` does.
+        total: examples there are, if that is known.
+        progress: as for ``tune``.
 
     Raises:
         NumericError, ConfigurationError, DataError: as ``score_logits`` and the batches do.
         ResourceError: one example does not fit into memory.
     """
     parts: list[Scores] = []
-    done = 0
+    track = as_tracker(progress)
+    track.phase("evaluating")
+    track.expect(total)
     predictor = predictor or Predictor(model, dtype)
     with evaluation_mode(model):
         for batch in batches:
             parts.append(score_logits(predictor(predictor.prepare(batch.inputs)), batch))
-            done += len(batch)
-            if progress:
-                progress(done, total)
+            track.add(len(batch))
     return concatenate(parts)
 
 

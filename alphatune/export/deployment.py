@@ -120,6 +120,7 @@ def deployment_cost(
     rounds: int = FEWEST_ROUNDS,
     exclude: Collection[str] = (),
     skip_unknown: bool = False,
+    spent: Callable[[float], None] = lambda _: None,
 ) -> DeploymentCost:
     """Time a model on one batch: plain, conv-folded, example-weighted with each kernel.
 
@@ -137,6 +138,7 @@ def deployment_cost(
         dtype: float32, or float16/bfloat16 for autocast.
         torch_compile: measure plain and example-weighted under torch.compile, too. The
             compiler's caches are cleared, those of other models in this process included.
+        spent: called between the timings with the seconds that passed.
         exclude, skip_unknown: as for ``patch_``, where ``alpha`` is one weight and the model not patched.
 
     Raises:
@@ -151,7 +153,7 @@ def deployment_cost(
     inputs = Predictor(plain).prepare(inputs)
     device, notes, difference = inputs.device, list[str](), None
     if not any(layer.weighs_example for _, layer in example_weighted_layers(weighted)):
-        notes.append("this alpha changes nothing: example-weighted inference is plain inference")
+        notes.append("this α changes nothing: example-weighted inference is plain inference")
     with evaluation_mode(plain):
         candidates = [_Candidate("plain", plain)]
         expected = _outputs(plain, inputs[:COMPARED])
@@ -175,7 +177,7 @@ def deployment_cost(
             candidates += compiled
             notes += problems
         runs = {c.name: _run(c, inputs, dtype) for c in candidates}
-        timings = interleave(runs, seconds=budget_seconds, rounds=rounds, device=device)
+        timings = interleave(runs, seconds=budget_seconds, rounds=rounds, device=device, spent=spent)
         measured = tuple(
             Measured(
                 variant=c.variant,

@@ -45,9 +45,11 @@ def require_onnx() -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
+            absent = isinstance(error, ModuleNotFoundError) and error.name == name
             raise ConfigurationError(
-                f"`format=onnx` needs {', '.join(PACKAGES)}: {one_line(error)}",
-                'pip install "alphatune[onnx]"',
+                f"`format=onnx` needs the packages {', '.join(PACKAGES[:-1])} and {PACKAGES[-1]}; {name} "
+                + ("is not installed" if absent else f"cannot be imported: {one_line(error)}"),
+                'pip install "alphatune[onnx]", or in a clone: pip install ".[onnx]"',
             ) from None
 
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from alphatune.core.errors import ConfigurationError
-from alphatune.models.output import check_name, claimed, disk_errors, sync
+from alphatune.core.system import sync
+from alphatune.models.output import check_name, claimed, disk_errors
 
 #: stands in every file that export writes: in ONNX's and safetensors' metadata and in the record of a .pt2
 MARK = "alphatune_version"

@@ -12,6 +12,8 @@ import torch
 
 from alphatune.core.distributed import World
 from alphatune.core.errors import ConfigurationError, NumericError
+from alphatune.core.metrics import INFO
+from alphatune.core.progress import Tracker
 from alphatune.data.augmentation import resolve_augmentation
 from alphatune.data.augmented import AugmentedBatches
 from alphatune.data.cache import with_cache
@@ -21,7 +23,7 @@ from alphatune.data.folders import own_splits
 from alphatune.data.loading import Batches, automatic_batch_size
 from alphatune.data.readable import skipped_warning, without_unreadable
 from alphatune.data.split_names import synonyms
-from alphatune.evaluation.predictor import Predictor, Progress, evaluate
+from alphatune.evaluation.predictor import Predictor, evaluate
 from alphatune.jobs.describe import describe_measured
 from alphatune.jobs.opening import OpenedModel, Prepared, choose_workers, whole_number
 from alphatune.models.calibration import (
@@ -42,9 +44,8 @@ from alphatune.results.averages import Recalibration as Recalibrated
 from alphatune.results.gain import PairedGain
 from alphatune.results.plan import PlannedAverages
 from alphatune.settings import InspectSettings, TuneSettings
-from alphatune.statistics.gain import paired_gain
+from alphatune.statistics.gain import FEWEST_EXAMPLES, paired_gain
 from alphatune.statistics.scores import Scores, concatenate, summarise
-from alphatune.tuning.selection import FEWEST_EXAMPLES
 from alphatune.tuning.tune import TuneResult
 
 
@@ -79,7 +80,7 @@ class RecalibrationOutcome:
     before: Scores | None
 
 
-def open_averages(settings: TuneSettings, prepared: Prepared) -> Averages:
+def open_averages(settings: TuneSettings, prepared: Prepared, track: Tracker) -> Averages:
     """Open what `calibrate` and `recalibrate` name, and check that the model has layers for them.
 
     Layers to calibrate get moments that stand in for those to come, so that all
@@ -97,7 +98,7 @@ def open_averages(settings: TuneSettings, prepared: Prepared) -> Averages:
     if settings.recalibrate is not None:
         layers_to_recalibrate(module)
         augmentation = resolve_augmentation(settings.recalibrate_augment, opened.preprocessing)
-        recalibrate = _open(settings, settings.recalibrate, opened, augmentation, notes)
+        recalibrate = _open(settings, settings.recalibrate, opened, augmentation, notes, track)
         if settings.recalibrate_order == "layer-by-layer":
             recalibrate = with_cache(recalibrate, settings.cache)
         elif recalibrate.examples.load is not None:
@@ -109,7 +110,7 @@ def open_averages(settings: TuneSettings, prepared: Prepared) -> Averages:
             )
     if settings.calibrate is not None:
         layers_to_calibrate(module)
-        calibrate = _open(settings, settings.calibrate, opened, "none", notes)
+        calibrate = _open(settings, settings.calibrate, opened, "none", notes, track)
         _stand_in_(prepared)
     for option, batches in (("`calibrate`", calibrate), ("`recalibrate`", recalibrate)):
         if batches is not None and _same_source(batches, prepared.batches):
@@ -162,26 +163,33 @@ def replace_averages_(
     prepared: Prepared,
     predictor: Predictor,
     world: World,
-    progress: Progress | None,
+    track: Tracker,
 ) -> RecalibrationOutcome:
     """Measure, and give the model, the averages; that of BatchNorm first, which other layers' inputs depend on."""
     module = prepared.opened.module
     calibration = recalibration = before = None
+
+    def then(*following: Batches | None) -> None:
+        """Say what follows, beside what the caller knows of."""
+        track.later = after + sum(-(-len(each) // world.size) for each in following if each is not None)
+
+    after = track.later
     if averages.recalibrate is not None:
         if not any(health.problem for health in examine(module)):
-            before = _scores(prepared, predictor, world, progress)
+            then(averages.recalibrate, averages.calibrate)
+            before = _scores(prepared, predictor, world, track)
+        then(averages.calibrate)
         recalibration = recalibrate_(
             module,
             averages.recalibrate,
             order=settings.recalibrate_order,
             predictor=predictor,
             world=world,
-            progress=progress,
+            progress=track,
         )
+    then()
     if averages.calibrate is not None:
-        calibration = calibrate_(
-            module, averages.calibrate, predictor=predictor, world=world, progress=progress
-        )
+        calibration = calibrate_(module, averages.calibrate, predictor=predictor, world=world, progress=track)
         modules = dict(module.named_modules())
         for name in calibration.unreached:  # what stood in for their moments means nothing
             if isinstance(layer := modules[name], CalibratedNorm):
@@ -224,7 +232,7 @@ def describe_averages(
             gain = paired_gain(after, before, result.metric, seed=result.seed)
             if gain.ci[1] < 0:
                 notes.append(
-                    f"the averages that were measured anew make {result.metric} worse than the stored ones: "
+                    f"the averages that were measured anew make {INFO[result.metric].name} worse than the stored ones: "
                     "other images, or other augmentation, than those the model was trained on?"
                 )
         recalibrated = Recalibrated(
@@ -258,7 +266,12 @@ def _check(settings: TuneSettings) -> None:
 
 
 def _open(
-    settings: TuneSettings, source: str, opened: OpenedModel, augmentation: Any, notes: list[str]
+    settings: TuneSettings,
+    source: str,
+    opened: OpenedModel,
+    augmentation: Any,
+    notes: list[str],
+    track: Tracker,
 ) -> Batches:
     split = settings.calibrate_split or _training_split(source, settings.data_root)
     batches = open_images(
@@ -269,8 +282,9 @@ def _open(
         limit=settings.calibrate_limit,
         split_seed=settings.split_seed,
     )
+    opened.preparation.check(batches.examples)
     total = len(batches)
-    batches, skipped = without_unreadable(batches, settings.on_bad_image)
+    batches, skipped = without_unreadable(batches, settings.on_bad_image, track)
     notes += skipped_warning(source, skipped, total)
     if augmentation == "none":
         return batches
@@ -313,9 +327,7 @@ def _same_source(batches: Batches, others: Batches) -> bool:
     return place(batches.examples) == place(others.examples)
 
 
-def _scores(
-    prepared: Prepared, predictor: Predictor, world: World, progress: Progress | None
-) -> Scores | None:
+def _scores(prepared: Prepared, predictor: Predictor, world: World, track: Tracker) -> Scores | None:
     """Scores of all examples as the model is, in every process; None if its outputs are not finite."""
     batches = prepared.batches
     mine = world.batches_of(np.arange(len(batches)), batches.batch_size)
@@ -323,10 +335,8 @@ def _scores(
     def share() -> list[Scores]:
         if not len(mine):
             return []
-        total = len(batches)
-        return [
-            evaluate(predictor.model, batches.take(mine), predictor=predictor, total=total, progress=progress)
-        ]
+        part = batches.take(mine)
+        return [evaluate(predictor.model, part, predictor=predictor, total=len(mine), progress=track)]
 
     try:
         return concatenate([scores for part in world.run_on_all_ranks(share) for scores in part])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from alphatune.core.errors import ConfigurationError, ResourceError, is_out_of_memory, one_line
+from alphatune.core.progress import ShowProgress, Tracker, as_tracker
 from alphatune.data.preprocessing import parse_numbers
 from alphatune.export.deployment import DeploymentCost, deployment_cost
 from alphatune.jobs.describe import describe_source
-from alphatune.jobs.opening import DTYPES, OpenedModel, assumed_preprocessing, digits, open_model
+from alphatune.jobs.opening import DTYPES, OpenedModel, digits, open_model
 from alphatune.models.probe import Probe, probe
 from alphatune.models.running_stats_check import require_health
 from alphatune.norms.patching import Alpha, get_alpha
@@ -36,11 +37,11 @@ MOST_IMAGES = 2**20
 UNSTEADY = 0.5
 
 
-def run_bench(settings: BenchSettings, note: Callable[[str], None] | None = None) -> BenchDocument:
+def run_bench(settings: BenchSettings, progress: ShowProgress = None) -> BenchDocument:
     """Time a model or tuned folder on random images, and write ``output`` if one is named.
 
     Args:
-        note: told what is about to be measured.
+        progress: shown what is being measured.
 
     Raises:
         AlphatuneError: in one of its kinds; nothing is left half written.
@@ -62,10 +63,12 @@ def run_bench(settings: BenchSettings, note: Callable[[str], None] | None = None
         if settings.channels_last:
             opened.module.to(memory_format=torch.channels_last)
         costs = []
-        for size in sizes:
-            if note:
-                note(f"timing batches of {size}")
-            costs.append(_cost(settings, opened, size))
+        track = as_tracker(progress)
+        track.begin("timing", round(1000 * settings.seconds) * len(sizes), "")
+        for place, size in enumerate(sizes):
+            track.phase(f"timing batches of {size}")
+            costs.append(_cost(settings, opened, size, track))
+            track.expect(round(1000 * settings.seconds) * (len(sizes) - place - 1))
         document = bench_document(
             costs,
             model=describe_source(opened),
@@ -77,7 +80,7 @@ def run_bench(settings: BenchSettings, note: Callable[[str], None] | None = None
                 seed=settings.seed,
             ),
             warnings=[
-                *_warnings(settings, opened, seen),
+                *_warnings(opened, seen),
                 *seen.warnings,
                 *_busy(opened.device, load),
                 *_unsteady(costs),
@@ -99,7 +102,7 @@ def parse_batch_sizes(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(sizes))
 
 
-def _cost(settings: BenchSettings, opened: OpenedModel, size: int) -> DeploymentCost:
+def _cost(settings: BenchSettings, opened: OpenedModel, size: int, track: Tracker) -> DeploymentCost:
     alpha: Alpha | dict[str, Alpha] = USUAL_ALPHA if settings.alpha is None else settings.alpha
     if settings.alpha is None and (own := get_alpha(opened.module)):
         alpha = {name: torch.tensor(value) for name, value in own.items()}
@@ -113,6 +116,7 @@ def _cost(settings: BenchSettings, opened: OpenedModel, size: int) -> Deployment
         torch_compile=settings.compile,
         exclude=settings.exclude,
         skip_unknown=settings.skip_unknown,
+        spent=lambda seconds: track.add(round(1000 * seconds)),
     )
 
 
@@ -139,10 +143,8 @@ def _of_any_channels(settings: BenchSettings) -> BenchSettings:
     return replace(settings, mean=",".join(["0"] * channels), std=",".join(["1"] * channels))
 
 
-def _warnings(settings: BenchSettings, opened: OpenedModel, seen: Probe) -> list[str]:
-    # Of how images are prepared nothing but their size matters here.
-    idle = assumed_preprocessing(settings, opened.preprocessing) if settings.input_size else []
-    notes = [warning for warning in opened.warnings if warning not in idle]
+def _warnings(opened: OpenedModel, seen: Probe) -> list[str]:
+    notes = [*opened.warnings, *opened.preparation.warnings(("input_size",))]
     layers = seen.watched.account(survey(opened.module))
     unknown = [layer for layer in layers if layer.status == "unsupported"]
     if unknown:

@@ -15,6 +15,7 @@ from alphatune.core.toml import tomllib
 from alphatune.data.datasets import open_data, opens_by_name
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import Preprocessing
+from alphatune.jobs.preparation import Preparation
 from alphatune.results.data import ScoredData
 from alphatune.results.stored import read_tuned
 from alphatune.settings import ExportSettings
@@ -30,9 +31,10 @@ class CheckImages:
     images: Tensor
     source: str  # "random" for noise
     remark: str = ""
+    announcement: tuple[str, ...] = ()  # how they are prepared
 
 
-def open_check_images(settings: ExportSettings, preprocessing: Preprocessing) -> CheckImages:
+def open_check_images(settings: ExportSettings, preparation: Preparation) -> CheckImages:
     """Images of ``data``; without it of what the folder was tuned on, if that is still there; else noise.
 
     Raises:
@@ -40,7 +42,7 @@ def open_check_images(settings: ExportSettings, preprocessing: Preprocessing) ->
     """
     if settings.data is not None:
         how = {name: getattr(settings, name) for name in _HOW}
-        return CheckImages(_read(settings, settings.data, how, preprocessing), settings.data)
+        return _read(settings, settings.data, how, preparation)
     named = _tuned_on(Path(settings.model))
     data = named.get("data")
     if named.get("score") or not isinstance(data, str):
@@ -50,10 +52,10 @@ def open_check_images(settings: ExportSettings, preprocessing: Preprocessing) ->
     else:
         how = {name: named.get(name, getattr(settings, name)) for name in _HOW}
         try:
-            return CheckImages(_read(settings, data, how, preprocessing), data)
+            return _read(settings, data, how, preparation)
         except AlphatuneError as error:
             reason = f"{data}, which the folder was tuned on, cannot be read ({error.message})"
-    noise = random_images(settings, preprocessing)
+    noise = random_images(settings, preparation.preprocessing)
     return CheckImages(noise, "random", f"checked on random images: {reason}; `data` names real ones")
 
 
@@ -64,8 +66,9 @@ def random_images(settings: ExportSettings, preprocessing: Preprocessing) -> Ten
 
 
 def _read(
-    settings: ExportSettings, data: str, how: Mapping[str, Any], preprocessing: Preprocessing
-) -> Tensor:
+    settings: ExportSettings, data: str, how: Mapping[str, Any], preparation: Preparation
+) -> CheckImages:
+    preprocessing = preparation.preprocessing
     examples = open_data(
         data,
         split=how["split"],
@@ -81,8 +84,10 @@ def _read(
         .at_most(how["max_pixels"])
         .limit(settings.check_images, settings.seed)
     )
+    announcement = preparation.check(examples)
     batches = Batches(examples, preprocessing, batch_size=len(examples), device=torch.device("cpu"))
-    return torch.cat([batch.inputs for batch in batches])
+    images = torch.cat([batch.inputs for batch in batches])
+    return CheckImages(images, data, announcement=announcement)
 
 
 def _tuned_on(folder: Path) -> dict[str, Any]:

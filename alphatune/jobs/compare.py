@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alphatune.core.errors import ConfigurationError
+from alphatune.core.progress import ShowProgress
 from alphatune.reports.compared import read_compared
 from alphatune.reports.comparison_text import comparison_frame, comparison_markdown
 from alphatune.reports.file import check_file, write_file, write_whole
@@ -23,6 +24,7 @@ def run_compare(
     seed: int = 0,
     output: str | None = None,
     overwrite: bool = False,
+    progress: ShowProgress = None,
 ) -> CompareDocument:
     """Compare tuned folders, results and evaluations with the first of them.
 
@@ -32,6 +34,7 @@ def run_compare(
         seed: of the bootstrap.
         output: file for the comparison; its ending, .json, .md or .csv, says in which form.
         overwrite: replace an older one.
+        progress: shown what is compared.
 
     Raises:
         AlphatuneError: in one of its kinds; nothing is left half written.
@@ -44,7 +47,9 @@ def run_compare(
     path = None if output is None else Path(output)
     if path is not None:
         _check(path, overwrite)
-    document = compare_document([read_compared(name) for name in names], metric=metric, seed=seed)
+    document = compare_document(
+        [read_compared(name) for name in names], metric=metric, seed=seed, progress=progress
+    )
     if path is not None:
         _write(path, document)
     return document

@@ -53,7 +53,7 @@ def open_loader(spec: str) -> Iterable[Any]:
 
 
 def _beside(spec: str) -> Neighbours:
-    return beside(spec.partition(":")[0])
+    return beside(spec.rpartition(":")[0])
 
 
 def _find(spec: str, option: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from msgspec import structs
 
 from alphatune.core.errors import ConfigurationError
 from alphatune.core.peers import place_of_process
-from alphatune.evaluation.predictor import Progress
+from alphatune.core.progress import ShowProgress, as_tracker
 from alphatune.jobs.custom_code import find_score, open_loader
 from alphatune.jobs.describe import describe_model, describe_source
 from alphatune.jobs.gates import Gate, judge, open_gates
 from alphatune.jobs.opening import DTYPES, OpenedModel, open_model, resolved_paths
+from alphatune.jobs.plan import plan_score_power
 from alphatune.kernels.dispatch import resolve_kernel
 from alphatune.models.bundle import write_model
 from alphatune.models.output import check_output, claimed, filling
@@ -41,12 +43,19 @@ from alphatune.tuning.custom_score import ScoreResult, tune_score
 
 
 def run_score(
-    settings: TuneSettings, progress: Progress | None = None, *, dry_run: bool = False
+    settings: TuneSettings,
+    progress: ShowProgress = None,
+    *,
+    plan: bool = False,
+    on_start: Callable[[], None] = lambda: None,
 ) -> ScoreTuneDocument | ScorePlan:
     """Tune a model by the score that the settings name and write the tuned folder.
 
+    Args:
+        on_start: called when everything is checked, and work starts.
+
     Returns:
-        What result.json holds; with ``dry_run`` the plan: model, loader
+        What result.json holds; with ``plan`` the plan: model, loader
         and score are opened, and nothing is run or written.
 
     Raises:
@@ -56,7 +65,7 @@ def run_score(
     check_output(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings))
     gates = open_gates(settings)
     resolve_alphas(settings.alphas)  # an error in them should not wait for the model
-    opened = open_model(settings, images=False)
+    opened = open_model(settings)
     if settings.kernel != "auto":
         resolve_kernel(settings.kernel, opened.device)
     score, loader = find_score(settings.score or ""), open_loader(settings.data)
@@ -64,9 +73,11 @@ def run_score(
     weights_of(module)  # what cannot be written is refused before the work
     unpatch_(module)  # a tuned folder is tuned anew, from α = 0
     set_temperature_(module, 1.0)
-    if dry_run:
+    if plan:
         return _plan(settings, opened)
+    track = as_tracker(progress)
     with claimed(settings.output) as stage:
+        on_start()
         with contextlib.redirect_stdout(sys.stderr):  # the user's own code may print
             result = tune_score(
                 module,
@@ -79,8 +90,9 @@ def run_score(
                 kernel=settings.kernel,
                 exclude=settings.exclude,
                 skip_unknown=settings.skip_unknown,
-                progress=progress,
+                progress=track,
             )
+        track.phase("writing the report")
         model = describe_model(opened, result.layers, Probe(0, {}), result.patched)
         return _write(stage, settings, opened, result, gates, model)
 
@@ -111,16 +123,18 @@ def _plan(settings: TuneSettings, opened: OpenedModel) -> ScorePlan:
         require_health(module)
         alphas = resolve_alphas(settings.alphas, unpatched_alpha(module))
     env = environment(opened.device, DTYPES[settings.dtype])
+    model = describe_source(opened).extended(
+        PlannedModel, norm_layers=len(survey(module)), patched=tuple(names)
+    )
     return ScorePlan(
-        model=describe_source(opened).extended(
-            PlannedModel, norm_layers=len(survey(module)), patched=tuple(names)
-        ),
+        model=model,
         data=PlannedData(source=settings.data),
         env=env.extended(SeededEnvironment, seed=settings.seed),
         score=PlannedScore(source=settings.score or ""),
         alphas=tuple(alphas),
         settings=asdict(settings),
         warnings=tuple(opened.warnings),
+        power=plan_score_power(settings, model),
     )
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from alphatune.core.errors import ConfigurationError, ResourceError
+from alphatune.core.progress import ShowProgress
 from alphatune.core.version import VERSION
 from alphatune.data.digits import Pixels, Scanner, read_digits, rescan, write_class_folders
 from alphatune.data.stratification import hold_out, partition
@@ -52,6 +53,7 @@ def run_demo(
     device: str = "auto",
     overwrite: bool = False,
     say: Callable[[str], None] | None = None,
+    progress: ShowProgress = None,
 ) -> DemoDocument:
     """Run the demo in a new folder; it is removed again if anything goes wrong.
 
@@ -61,6 +63,7 @@ def run_demo(
         device: as for ``run_train``.
         overwrite: replace an earlier demo, and only a demo.
         say: called with a line at each step.
+        progress: shows how far each step is, as for ``run_tune``.
 
     Returns:
         What demo.json holds.
@@ -80,7 +83,7 @@ def run_demo(
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         with _one_thread():
-            return _run(folder, images, targets, seed, device, say or (lambda _text: None))
+            return _run(folder, images, targets, seed, device, say or (lambda _text: None), progress)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise ResourceError(f"cannot write {folder}: {error}", "is the disk full or read-only?") from None
@@ -90,7 +93,13 @@ def run_demo(
 
 
 def _run(
-    folder: Path, images: Pixels, targets: Any, seed: int, device: str, say: Callable[[str], None]
+    folder: Path,
+    images: Pixels,
+    targets: Any,
+    seed: int,
+    device: str,
+    say: Callable[[str], None],
+    progress: ShowProgress,
 ) -> DemoDocument:
     mark = {"schema": SCHEMA, "command": "demo", "alphatune": VERSION, "seed": seed}
     (folder / RESULT).write_text(json.dumps(mark), encoding="utf-8")  # ours, should the power fail
@@ -122,9 +131,10 @@ def _run(
             device=device,
             seed=seed,
             output=str(folder / "model"),
-        )
+        ),
+        progress,
     )
-    say("sweeping alpha on the shifted validation images")
+    say("sweeping α on the shifted validation images")
     tuning: Any = run_tune(
         TuneSettings(
             model=str(folder / "model"),
@@ -134,7 +144,8 @@ def _run(
             device=device,
             seed=seed,
             output=str(folder / "tuned"),
-        )
+        ),
+        progress,
     )
     say("evaluating both models on the validation images that were not shifted")
     unshifted = {
@@ -145,7 +156,8 @@ def _run(
                 split="validation",
                 workers="0",
                 device=device,
-            )
+            ),
+            progress,
         )
         for name, model in (("baseline", "model"), ("chosen", "tuned"))
     }

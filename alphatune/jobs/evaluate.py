@@ -7,11 +7,13 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from alphatune.core.hashing import sha256
+from alphatune.core.progress import ShowProgress, as_tracker
 from alphatune.core.version import VERSION
 from alphatune.data.label_order import check_label_order, near_chance
-from alphatune.evaluation.predictor import Progress, evaluate
+from alphatune.evaluation.predictor import evaluate
 from alphatune.jobs.describe import describe_data, describe_env, describe_model, describe_plan, model_alpha
 from alphatune.jobs.opening import predictor_of, prepare
+from alphatune.jobs.preparation import Say, announce
 from alphatune.kernels.dispatch import COMPILED_FROM, resolve_kernel, use_kernel
 from alphatune.models.running_stats_check import require_health
 from alphatune.models.temperature import get_temperature
@@ -30,22 +32,26 @@ from alphatune.tuning.remarks import remark_on_inactive
 
 def run_evaluate(
     settings: EvaluateSettings,
-    progress: Progress | None = None,
+    progress: ShowProgress = None,
     *,
     scores: str | None = None,
     overwrite: bool = False,
-    dry_run: bool = False,
+    plan: bool = False,
+    say: Say | None = None,
 ) -> EvaluateDocument | ImagesPlan:
     """Evaluate a model or tuned folder: same reader, scores and metrics as ``run_tune``.
 
     Args:
         scores: file for the scores of every example, which ``run_compare`` pairs.
         overwrite: replace such a file.
+        say: told how images are prepared, before the work begins.
     """
     kept = None if scores is None else Path(scores)
     if kept is not None:
         check_scores_file(kept, overwrite=overwrite)
-    prepared = prepare(settings)
+    track = as_tracker(progress)
+    prepared = prepare(settings, track)
+    track.begin("evaluating")
     module = prepared.opened.module
     if settings.alpha is not None:
         if get_alpha(module):  # a tuned folder says which of its layers are example-weighted
@@ -53,7 +59,8 @@ def run_evaluate(
         else:
             patch_(module, settings.alpha, skip_unknown=settings.skip_unknown)
     require_health(module)
-    if dry_run:
+    announce(prepared.announcement, say)
+    if plan:
         return describe_plan(settings, prepared, tuple(get_alpha(module)), ())
     layers = prepared.probe.watched.account(survey(module))
     weighted = tuple(get_alpha(module))
@@ -67,7 +74,7 @@ def run_evaluate(
             prepared.batches,
             predictor=predictor_of(settings, prepared),
             total=len(prepared.batches),
-            progress=progress,
+            progress=track,
         )
     examples = prepared.batches.examples
     summary = summarise(measured)

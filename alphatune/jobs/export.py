@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from alphatune.core.progress import ShowProgress, as_tracker
 from alphatune.core.version import VERSION
 from alphatune.export.onnx import DEFAULT_OPSET
 from alphatune.export.output_file import staged_file
@@ -12,6 +13,7 @@ from alphatune.jobs.describe import describe_preprocessing, describe_source, mod
 from alphatune.jobs.export_job import INPUT, OUTPUT, ExportJob, open_export
 from alphatune.jobs.exported_graph import Checked, write_graph
 from alphatune.jobs.hub_folder import write_hub_folder
+from alphatune.jobs.preparation import Say
 from alphatune.models.output import staged
 from alphatune.models.temperature import get_temperature
 from alphatune.models.weights_file import write_weights
@@ -31,11 +33,18 @@ from alphatune.results.export import (
 from alphatune.settings import ExportSettings
 
 
-def run_export(settings: ExportSettings, *, model: nn.Module | None = None) -> ExportDocument:
+def run_export(
+    settings: ExportSettings,
+    progress: ShowProgress = None,
+    *,
+    model: nn.Module | None = None,
+    say: Say | None = None,
+) -> ExportDocument:
     """Write what the settings ask for, and compare it with the tuned model before it gets its name.
 
     Args:
         model: an instance of the architecture, where the folder does not know how to build it.
+        say: told how the images to check on are prepared, before anything is run.
 
     Returns:
         What is printed as JSON.
@@ -43,10 +52,12 @@ def run_export(settings: ExportSettings, *, model: nn.Module | None = None) -> E
     Raises:
         AlphatuneError: in one of its kinds, and no file is left; NumericError where it computes something else.
     """
-    job = open_export(settings, model)
+    track = as_tracker(progress)
+    job = open_export(settings, model, say)
+    track.phase(f"exporting as {settings.format}")
     if settings.format == "hf":
         with staged(job.output, overwrite=settings.overwrite, keep=[settings.model]) as stage:
-            checked = write_hub_folder(job, stage)
+            checked = write_hub_folder(job, stage, track)
     else:
         with staged_file(job.output, overwrite=settings.overwrite) as path:
             if settings.format == "safetensors":
@@ -55,7 +66,7 @@ def run_export(settings: ExportSettings, *, model: nn.Module | None = None) -> E
                 )
                 checked = Checked(())
             else:
-                checked = write_graph(job, path)
+                checked = write_graph(job, path, track)
     images = CheckImages(source=job.images.source, n=len(job.images.images))
     return ExportDocument(
         alphatune=VERSION,

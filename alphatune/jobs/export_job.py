@@ -30,7 +30,8 @@ from alphatune.export.output_file import check_output_file
 from alphatune.export.program import WITHOUT_A_GRAPH
 from alphatune.export.record import architecture_of, export_record
 from alphatune.jobs.check_images import CheckImages, open_check_images, random_images
-from alphatune.jobs.opening import OpenedModel, assumed_preprocessing, open_model, override_preprocessing
+from alphatune.jobs.opening import OpenedModel, open_model, override_preprocessing
+from alphatune.jobs.preparation import Say, announce, preparation
 from alphatune.models.bundle import WEIGHTS, Bundle, read_bundle, restore_
 from alphatune.models.checkpoint_loading import Loaded
 from alphatune.models.output import check_output
@@ -92,7 +93,9 @@ class ExportJob:
         )
 
 
-def open_export(settings: ExportSettings, model: nn.Module | None = None) -> ExportJob:
+def open_export(
+    settings: ExportSettings, model: nn.Module | None = None, say: Say | None = None
+) -> ExportJob:
     """Check the settings, open the folder, run the model on the images to check with, fold its temperature.
 
     Raises:
@@ -117,20 +120,20 @@ def open_export(settings: ExportSettings, model: nn.Module | None = None) -> Exp
         require_onnx()
     if settings.format == "pt2":
         require_torch(EXPORTED_PROGRAM, WITHOUT_A_GRAPH)
-    opened = open_model(settings, images=False) if model is None else _given(settings, bundle, model)
+    opened = open_model(settings) if model is None else _given(settings, bundle, model)
     require_health(opened.module)
     images = (
         CheckImages(random_images(settings, opened.preprocessing), "random")
         if settings.format == "safetensors"
-        else open_check_images(settings, opened.preprocessing)
+        else open_check_images(settings, opened.preparation)
     )
     checked = _check_outputs(opened.module, images.images, settings.logits)
+    announce(images.announcement, say)
     expected = tuple(_expect(opened.module, images.images, size) for size in BATCH_SIZES)
     elsewhere = None if settings.fixed_size else _elsewhere(opened.module, images.images)
     head = _fold_temperature(opened.module, images.images)
     notes = [*opened.warnings, *checked, *([images.remark] if images.remark else [])]
-    if bundle.preprocessing is None:
-        notes += assumed_preprocessing(settings, opened.preprocessing)
+    notes += opened.preparation.warnings()
     result = None
     with contextlib.suppress(InputError):
         result = read_tuned(folder)
@@ -171,7 +174,8 @@ def _given(settings: ExportSettings, bundle: Bundle, model: nn.Module) -> Opened
     preprocessing = override_preprocessing(bundle.preprocessing or Preprocessing(), settings)
     source = Source(bundle.spec, bundle.kind, model, bundle.model_kwargs, bundle.preprocessing)
     checkpoint = Loaded(str(bundle.folder / WEIGHTS), bundle.weights_sha256)
-    return OpenedModel(model, source, checkpoint, preprocessing, torch.device("cpu"), ())
+    prepared = preparation(settings, source, preprocessing)
+    return OpenedModel(model, source, checkpoint, prepared, torch.device("cpu"), ())
 
 
 def _check_outputs(model: nn.Module, images: Tensor, wanted: str | None) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from alphatune.core.hashing import file_state, settled, write_note
 from alphatune.core.peers import place_of_process
 from alphatune.jobs.gates import open_gates
 from alphatune.jobs.result_cache import NOTES, CachedResult, results_folder, timed_on, write_again
+from alphatune.jobs.tracking import check_trackers, tracked
 from alphatune.models.output import check_output
 from alphatune.results.tune import TuneDocument
 from alphatune.settings import TuneSettings
@@ -40,6 +41,7 @@ def look_up_tune(settings: TuneSettings) -> TuneDocument | None:
         ConfigurationError: an output that may not be written, a gate that cannot be right.
         ResourceError: the disk refused.
     """
+    check_trackers(settings.log_to)
     root = results_folder()
     several = place_of_process() is not None
     if root is None or settings.no_cache or settings.score is not None or several:
@@ -54,7 +56,12 @@ def look_up_tune(settings: TuneSettings) -> TuneDocument | None:
     check_output(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings))
     gates = open_gates(settings)
     earlier = known.read()
-    return None if earlier is None else write_again(settings, known, earlier, gates)
+    if earlier is None:
+        return None
+    with tracked("tune", settings) as tracking:
+        document = write_again(settings, known, earlier, gates)
+        tracking.tuned(document)
+        return document
 
 
 def remember(settings: TuneSettings, known: CachedResult, started: int) -> None:

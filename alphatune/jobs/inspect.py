@@ -10,11 +10,14 @@ import torch
 from msgspec import UNSET
 
 from alphatune.core.errors import ConfigurationError, UnsupportedModelError
-from alphatune.evaluation.predictor import Progress
+from alphatune.core.progress import ShowProgress, as_tracker
+from alphatune.data.loading import Batches
+from alphatune.data.preprocessing import PARTS
 from alphatune.evaluation.reading import SeveralOutputsError
 from alphatune.jobs.averages import open_images
 from alphatune.jobs.describe import describe_data, describe_preprocessing, describe_source
 from alphatune.jobs.opening import OpenedModel, open_model
+from alphatune.jobs.preparation import Say, announce
 from alphatune.models.measurement import measure_moments
 from alphatune.models.outputs import check_outputs_, find_reading_
 from alphatune.models.paths import trace_paths
@@ -33,19 +36,25 @@ from alphatune.settings import InspectSettings
 
 
 def run_inspect(
-    settings: InspectSettings, progress: Progress | None = None, *, paths: bool = False
+    settings: InspectSettings,
+    progress: ShowProgress = None,
+    *,
+    paths: bool = False,
+    say: Say | None = None,
 ) -> InspectDocument:
     """List every norm layer of any model: what it is, what it sees, whether it can be patched, its health.
 
     With data also how far its moving averages are from what it sees of them (stats_drift.py). With
     ``paths`` also whether it has a norm-free path to the output, as ``trace_paths`` finds it.
+    ``say`` is told how the images are prepared, before they are read.
     """
-    # Without data only the size of an image matters.
-    opened = open_model(settings, images=settings.data is not None or settings.input_size is None)
+    opened = open_model(settings)
+    batches, announcement = _opened_images(settings, opened)
     output, seen, watched = watch_layers(opened.module, opened.preprocessing.input_size, opened.device)
     classes, notes = _outputs(settings, opened, output)
     health = {h.layer: h for h in examine(opened.module)}
-    found, data = _measured(settings, opened, progress)
+    announce(announcement, say)
+    found, data = _measured(opened, batches, progress)
     traced = trace_paths(opened.module, opened.preprocessing.input_size, opened.device) if paths else None
     rows = []
     for layer in watched.account(survey(opened.module)):
@@ -66,7 +75,10 @@ def run_inspect(
                 free_path=traced.free.get(layer.name) if traced else UNSET,
             )
         )
-    warnings = [*opened.warnings, *notes, *_stale(rows, found)]
+    assumed = opened.preparation.warnings(
+        PARTS if batches else ("input_size",)
+    )  # without images their size matters
+    warnings = [*opened.warnings, *assumed, *notes, *_stale(rows, found)]
     if traced and traced.remark:
         warnings.append(f"paths to the output are unknown: {traced.remark}")
     return InspectDocument(
@@ -97,15 +109,13 @@ def _outputs(
         return None, ()
 
 
-def _measured(
-    settings: InspectSettings, opened: OpenedModel, progress: Progress | None
-) -> tuple[dict[str, float], InspectedData | None]:
-    """Each layer's distance between stored and measured moments, and the data they were measured on."""
+def _opened_images(settings: InspectSettings, opened: OpenedModel) -> tuple[Batches | None, tuple[str, ...]]:
+    """The images to measure on, if any are named, and what to announce of how they are prepared."""
     if settings.data is None:
         for name in ("split", "limit", "data_root", "input_key", "target_key"):
             if getattr(settings, name) is not None:
                 raise ConfigurationError(f"`{name}` needs `data=DATA`")
-        return {}, None
+        return None, ()
     batches = open_images(
         settings,
         settings.data,
@@ -114,7 +124,16 @@ def _measured(
         limit=settings.limit,
         split_seed=settings.split_seed,
     )
-    found = distances(opened.module, measure_moments(opened.module, batches, progress=progress))
+    return batches, opened.preparation.check(batches.examples)
+
+
+def _measured(
+    opened: OpenedModel, batches: Batches | None, progress: ShowProgress
+) -> tuple[dict[str, float], InspectedData | None]:
+    """Each layer's distance between stored and measured moments, and the data they were measured on."""
+    if batches is None:
+        return {}, None
+    found = distances(opened.module, measure_moments(opened.module, batches, progress=as_tracker(progress)))
     return found, describe_data(batches).extended(InspectedData, threshold=STALE)
 
 

@@ -144,7 +144,7 @@ def _inputs(settings: TuneSettings, prepared: Prepared, others: tuple[Batches, .
 
 def code_of(model: nn.Module, name: str) -> Iterator[str]:
     """What is loaded of the packages of the model's layers and factory whose versions the key does not hold."""
-    modules = {type(module).__module__ for module in model.modules()} | {name.partition(":")[0]}
+    modules = {type(module).__module__ for module in model.modules()} | {name.rpartition(":")[0] or name}
     packages = {module.partition(".")[0] for module in modules} - _VERSIONED
     for loaded, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)

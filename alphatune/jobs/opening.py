@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from alphatune.core.distributed import local_device
 from alphatune.core.errors import ConfigurationError, one_line, raise_if_machine_failed
+from alphatune.core.progress import Tracker
 from alphatune.data.cache import with_cache
 from alphatune.data.class_map import only_present
 from alphatune.data.datasets import open_data, opens_by_name
@@ -26,6 +27,7 @@ from alphatune.data.shards import absolute_pattern, is_pattern
 from alphatune.data.splits import open_splits
 from alphatune.data.workers import affordable_workers, automatic_workers
 from alphatune.evaluation.predictor import Predictor
+from alphatune.jobs.preparation import Preparation, preparation
 from alphatune.kernels.dispatch import resolve_kernel
 from alphatune.models.bundle import WEIGHTS, build_bundled, read_bundle, restore_
 from alphatune.models.checkpoint_loading import Loaded, load_weights_
@@ -50,9 +52,13 @@ class OpenedModel:
     module: nn.Module
     source: Source
     checkpoint: Loaded | None
-    preprocessing: Preprocessing
+    preparation: Preparation
     device: torch.device
     warnings: tuple[str, ...]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.preparation.preprocessing
 
 
 @dataclass(frozen=True)
@@ -64,14 +70,11 @@ class Prepared:
     probe: Probe
     warnings: tuple[str, ...]
     skipped: tuple[Unreadable, ...] = ()  # images that cannot be read, left out
+    announcement: tuple[str, ...] = ()  # how images are prepared, to be said before the work begins
 
 
-def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
-    """Build the model that MODEL and its options name, with weights, on its device.
-
-    Args:
-        images: whether its images will be prepared here, and it matters that nobody says how.
-    """
+def open_model(settings: ModelSettings) -> OpenedModel:
+    """Build the model that MODEL and its options name, with weights, on its device."""
     device = local_device(resolve_device(settings.device))
     checkpoint: Loaded | None = None
     notes: list[str] = []
@@ -105,13 +108,11 @@ def open_model(settings: ModelSettings, *, images: bool = True) -> OpenedModel:
             notes.append(f"no `checkpoint` was given: the weights are those that {settings.model} made")
         elif not source.weights:
             notes.append("the model has random weights (`pretrained=False`)")
-    base = source.preprocessing
-    preprocessing = override_preprocessing(base or Preprocessing(), settings)
-    if base is None and images:
-        notes += assumed_preprocessing(settings, preprocessing)
+    preprocessing = override_preprocessing(source.preprocessing or Preprocessing(), settings)
+    prepared = preparation(settings, source, preprocessing)
     require_device(source.model, device)
     source.model.eval()
-    return OpenedModel(source.model, source, checkpoint, preprocessing, device, tuple(notes))
+    return OpenedModel(source.model, source, checkpoint, prepared, device, tuple(notes))
 
 
 def check_choices(settings: ModelSettings) -> None:
@@ -131,15 +132,6 @@ def read_named_checkpoint(settings: ModelSettings, path: str | Path) -> Checkpoi
         key=settings.checkpoint_key,
         prefix=settings.checkpoint_prefix,
     )
-
-
-def assumed_preprocessing(settings: ModelSettings, preprocessing: Preprocessing) -> list[str]:
-    """A remark on what neither the model nor the options say about preprocessing."""
-    if None not in (settings.mean, settings.std, settings.input_size, settings.crop_pct):
-        return []
-    values = preprocessing.to_dict()
-    assumed = ", ".join(f"{k} {v}" for k, v in values.items() if getattr(settings, k) is None)
-    return [f"the model does not say how its images are prepared; assumed {assumed}"]
 
 
 def require_device(model: nn.Module, device: torch.device) -> None:
@@ -169,7 +161,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def prepare(settings: EvaluateSettings) -> Prepared:
+def prepare(settings: EvaluateSettings, track: Tracker | None = None) -> Prepared:
     """Open model and data, and check that classes and input size fit each other."""
     if settings.dtype not in DTYPES:
         raise ConfigurationError(f"unknown dtype {settings.dtype!r}", f"one of: {', '.join(DTYPES)}")
@@ -180,6 +172,7 @@ def prepare(settings: EvaluateSettings) -> Prepared:
         resolve_kernel(settings.kernel, opened.device)  # one that cannot run is an error before anything runs
     examples = _open_examples(settings, opened.preprocessing.image_mode).decoded_by(settings.decoder)
     examples = examples.at_most(settings.max_pixels)
+    announcement = opened.preparation.check(examples)
     seen = probe(
         opened.module,
         opened.preprocessing.input_size,
@@ -190,6 +183,7 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     _check_classes(examples, seen.num_classes)
     if settings.classes_only_present:
         examples = only_present(examples)
+    notes = [*opened.warnings, *opened.preparation.warnings(), *examples.warnings]
     batch_size = whole_number(settings.batch_size, "`batch_size`", 1)
     batch_size = batch_size or automatic_batch_size(opened.preprocessing, opened.device)
     workers, fewer = choose_workers(settings.workers, batch_size, opened.preprocessing)
@@ -201,18 +195,12 @@ def prepare(settings: EvaluateSettings) -> Prepared:
         workers=workers,
     )
     total = len(batches)
-    batches, skipped = without_unreadable(batches, settings.on_bad_image)
-    notes = [
-        *opened.warnings,
-        *examples.warnings,
-        *fewer,
-        *skipped_warning(settings.data, skipped, total),
-        *seen.warnings,
-    ]
+    batches, skipped = without_unreadable(batches, settings.on_bad_image, track)
+    notes += [*fewer, *skipped_warning(settings.data, skipped, total), *seen.warnings]
     notes += check_outputs_(opened.module, _first_images(batches))
     # An evaluation is one pass, and keeps nothing unless told to.
     where = "none" if settings.cache == "auto" and not isinstance(settings, TuneSettings) else settings.cache
-    return Prepared(opened, with_cache(batches, where), seen, tuple(notes), skipped)
+    return Prepared(opened, with_cache(batches, where), seen, tuple(notes), skipped, announcement)
 
 
 def _first_images(batches: Batches) -> Tensor:

@@ -11,12 +11,15 @@ A folder that does not hold what its result.json says is no hit.
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
 import platform
 import shutil
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -33,6 +36,9 @@ from alphatune.results.tune import Cached, TuneDocument
 from alphatune.settings import TuneSettings
 from alphatune.settings.option import without_effect
 from alphatune.settings.saved import input_paths, to_command, to_toml, values_to_toml
+
+if TYPE_CHECKING:
+    from alphatune.reports.scores import StoredScores
 
 VARIABLE, OFF = "ALPHATUNE_CACHE", ("off", "no", "false", "0")
 NOTES = "notes"
@@ -83,9 +89,21 @@ def results_folder() -> Path | None:
     """The folder of all results, made if it is not there; None where nothing is to be kept."""
     named = os.environ.get(VARIABLE)
     if named:
-        return None if named.lower() in OFF else private_folder(Path(named))
+        if named.lower() in OFF:
+            return None
+        folder = private_folder(Path(named))
+        if folder is None:
+            _say_unused(named)
+        return folder
     folder = cache_folder()
     return private_folder(folder / "results") if folder else None
+
+
+@functools.cache  # once a process
+def _say_unused(named: str) -> None:
+    logging.getLogger("alphatune").warning(
+        "warning: the cache %s is not used: only you may be able to write to it (chmod go-w %s)", named, named
+    )
 
 
 def write_again(
@@ -101,7 +119,7 @@ def write_again(
         earlier,
         command_line=to_command("tune", settings),
         cache=Cached(key=known.key, measured=when.isoformat(timespec="seconds")),
-        gates=judge(gates, earlier),
+        gates=judge(gates, earlier, _scores(known.folder, earlier, gates)),
     )
     with staged(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings)) as stage:
         of_the_run = shutil.ignore_patterns(_RUN, RESULT)
@@ -109,7 +127,21 @@ def write_again(
         (stage / _RUN).write_text(_run_toml(settings, known.folder / _RUN), encoding="utf-8")
         # What an earlier run was to go on from is of no more use.
         shutil.rmtree(beside(Path(os.path.abspath(settings.output)), "resume"), ignore_errors=True)
+        if document.gates != earlier.gates:  # the pages show them
+            from alphatune.reports.folder import write_pages  # with SciPy, which few answers need
+            from alphatune.reports.scores import read_scores
+
+            write_pages(stage, document, read_scores(stage))
         return write_result(stage, document)
+
+
+def _scores(folder: Path, document: TuneDocument, gates: tuple[Gate, ...]) -> StoredScores | None:
+    """The scores of every example, where a gate needs them."""
+    if not any(gate.needs_scores for gate in gates):
+        return None
+    from alphatune.reports.scores import read_own_scores  # with SciPy
+
+    return read_own_scores(folder, document)
 
 
 def _run_toml(settings: TuneSettings, earlier: Path) -> str:

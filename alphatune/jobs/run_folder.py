@@ -10,6 +10,8 @@ from alphatune.core.errors import ConfigurationError, InputError
 from alphatune.core.folder_lock import locked
 from alphatune.core.toml import tomllib
 from alphatune.jobs.opening import resolved_paths
+from alphatune.jobs.trackers import FOLDER as TENSORBOARD
+from alphatune.jobs.tracking import RUN_IDS
 from alphatune.models.output import MANIFEST, check_name, check_output, disk_errors, is_bundle, remove
 from alphatune.results.stored import read_trained
 from alphatune.results.training import TrainDocument
@@ -18,10 +20,11 @@ from alphatune.settings.option import declared, without_effect
 from alphatune.settings.saved import input_paths, to_toml
 from alphatune.training.state import replace_file
 
-CHECKPOINT, RUN, LOG, TENSORBOARD = "checkpoint.pt", "run.toml", "log.csv", "tensorboard"
+CHECKPOINT, RUN, LOG = "checkpoint.pt", "run.toml", "log.csv"
 #: what a run writes; nothing else is ever removed
 _FILES = (
-    CHECKPOINT, LOG, TENSORBOARD, "model.safetensors", "config.json", "curves.png", "result.json", MANIFEST, RUN,
+    CHECKPOINT, LOG, RUN_IDS, TENSORBOARD, "model.safetensors", "config.json", "curves.png", "result.json", MANIFEST,
+    RUN,
 )  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def find_cxx(compiler: str | None = None) -> Finding:
     facts = {"path": compiler, "openmp": openmp, "python_headers": headers}
     lacking = []
     if not openmp:
-        lacking.append(f"no OpenMP, so the compiled kernels use one thread ({failures[0]})")
+        lacking.append(f"no OpenMP, so the compiled kernels are for one thread only ({failures[0]})")
     if not headers:
         lacking.append("no Python.h, which torch.compile needs (the package python3-dev)")
     if lacking:

@@ -11,6 +11,7 @@ from torch import nn
 
 from alphatune.core.distributed import World
 from alphatune.core.errors import ConfigurationError
+from alphatune.core.progress import Tracker
 from alphatune.data.augmentation import Augmentation, resolve_augmentation
 from alphatune.data.datasets import opens_by_name
 from alphatune.data.examples import Examples
@@ -22,7 +23,6 @@ from alphatune.data.splits import Splits, open_splits
 from alphatune.data.training_batches import DeviceBatches, DeviceCache, TrainingBatches
 from alphatune.jobs.opening import (
     DTYPES,
-    assumed_preprocessing,
     check_choices,
     choose_workers,
     override_preprocessing,
@@ -30,12 +30,13 @@ from alphatune.jobs.opening import (
     require_device,
     whole_number,
 )
+from alphatune.jobs.preparation import Preparation, preparation, prepared_by
 from alphatune.jobs.training_norm import convert_for_training_, norm_of
 from alphatune.models.finetuning import Started, build_for_classes
 from alphatune.models.output import is_bundle
 from alphatune.models.outputs import check_outputs_
 from alphatune.models.probe import probe
-from alphatune.models.sources import parse_model_kwargs
+from alphatune.models.sources import Source, parse_model_kwargs
 from alphatune.models.weights import weights_of
 from alphatune.norms.conversion import Norm
 from alphatune.settings import TrainSettings
@@ -56,18 +57,20 @@ class TrainingJob:
     validation: Batches | DeviceBatches
     world: World
     warnings: tuple[str, ...]
+    announcement: tuple[str, ...]  # how images are prepared, to be said before the work begins
 
     @property
     def model(self) -> nn.Module:
         return self.started.source.model
 
-    def cached(self) -> TrainingJob:
+    def cached(self, track: Tracker) -> TrainingJob:
         """The same job with all images decoded, on the device."""
         validation = self.validation
+        track.begin("reading the data", len(self.batches.examples) + len(validation), "images read")
         if isinstance(validation, Batches):
-            cache = DeviceCache.of(validation)
+            cache = DeviceCache.of(validation, track)
             validation = DeviceBatches(cache, self.preprocessing, validation.batch_size)
-        return replace(self, batches=self.batches.cached(), validation=validation)
+        return replace(self, batches=self.batches.cached(track), validation=validation)
 
     @property
     def fingerprint(self) -> str:
@@ -114,9 +117,10 @@ def prepare_training(settings: TrainSettings, device: torch.device, world: World
     started, notes = _build(settings, num_classes)
     model = started.source.model
     weights_of(model)  # what cannot be written is refused before the work
-    preprocessing = _preprocessing(settings, started)
-    if started.source.preprocessing is None and _dataset_name(settings) not in SMALL_IMAGES:
-        notes += assumed_preprocessing(settings, preprocessing)
+    prepared = _preparation(settings, started.source)
+    announcement = prepared.check(examples, splits.validation)
+    notes += prepared.warnings()
+    preprocessing = prepared.preprocessing
     require_device(model, torch.device("cpu"))
     seen = probe(
         model, preprocessing.input_size, torch.device("cpu"), widths=(num_classes,), wanted=settings.logits
@@ -154,7 +158,7 @@ def prepare_training(settings: TrainSettings, device: torch.device, world: World
     validation = evaluation_batches(splits.validation, preprocessing, settings, device)
     return TrainingJob(
         settings, recipe, started, norm, preprocessing, splits, batches, validation, world,
-        tuple(dict.fromkeys((*notes, *splits.train.warnings, *splits.validation.warnings))),
+        tuple(dict.fromkeys((*notes, *splits.train.warnings, *splits.validation.warnings))), announcement,
     )  # fmt: skip
 
 
@@ -189,12 +193,15 @@ def _dataset_name(settings: TrainSettings) -> str:
     return settings.data.lower() if opens_by_name(settings.data, settings.data_root) else ""
 
 
-def _preprocessing(settings: TrainSettings, started: Started) -> Preprocessing:
+def _preparation(settings: TrainSettings, source: Source) -> Preparation:
     """The model's own, if it was trained before; else the dataset's, else the architecture's."""
-    base = started.source.preprocessing or Preprocessing()
-    if not (settings.pretrained or settings.checkpoint):
-        base = SMALL_IMAGES.get(_dataset_name(settings), base)
-    return override_preprocessing(base, settings)
+    usual = None if settings.pretrained or settings.checkpoint else SMALL_IMAGES.get(_dataset_name(settings))
+    if usual is not None:
+        of_data = replace(source, preprocessing=usual, undeclared=(), weights="")
+        return prepared_by(settings, of_data, override_preprocessing(usual, settings), settings.data)
+    return preparation(
+        settings, source, override_preprocessing(source.preprocessing or Preprocessing(), settings)
+    )
 
 
 def _augmentation(settings: TrainSettings, preprocessing: Preprocessing) -> Augmentation:

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +17,9 @@ from msgspec import structs
 
 from alphatune.core.distributed import World, joined
 from alphatune.core.errors import AlphatuneError, UnsupportedModelError
+from alphatune.core.progress import ShowProgress, Tracker, as_tracker
 from alphatune.core.version import VERSION
 from alphatune.data.loading import Batches
-from alphatune.evaluation.predictor import Progress
 from alphatune.export.deployment import deployment_cost
 from alphatune.jobs.averages import DescribedAverages, describe_averages, open_averages, replace_averages_
 from alphatune.jobs.custom_score import run_score
@@ -28,8 +28,11 @@ from alphatune.jobs.fast_lookup import remember
 from alphatune.jobs.gates import Gate, judge, open_gates
 from alphatune.jobs.job_key import find_result, quick_key
 from alphatune.jobs.opening import DTYPES, Prepared, predictor_of, prepare, resolved
+from alphatune.jobs.plan import plan_power, plan_work
+from alphatune.jobs.preparation import Say, announce
 from alphatune.jobs.result_cache import write_again
 from alphatune.jobs.thumbnails import make_thumbnails
+from alphatune.jobs.tracking import RUN_IDS, Tracking, tracked
 from alphatune.models.bundle import write_model
 from alphatune.models.output import beside, check_output, claimed, filling
 from alphatune.models.probe import Probe
@@ -41,7 +44,7 @@ from alphatune.norms.survey import NormLayer, survey
 from alphatune.reports.deployment import cost_summary
 from alphatune.reports.folder import write_reports
 from alphatune.reports.result import tune_document
-from alphatune.reports.scores import StoredScores, Thumbnail
+from alphatune.reports.scores import ORIGINAL, StoredScores, Thumbnail
 from alphatune.results.bench import Deployment
 from alphatune.results.environment import TuneEnvironment
 from alphatune.results.model import Model
@@ -49,28 +52,49 @@ from alphatune.results.plan import ImagesPlan, ScorePlan
 from alphatune.results.tune import Tuned
 from alphatune.settings import TuneSettings
 from alphatune.settings.saved import check_minutes, decisive, input_paths, to_command, to_toml
+from alphatune.statistics.scores import Scores
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.journal import Journal, State, open_journal
-from alphatune.tuning.tune import TuneResult, check_choices, tune
+from alphatune.tuning.tune import TuneResult, check_choices, expected_examples, tune
 
 #: images, and seconds, of the look at what α costs in deployment
 DEPLOYMENT_BATCH, DEPLOYMENT_SECONDS = 32, 0.5
 
 
 def run_tune(
-    settings: TuneSettings, progress: Progress | None = None, *, dry_run: bool = False
+    settings: TuneSettings,
+    progress: ShowProgress = None,
+    *,
+    plan: bool = False,
+    say: Say | None = None,
 ) -> Tuned | ImagesPlan | ScorePlan | None:
     """Tune a model and write the tuned folder; under torchrun several processes share the work.
 
+    Args:
+        say: told how images are prepared, before the work begins.
+
     Returns:
-        What result.json holds; with ``dry_run`` the plan, and nothing is run on the
-        data or written. None in all but the first process.
+        What result.json holds; with ``plan`` the plan: a few images are timed, nothing is
+        written. None in all but the first process.
 
     Raises:
         AlphatuneError: in one of its kinds; nothing is left half written.
     """
-    if settings.score is not None:
-        return run_score(settings, progress, dry_run=dry_run)
+    with tracked("tune", settings) as tracking:
+        document = (
+            _tune(settings, tracking, progress, plan, say)
+            if settings.score is None
+            else run_score(settings, progress, plan=plan, on_start=tracking.begin)
+        )
+        if isinstance(document, Tuned):
+            tracking.tuned(document)
+        return document
+
+
+def _tune(
+    settings: TuneSettings, tracking: Tracking, progress: ShowProgress, plan: bool, say: Say | None
+) -> Tuned | ImagesPlan | None:
+    """``run_tune`` by a metric."""
     check_minutes(settings.checkpoint_minutes)
     check_output(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings))
     started = time.time_ns()
@@ -84,12 +108,13 @@ def run_tune(
         settings.race_delta,
         settings.granularity,
     )
-    prepared = prepare(settings)
+    track = as_tracker(progress)
+    prepared = prepare(settings, track)
     module = prepared.opened.module
     weights_of(module)  # what cannot be written is refused before the work
     unpatch_(module)  # a tuned folder is tuned anew, from α = 0
     set_temperature_(module, 1.0)
-    averages = open_averages(settings, prepared)
+    averages = open_averages(settings, prepared, track)
     found = survey(module)
     layers = prepared.probe.watched.account(found)
     too_small = _below(settings.min_positions, prepared.probe, layers)
@@ -100,12 +125,19 @@ def run_tune(
         if settings.recalibrate is None:  # which is the remedy
             require_health(module)
         alphas = resolve_alphas(settings.alphas, unpatched_alpha(module))
-    if dry_run:
-        return describe_plan(settings, prepared, names, alphas, **averages.plan())
+    announce(prepared.announcement, say)
+    if plan:
+        planned = describe_plan(settings, prepared, names, alphas, **averages.plan())
+        return structs.replace(
+            planned,
+            work=plan_work(settings, prepared, alphas, averages.batches(), exclude),
+            power=plan_power(settings, planned, alphas),
+        )
     known = find_result(settings, prepared, averages.batches())
     earlier = known.read() if known else None
     predictor = predictor_of(settings, prepared)
     with joined(prepared.opened.device) as world, ExitStack() as held:
+        track = track if world.first else Tracker()
         everywhere = not world.any(earlier is None)
         if everywhere and known and earlier:
             if world.first:
@@ -117,9 +149,17 @@ def run_tune(
             lambda: held.enter_context(claimed(output)) if world.first else output
         )
         stage = claims[0]
-        shown = progress if world.first else None
         journal = _journal(settings, prepared, world, averages.batches())
-        replaced = replace_averages_(averages, settings, prepared, predictor, world, shown)
+        if world.first:
+            if settings.log_to:
+                with suppress(OSError):  # without it a resumed job is another run of its trackers
+                    journal.begin()
+            tracking.begin(journal.folder / RUN_IDS)
+        held.enter_context(journal.kept_when_interrupted())
+        track.begin("averages" if averages.batches() else "")
+        if averages.batches():
+            track.later = -(-_expected(settings, len(prepared.batches)) // world.size)
+        replaced = replace_averages_(averages, settings, prepared, predictor, world, track)
         result = tune(
             module,
             prepared.batches,
@@ -139,7 +179,7 @@ def run_tune(
             skip_unknown=settings.skip_unknown,
             world=world,
             journal=journal,
-            progress=shown,
+            progress=track,
         )
         if given_up := next(filter(None, world.gather(journal.given_up)), ""):
             result = replace(result, warnings=(*result.warnings, given_up))
@@ -149,7 +189,18 @@ def run_tune(
                 prepared.opened, result.layers, prepared.probe, result.patched, too_small
             )
             measured = describe_averages(averages, replaced, prepared, result)
-            return _write(stage, settings, prepared, result, description, measured, gates, world.size)
+            return _write(
+                stage,
+                settings,
+                prepared,
+                result,
+                description,
+                measured,
+                replaced.before,
+                gates,
+                world.size,
+                track,
+            )
 
         document = _by_the_first(world, settings, write)
     if known and world.first:
@@ -173,6 +224,19 @@ def _by_the_first(world: World, settings: TuneSettings, write: Callable[[], Tune
     world.run_on_all_ranks(written)
     shutil.rmtree(_journal_folder(settings), ignore_errors=True)  # in each, as they may share no disk
     return documents[0] if documents else None
+
+
+def _expected(settings: TuneSettings, n: int) -> int:
+    """About how many examples the tune itself looks at."""
+    return expected_examples(
+        n,
+        settings.alphas,
+        metric=settings.metric,
+        curve=settings.curve,
+        granularity=settings.granularity,
+        temperature=settings.temperature,
+        batch_stats=settings.batch_stats,
+    )
 
 
 def _journal_folder(settings: TuneSettings) -> Path:
@@ -217,10 +281,16 @@ def _write(
     result: TuneResult,
     model: Model,
     averages: DescribedAverages,
+    original: Scores | None,
     gates: tuple[Gate, ...],
     processes: int,
+    track: Tracker,
 ) -> Tuned:
-    """Write the tuned folder, whole or not at all."""
+    """Write the tuned folder, whole or not at all.
+
+    Args:
+        original: scores by the moving averages that were stored, where others took their place.
+    """
     opened, module = prepared.opened, prepared.opened.module
     remarks = _remarks(result.patched, prepared.probe)
     document = tune_document(
@@ -239,23 +309,30 @@ def _write(
         warnings=(*prepared.warnings, *averages.warnings, *result.warnings, *remarks),
     )
     if result.alpha != result.baseline_alpha:
+        track.phase("timing inference")
         patch_(module, result.alpha, exclude=all_but(module, result.patched))
         document = structs.replace(document, deployment=_deployment(settings, prepared, result))
-    document = structs.replace(document, gates=judge(gates, document))
+    stored = _stored(settings, prepared, result, original)
+    document = structs.replace(document, gates=judge(gates, document, stored))
+    track.phase("writing the report")
     set_temperature_(module, result.temperature)
     output, keep = Path(settings.output), input_paths(settings)
     with filling(stage, output, overwrite=settings.overwrite, keep=keep):
         write_model(module, stage, source=opened.source, preprocessing=opened.preprocessing)
         (stage / "run.toml").write_text(to_toml(resolved(settings, prepared)), encoding="utf-8")
-        return write_reports(stage, document, _stored(settings, prepared, result))
+        return write_reports(stage, document, stored)
 
 
-def _stored(settings: TuneSettings, prepared: Prepared, result: TuneResult) -> StoredScores:
+def _stored(
+    settings: TuneSettings, prepared: Prepared, result: TuneResult, original: Scores | None
+) -> StoredScores:
     """What a report is drawn from: scores before and after, and pictures of what flipped."""
     swept, best = result.sweep, result.decision.best[result.metric]
     runs = {"baseline": swept.baseline, "chosen": result.chosen_scores}
     if best not in (result.baseline_alpha, result.alpha) and best in swept.alphas:
         runs["best"] = swept.scores[swept.alphas.index(best)]
+    if original is not None:
+        runs[ORIGINAL] = original
     after = result.chosen_scores if result.changes_model else runs.get("best")
     thumbnails: tuple[Thumbnail, ...] = ()
     if after is not None and settings.thumbnails:

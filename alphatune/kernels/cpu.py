@@ -25,6 +25,7 @@ import atexit
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -63,16 +64,29 @@ def load_library() -> Library | None:
         return None
     try:
         folder = _cache_folder()
-        for optional in _OPTIONAL_FLAGS:
+        for optional in _optional_flags():
             command = [compiler, *_FLAGS, *optional, str(SOURCE)]
             path = folder / f"cpu_kernels-{_fingerprint(command)}.so"
             started = time.perf_counter()
             if path.exists() or _compile(command, path):
                 seconds = time.perf_counter() - started
                 return Library(_open(path), seconds if seconds > 0.05 else 0.0)
-    except OSError:  # a full disk, a library that does not load: the plain operations do
+    except (OSError, AttributeError):  # a full disk, a library that does not load or lacks the functions
         pass
+    message = "warning: %s does not compile the fast kernels%s; norm layers run in plain operations, which are slower"
+    threads = "" if torch.get_num_threads() == 1 else " for several threads (OpenMP)"
+    logging.getLogger("alphatune").warning(message, compiler, threads)
     return None
+
+
+def _optional_flags() -> list[tuple[str, ...]]:
+    """Those to try. Without OpenMP the kernels use one thread, and lose against plain operations that use several.
+
+    On a Mac a second OpenMP runtime beside torch's own ends the process.
+    """
+    openmp = platform.system() != "Darwin"
+    one_thread = torch.get_num_threads() == 1
+    return [flags for flags in _OPTIONAL_FLAGS if (openmp if "-fopenmp" in flags else one_thread)]
 
 
 def find_compiler() -> str | None:

@@ -64,7 +64,7 @@ def resolve_kernel(kernel: Kernel, device: torch.device, *, worth_compiling: boo
             raise ConfigurationError(f"`kernel=compiled` is for the CPU, the model is on {device}", "triton")
         if cpu.load_library() is None:
             raise ConfigurationError(
-                "`kernel=compiled` needs a C++ compiler, and none works here",
+                "`kernel=compiled` needs a C++ compiler with OpenMP, and none works here",
                 "install g++ or clang++, or set CXX",
             )
     if kernel == "triton" and not (device.type == "cuda" and _triton_available()):

@@ -36,9 +36,10 @@ from torch import Tensor, nn
 
 from alphatune.core.distributed import World
 from alphatune.core.errors import ConfigurationError, DataError, NumericError, UnsupportedModelError
+from alphatune.core.progress import ShowProgress, Tracker, as_tracker, shows_progress
 from alphatune.data.checksums import changed
 from alphatune.data.loading import Batches
-from alphatune.evaluation.predictor import Predictor, Progress
+from alphatune.evaluation.predictor import Predictor
 from alphatune.models.measurement import Data, count_calls, device_of, pool_inputs, unweighted
 from alphatune.norms.calibrated import CALIBRATED, Calibrated
 from alphatune.norms.example_weighted import ExampleWeighted, weighted_class
@@ -62,13 +63,14 @@ class Calibration:
     order: Order = "one-pass"
 
 
+@shows_progress
 def calibrate_(
     model: nn.Module,
     data: Data,
     *,
     predictor: Predictor | None = None,
     world: World | None = None,
-    progress: Progress | None = None,
+    progress: ShowProgress = None,
 ) -> Calibration:
     """Measure moving averages for the layers that normalise by the example alone, in place.
 
@@ -83,7 +85,7 @@ def calibrate_(
             and each image should come once.
         predictor: dtype and memory format to run in, if not those of ``Predictor(model)``.
         world: the processes that share the work; all end with the same averages.
-        progress: called with (examples done, examples in all or None).
+        progress: as for ``tune``.
 
     Raises:
         UnsupportedModelError: no such layer, or none that the forward pass comes to.
@@ -92,8 +94,10 @@ def calibrate_(
         DataError: no examples, or too few for a variance. On any error the model is as it was.
     """
     names = layers_to_calibrate(model)
+    track = as_tracker(progress)
+    track.phase("averages")
     with unweighted(model):
-        pooled, examples = pool_inputs(model, names, data, predictor, world, progress)
+        pooled, examples = pool_inputs(model, names, data, predictor, world, track)
     modules = dict(model.named_modules())
     reached = _checked(names, pooled)
     for name in reached:
@@ -101,6 +105,7 @@ def calibrate_(
     return Calibration(examples, reached, tuple(n for n in names if n not in pooled))
 
 
+@shows_progress
 def recalibrate_(
     model: nn.Module,
     data: Data,
@@ -108,7 +113,7 @@ def recalibrate_(
     order: Order = "one-pass",
     predictor: Predictor | None = None,
     world: World | None = None,
-    progress: Progress | None = None,
+    progress: ShowProgress = None,
 ) -> Calibration:
     """Replace the moving averages of a model's BatchNorm layers by exact ones, in place.
 
@@ -132,14 +137,16 @@ def recalibrate_(
         raise ConfigurationError(f"unknown order {order!r}", f"one of: {', '.join(ORDERS)}")
     names = layers_to_recalibrate(model)
     modules = dict(model.named_modules())
+    track = as_tracker(progress)
+    track.phase("averages")
     with unweighted(model), _restored_on_error([modules[name] for name in names]):
         if order == "one-pass":
             with normalising_by_the_batch(modules[name] for name in names):
-                pooled, examples = pool_inputs(model, names, data, predictor, world, progress)
+                pooled, examples = pool_inputs(model, names, data, predictor, world, track)
             for name in _checked(names, pooled):
                 _give(modules[name], pooled[name], device_of(modules[name], model))
         else:
-            pooled, examples = _layer_by_layer(model, names, data, predictor, world, progress)
+            pooled, examples = _layer_by_layer(model, names, data, predictor, world, track)
     reached = tuple(name for name in names if name in pooled)
     return Calibration(examples, reached, tuple(n for n in names if n not in pooled), order)
 
@@ -248,7 +255,7 @@ def _layer_by_layer(
     data: Data,
     predictor: Predictor | None,
     world: World | None,
-    progress: Progress | None,
+    track: Tracker,
 ) -> tuple[dict[str, Moments], int]:
     """Measure each layer, in the order they run, with those before it normalising by their new averages."""
     if isinstance(data, Iterator):
@@ -259,19 +266,15 @@ def _layer_by_layer(
     world = world or World()
     modules = dict(model.named_modules())
     calls = count_calls(model, names, data, predictor, world)
-    total = len(data) * len(calls) if isinstance(data, Batches) else None
+    if isinstance(data, Batches):
+        track.expect(-(-len(data) // world.size) * len(calls))
     pooled: dict[str, Moments] = {}
     seen: list[NDArray[np.int64]] = []
-    examples = before = 0
-
-    def count(done: int, _: int | None) -> None:
-        if progress:
-            progress(before + done, total)
-
-    for name, times in calls.items():
+    examples = 0
+    for place, (name, times) in enumerate(calls.items(), 1):
+        track.phase(f"averages: layer {place} of {len(calls)}")
         until = (name, times)
-        found, examples = pool_inputs(model, (name,), data, predictor, world, count, until=until, seen=seen)
-        before += examples
+        found, examples = pool_inputs(model, (name,), data, predictor, world, track, until=until, seen=seen)
         _checked((name,), found)
         if not np.array_equal(seen[0], seen[-1]):
             raise changed("other images")

@@ -21,12 +21,14 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from alphatune.core.distributed import World
 from alphatune.core.errors import DataError
+from alphatune.core.progress import ShowProgress, Tracker, as_tracker, shows_progress
 from alphatune.data.checksums import check_repeats, checksums
 from alphatune.data.custom_batches import as_loader, only_inputs
 from alphatune.data.custom_loader import LoaderBatches
+from alphatune.data.custom_pairs import count_examples
 from alphatune.data.loading import Batch, Batches
 from alphatune.data.workers import from_workers
-from alphatune.evaluation.predictor import Predictor, Progress, evaluation_mode, explaining_failure
+from alphatune.evaluation.predictor import Predictor, evaluation_mode, explaining_failure
 from alphatune.norms.patching import example_weighted_layers
 from alphatune.norms.pooling import Moments, merge, moments_of
 from alphatune.norms.survey import survey
@@ -36,21 +38,24 @@ from alphatune.norms.watching import watching
 Data = Batches | LoaderBatches | Iterable[Any]
 
 
+@shows_progress
 def measure_moments(
     model: nn.Module,
     data: Data,
     *,
     predictor: Predictor | None = None,
     world: World | None = None,
-    progress: Progress | None = None,
+    progress: ShowProgress = None,
 ) -> dict[str, Moments]:
     """Pooled moments of every known norm layer's input, in eval mode at the unpatched α; nothing is changed.
 
     Args, raises: as for ``calibrate_``. Layers that no forward pass came to are left out.
     """
     names = tuple(x.name for x in survey(model) if x.status in ("patchable", "patched", "calibratable"))
+    track = as_tracker(progress)
+    track.phase("measuring")
     with unweighted(model):
-        return pool_inputs(model, names, data, predictor, world, progress)[0]
+        return pool_inputs(model, names, data, predictor, world, track)[0]
 
 
 def pool_inputs(
@@ -59,7 +64,7 @@ def pool_inputs(
     data: Data,
     predictor: Predictor | None,
     world: World | None,
-    progress: Progress | None,
+    track: Tracker,
     *,
     until: tuple[str, int] | None = None,
     seen: list[NDArray[np.int64]] | None = None,
@@ -67,6 +72,7 @@ def pool_inputs(
     """Moments of the inputs of some layers over all data and processes, and the number of examples.
 
     Args:
+        track: told of every batch, and how many examples to expect, if that is not known already.
         seen: takes the checksums of a loader's images, sorted.
 
     Raises:
@@ -74,11 +80,12 @@ def pool_inputs(
     """
     world = world or World()
     own = not isinstance(data, (Batches, LoaderBatches))  # which look for themselves
+    if until is None:
+        track.expect(_share(data, world))
 
     def share() -> tuple[dict[str, Moments], int, NDArray[np.int64]]:
         sums = [np.empty(0, dtype=np.int64)]
         with _watching(model, names, predictor, until) as (watch, run):
-            total = len(data) if isinstance(data, Batches) else None
             done = 0
             for inputs in _inputs(model, data, world):
                 if own and inputs.ndim > 2:  # rows of a table may well repeat
@@ -86,8 +93,7 @@ def pool_inputs(
                 with nullcontext() if isinstance(data, Batches) else explaining_failure(inputs):
                     run(inputs)
                 done += len(inputs)
-                if progress:
-                    progress(done, total)
+                track.add(len(inputs))
             return watch.pooled, done, np.concatenate(sums)
 
     parts = world.run_on_all_ranks(share)
@@ -103,6 +109,12 @@ def pool_inputs(
     if seen is not None:
         seen.append(sums)
     return pooled, examples
+
+
+def _share(data: Data, world: World) -> int | None:
+    """The examples that this process will see, if that is known."""
+    count = len(data) if isinstance(data, (Batches, LoaderBatches)) else count_examples(data)
+    return None if count is None else -(-count // world.size)
 
 
 def count_calls(

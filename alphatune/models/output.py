@@ -14,6 +14,7 @@ from pathlib import Path
 
 from alphatune.core.errors import ConfigurationError, ResourceError
 from alphatune.core.folder_lock import locked
+from alphatune.core.system import is_ours, sync
 
 #: the file that marks a folder as written by alphatune
 MANIFEST = "alphatune.json"
@@ -83,7 +84,7 @@ def _make_and_lock(stage: Path, output: Path, held: ExitStack) -> os.stat_result
         status = stage.lstat()
         # A link, or a folder of somebody else's in a place that all can write to, would have us delete or publish
         # what is not ours. (Some file systems give what we make to somebody else.)
-        if not stat.S_ISDIR(status.st_mode) or not (made or status.st_uid == os.geteuid()):
+        if not stat.S_ISDIR(status.st_mode) or not (made or is_ours(status)):
             raise ConfigurationError(f"expected {stage} to be a folder of ours, or not to exist", "remove it")
         held.enter_context(locked(stage, f"writing {output}", "wait for it, or give another `output`"))
     except FileNotFoundError:
@@ -242,12 +243,3 @@ def _swap(one: Path, other: Path) -> bool:
     except (OSError, AttributeError, TypeError):  # not Linux, or an old C library
         return False
     return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
-
-
-def sync(path: Path) -> None:
-    """Have a file or folder on the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

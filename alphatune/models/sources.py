@@ -36,8 +36,13 @@ from alphatune.core.errors import (
     one_line,
     raise_if_machine_failed,
 )
-from alphatune.core.suggestions import closest, did_you_mean, did_you_mean_path
-from alphatune.data.preprocessing import Preprocessing, preprocessing_of_timm, preprocessing_of_torchvision
+from alphatune.core.suggestions import closest, did_you_mean, did_you_mean_path, one_of
+from alphatune.data.preprocessing import (
+    Preprocessing,
+    preprocessing_of_timm,
+    preprocessing_of_torchvision,
+    undeclared_by_timm,
+)
 from alphatune.models.foreign import as_network, refuse_graph
 from alphatune.models.model_kwargs import Kwargs
 from alphatune.models.neighbours import Neighbours, neighbours_in
@@ -80,6 +85,7 @@ class Source:
     model: nn.Module
     model_kwargs: Kwargs = field(default_factory=dict)
     preprocessing: Preprocessing | None = None  # None: the source does not say
+    undeclared: tuple[str, ...] = ()  # parts of it that are defaults, and nothing the source says
     weights: str = ""  # which pretrained weights came along, "" for none
     checkpoint: Path | None = (
         None  # a file of weights that belongs to the architecture and is still to be loaded
@@ -116,6 +122,11 @@ def build(spec: str, *, pretrained: bool = True, model_kwargs: Mapping[str, Any]
     if (Path(spec) / "config.json").is_file():
         return _timm(f"local-dir:{spec}", pretrained, kwargs)
     if Path(spec).is_dir() and not timm.is_model(spec.partition(".")[0]):
+        if (Path(spec) / "checkpoint.pt").is_file() and (Path(spec) / "run.toml").is_file():
+            raise ConfigurationError(
+                f"the folder {spec} holds a training that has not ended",
+                "the same train command with `resume` ends it",
+            )
         raise ConfigurationError(f"the folder {spec} was not written by alphatune and has no config.json")
     if Path(spec).is_file():
         refuse_graph(Path(spec))
@@ -124,7 +135,8 @@ def build(spec: str, *, pretrained: bool = True, model_kwargs: Mapping[str, Any]
             f"try: MODEL `checkpoint={spec}`" if not spec.endswith(".py") else f"try: {spec}:FACTORY",
         )
     if rest:
-        return _factory(spec, scheme, rest, kwargs)
+        location, _, attribute = spec.rpartition(":")
+        return _factory(spec, location, attribute, kwargs)
     return _timm(spec, pretrained, kwargs)
 
 
@@ -154,20 +166,23 @@ def _timm(spec: str, pretrained: bool, kwargs: Kwargs) -> Source:
     if ":" not in spec:
         name = spec.partition(".")[0]
         if "/" in spec or not timm.is_model(name):
-            raise ConfigurationError(f"unknown model {spec!r}", _suggest(spec, name))
+            raise ConfigurationError(
+                f"unknown model {spec!r}, and no folder or file of that name", _suggest(spec, name)
+            )
         if pretrained and not timm.is_model_pretrained(spec):
             tagged = timm.list_pretrained(f"{name}.*")
             tags = [n.partition(".")[2] for n in tagged]
             raise ConfigurationError(
                 f"timm has no pretrained weights {spec!r}",
-                did_you_mean(spec, closest(spec, tagged, 1))
+                one_of([f"{name}.{tag}" for tag in closest(spec.partition(".")[2], tags, 1)])
                 or f"give `checkpoint=FILE`{', or one of the tags ' + ', '.join(tags[:8]) if tags else ''}",
             )
     with reading_safely():
         model = _call(timm.create_model, spec, spec, pretrained=pretrained, **kwargs)
     config = model.pretrained_cfg
     weights = f"{config.get('architecture')}.{config.get('tag') or 'default'}" if pretrained else ""
-    return Source(spec, "timm", model, kwargs, preprocessing_of_timm(model), weights)
+    undeclared = undeclared_by_timm(model)
+    return Source(spec, "timm", model, kwargs, preprocessing_of_timm(model), undeclared, weights)
 
 
 def _torchvision(spec: str, rest: str, pretrained: bool, kwargs: Kwargs) -> Source:
@@ -199,7 +214,8 @@ def _torchvision(spec: str, rest: str, pretrained: bool, kwargs: Kwargs) -> Sour
             kwargs = {**kwargs, implied: getattr(model, implied), "init_weights": False}
     preset = weights.transforms()
     preprocessing = preprocessing_of_torchvision(preset) if hasattr(preset, "crop_size") else None
-    return Source(spec, "torchvision", model, kwargs, preprocessing, str(weights) if pretrained else "")
+    came_along = str(weights) if pretrained else ""
+    return Source(spec, "torchvision", model, kwargs, preprocessing, weights=came_along)
 
 
 def find_factory(spec: str, what: str = "MODEL", *, again: bool = True) -> Any:
@@ -210,7 +226,7 @@ def find_factory(spec: str, what: str = "MODEL", *, again: bool = True) -> Any:
         again: run a file anew even if it was run before; without, what the model came from is
             found as the model saw it, with the same classes and constants.
     """
-    location, _, attribute = spec.partition(":")
+    location, _, attribute = spec.rpartition(":")  # there may be a drive before it
     module = _import(location, spec, what, again)
     factory: Any = module
     for part in attribute.split("."):
@@ -235,11 +251,13 @@ def _factory(spec: str, location: str, attribute: str, kwargs: Kwargs) -> Source
     if location.endswith(".py"):
         spec = f"{Path(location).absolute()}:{attribute}"  # so that a tuned folder finds it from anywhere
     model, notes = as_network(model, spec)
-    preprocessing = None
+    preprocessing: Preprocessing | None = None
+    undeclared: tuple[str, ...] = ()
     if getattr(model, "pretrained_cfg", None):
         with contextlib.suppress(Exception):  # a foreign pretrained_cfg may be anything
+            undeclared = undeclared_by_timm(model)
             preprocessing = preprocessing_of_timm(model)
-    return Source(spec, "factory", model, kwargs, preprocessing, notes=notes)
+    return Source(spec, "factory", model, kwargs, preprocessing, undeclared, notes=notes)
 
 
 def _import(location: str, spec: str, what: str = "MODEL", again: bool = True) -> Any:
@@ -313,16 +331,24 @@ def _takes(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: Kwargs) -
 
 
 def _suggest(spec: str, name: str) -> str:
-    """timm's models and tuned folders of a similar name."""
+    """Models of a similar name: timm's, torchvision's, our own, and tuned folders."""
     if "/" in spec:
         return did_you_mean_path(spec, FORMS)
     folders = [entry.name for entry in Path().iterdir() if is_bundle(entry)]
-    return did_you_mean(name, [*timm.list_models(), *folders], FORMS)
+    elsewhere = {other: f"torchvision:{other}" for other in torchvision.models.list_models()}
+    for factory in sorted(TRUSTED_FACTORIES):
+        if (other := factory.partition(":")[2]).startswith("resnet"):
+            alike = (other, f"cifar_{other}", f"cifar10_{other}", f"{other}_cifar", f"{other}_cifar10")
+            elsewhere |= dict.fromkeys(alike, factory)
+    known = {**elsewhere, **{other: other for other in (*timm.list_models(), *folders)}}
+    return one_of(list(dict.fromkeys(known[other] for other in closest(name, known))), FORMS)
 
 
 def _meant_scheme(spec: str) -> str:
-    """``torchvison:resnet50`` -> did you mean torchvision:resnet50?"""
+    """``torchvison:resnet50`` -> did you mean torchvision:resnet50? And ``cifar:resnet56`` our own."""
     scheme, _, rest = spec.partition(":")
+    if ours := [factory for factory in TRUSTED_FACTORIES if factory.endswith(f".{scheme}:{rest}")]:
+        return one_of(ours)
     return did_you_mean(spec, [f"{known}:{rest}" for known in closest(scheme, SCHEMES, 1)])
 
 

@@ -25,7 +25,7 @@ from alphatune.norms.calibrated import channel_groups
 from alphatune.norms.pooling import Moments
 from alphatune.norms.survey import moving_averages
 
-#: a distance from which on a layer's averages are called stale (docs/method.md has what was measured)
+#: a distance from which on a layer's averages are called stale (docs/idea.md has what was measured)
 STALE = 0.1
 #: networks whose averages are fine have a few such layers: this share of them, or one so far off, is worth a word
 STALE_SHARE, FAR_OFF = 0.25, 1.0

@@ -133,7 +133,7 @@ def unpatched_alpha(model: nn.Module) -> float:
     alphas = {layer.unpatched_alpha for _, layer in example_weighted_layers(model)}
     if len(alphas) > 1:
         raise UnsupportedModelError(
-            "the model has BatchNorm and GroupNorm layers: no single alpha stands for the unpatched model",
+            "the model has BatchNorm and GroupNorm layers: no single α stands for the unpatched model",
             "`exclude` leaves the layers of one kind alone",
         )
     return alphas.pop() if alphas else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from alphatune.core.metrics import INFO
 from alphatune.results.averages import Recalibration
 from alphatune.results.data import MeasuredData
 from alphatune.results.tune import Tuned
@@ -37,6 +38,6 @@ def _worth(recalibration: Recalibration) -> str:
         return text + "."
     low, high = gain.ci
     return (
-        f"{text}; gain in {gain.metric} {gain.delta:+.4f} ({100 * gain.confidence:.0f} % interval "
+        f"{text}; gain in {INFO[gain.metric].name} {gain.delta:+.4f} ({100 * gain.confidence:.0f} % interval "
         f"{low:+.4f} to {high:+.4f}, p = {gain.p:.2g}). What follows is relative to the recalibrated model."
     )

@@ -162,7 +162,7 @@ def _compared(
             raise ConfigurationError(
                 f"{path} keeps no run 'best'",
                 missing
-                or "there is one only if the best alpha that was measured is neither 0 nor the chosen one",
+                or "there is one only if the best α that was measured is neither 0 nor the chosen one",
             )
         metrics = summarise(own)
     if own is not None and len(own) != metrics.n:

@@ -10,8 +10,8 @@ import numpy as np
 from alphatune.reports.compared import Compared
 from alphatune.results.data import ScoredData
 from alphatune.results.evaluation import EvaluateDocument
+from alphatune.statistics.gain import FEWEST_EXAMPLES
 from alphatune.statistics.scores import Scores
-from alphatune.tuning.selection import FEWEST_EXAMPLES
 
 
 def why_other_data(first: Compared, other: Compared) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alphatune.reports.markdown import LABELS, escape
+from alphatune.core.metrics import INFO
+from alphatune.reports.markdown import escape
 from alphatune.results.alpha import alpha_text
 from alphatune.results.comparison import (
     ComparedData,
@@ -143,7 +144,8 @@ def comparison_frame(document: CompareDocument) -> pd.DataFrame:
 
 
 def label(metric: str) -> str:
-    return LABELS.get(metric, metric)
+    known: dict[str, str] = {name: info.label for name, info in INFO.items()}
+    return known.get(metric, metric)
 
 
 def _run(entry: Entry) -> str:

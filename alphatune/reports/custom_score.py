@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from alphatune.core.metrics import SCORE
 from alphatune.core.version import VERSION
+from alphatune.reports.measured_power import score_power
 from alphatune.reports.result import describe_decision
 from alphatune.results.data import ScoredData
 from alphatune.results.environment import ScoreEnvironment
@@ -50,6 +51,7 @@ def score_document(
         passes=float(len(result.curve)),
         seconds=result.seconds,
         gain=decision.gain,
+        power=score_power(result),
         decision=describe_decision(decision, result.alpha == result.baseline_alpha),
         artifacts=(),
         warnings=warnings,

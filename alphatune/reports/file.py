@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from alphatune.core.errors import ConfigurationError
-from alphatune.models.output import check_name, claimed, disk_errors, sync
+from alphatune.core.system import sync
+from alphatune.models.output import check_name, claimed, disk_errors
 from alphatune.results.document import Part
 from alphatune.results.serialisation import to_json
 from alphatune.results.stored import command_of

@@ -13,7 +13,7 @@ from alphatune.reports.drawings import FOLDER, Drawn, write_figures
 from alphatune.reports.html import render_html
 from alphatune.reports.markdown import render_markdown
 from alphatune.reports.scores import StoredScores, write_scores
-from alphatune.results.tune import ScoreTuneDocument, TuneDocument
+from alphatune.results.tune import ScoreTuneDocument, Tuned, TuneDocument
 
 PAGE = "report.html"
 
@@ -32,11 +32,16 @@ def write_reports(folder: Path, document: _D, scores: StoredScores | None = None
     if scores is not None:
         write_scores(scores, folder)
     curve_frame(document).to_csv(folder / "curve.csv", index=False)
+    write_figures(write_pages(folder, document, scores), folder / FOLDER)
+    return write_result(folder, document)
+
+
+def write_pages(folder: Path, document: Tuned, scores: StoredScores | None) -> Drawn:
+    """Write report.md and report.html; returns the figures in the latter."""
     (folder / "report.md").write_text(render_markdown(document), encoding="utf-8")
     page, drawn = render_html(replace(document, artifacts=list_artifacts(folder)), scores)
     (folder / PAGE).write_text(page, encoding="utf-8")
-    write_figures(drawn, folder / FOLDER)
-    return write_result(folder, document)
+    return drawn
 
 
 def file_names(drawn: Drawn) -> list[str]:

@@ -1,16 +1,15 @@
 """report.html: the result as one page that reads anywhere, without network and without script.
 
-It says nothing of where the folder lies or of the run that wrote it, so that
-equal results have equal pages.
+It says nothing of where the folder lies or when it was written, so that equal
+results have equal pages.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from itertools import chain
 
 import jinja2
 from markupsafe import Markup, escape
@@ -18,45 +17,30 @@ from markupsafe import Markup, escape
 from alphatune.core.metrics import INFO, REPORTED, SCORE, Measure
 from alphatune.reports.averages import averages_sentences
 from alphatune.reports.batch_statistics import companions_sentence
-from alphatune.reports.before_after import compare_runs
+from alphatune.reports.before_after import Comparison, compare_runs
+from alphatune.reports.curve import split_curve
 from alphatune.reports.drawings import Drawn, draw_all
+from alphatune.reports.figures.canvas import Drawing
+from alphatune.reports.figures.inline import Key
 from alphatune.reports.flips import frequent_moves, pictures
-from alphatune.reports.markdown import LABELS, beyond, headline, level_name
+from alphatune.reports.markdown import level_name
 from alphatune.reports.page_tables import artifact_rows, layer_rows, provenance_rows, repeatable_command
 from alphatune.reports.palette import DARK, LIGHT
 from alphatune.reports.per_class import ENDS, ClassChange, Selection, most_changed
 from alphatune.reports.printable import printable
 from alphatune.reports.scores import StoredScores
+from alphatune.reports.summary import (
+    NEW,
+    change_text,
+    known_best,
+    method_sentence,
+    metric_name,
+    summarise_tune,
+)
 from alphatune.reports.templating import open_templates
-from alphatune.results.alpha import alpha_text
-from alphatune.results.document import Part
 from alphatune.results.tune import Tuned, TuneDocument
+from alphatune.settings.naming import as_options
 from alphatune.statistics.gain import CONFIDENCE
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One metric before and after."""
-
-    label: str
-    chosen_by: bool  # whether α was chosen by it
-    by_label: str  # what α was chosen by
-    before: float
-    after: float | None  # None where no other α is better
-    name: str  # of what comes after
-    kept: bool
-    rises: bool  # whether more is better
-
-    @property
-    def change(self) -> float:
-        return 0.0 if self.after is None else self.after - self.before
-
-    @property
-    def word(self) -> str:
-        """What the change is; "" where there is nothing to compare with."""
-        if self.after is None:
-            return ""
-        return "same" if self.change == 0 else "better" if (self.change > 0) == self.rises else "worse"
 
 
 def render_html(document: Tuned, stored: StoredScores | None) -> tuple[str, Drawn]:
@@ -67,19 +51,25 @@ def render_html(document: Tuned, stored: StoredScores | None) -> tuple[str, Draw
     """
     compared = compare_runs(document, stored)
     drawn = draw_all(document, stored, compared)
+    metrics: tuple[Measure, ...] = (SCORE,) if document.metric == SCORE else REPORTED
     page = (
         _environment()
         .get_template("report.html.j2")
         .render(
             document=document,
-            verdict=verdict(document),
-            tiles=tiles(document),
-            gain=gain_sentence(document),
+            summary=summarise_tune(document),
+            metrics=metrics,
+            best={metric: known_best(document, metric) for metric in metrics},
+            name=partial(metric_name, document),
+            label=partial(label, document),
+            curve=split_curve(document),
+            method=method_sentence(document),
             averages=averages_sentences(document),
             companions=companions_sentence(document.batch_statistics),
             stored=stored,
             compared=compared,
             drawn=drawn,
+            sections=sections(document, drawn, compared),
             shown_classes=[most_changed(changes) for changes in (drawn.top1, drawn.loss) if changes],
             classes=list(zip(drawn.top1, drawn.loss, strict=True)),
             pictures=pictures(stored, compared) if stored and compared else (),
@@ -94,55 +84,29 @@ def render_html(document: Tuned, stored: StoredScores | None) -> tuple[str, Draw
     return page, drawn
 
 
-def verdict(document: Tuned) -> tuple[str, str]:
-    """The headline in two parts: what to do, and why."""
-    what, _, why = headline(document).partition(": ")
-    return what, why[:1].upper() + why[1:]
-
-
-def tiles(document: Tuned) -> list[Tile]:
-    """The metrics before and after; where the unpatched model is kept, beside those of the best other α."""
-    before, chosen = document.baseline, document.chosen
-    kept = chosen.alpha == document.baseline_alpha and chosen.temperature == 1
-    best = document.best[document.metric]
-    other = next((p for p in document.curve if p.alpha == best), None)
-    after: Part | None = chosen.metrics
-    name = "now"
-    if kept:
-        after, name = other if best != document.baseline_alpha else None, f"with α = {best:g}"
-    return [
-        Tile(
-            label=label(document, metric),
-            chosen_by=metric == document.metric,
-            by_label=label(document, document.metric),
-            before=before[metric],
-            after=None if after is None else after[metric],
-            name=name,
-            kept=kept,
-            rises=INFO[metric].higher_is_better,
-        )
-        for metric in ((SCORE,) if document.metric == SCORE else REPORTED)
+def sections(document: Tuned, drawn: Drawn, compared: Comparison | None) -> list[tuple[str, str]]:
+    """Identifiers and short titles of those that the page has."""
+    found = [
+        ("curves", "Over α", True),
+        ("reliability", "Reliability", bool(drawn.reliability)),
+        ("classes", "Classes", bool(drawn.top1)),
+        ("images", "Images", compared is not None),
+        ("companions", "Batch statistics", document.batch_statistics is not None),
+        ("cost", "Cost", True),
+        ("layers", "Norm layers", True),
+        ("statistics", "Statistics", True),
+        ("provenance", "Provenance", True),
     ]
+    return [(name, title) for name, title, present in found if present]
 
 
-def gain_sentence(document: Tuned) -> str:
-    """What choosing α in this way is worth on examples that did not choose it."""
-    gain = document.gain
-    if gain is None:
-        return f"Not estimated: {document.decision.reason}."
-    if gain.scheme == "progressive":
-        how = (
-            f"Measured on {gain.examples} examples that each had no part in choosing the α they were scored at "
-            f"(α = {', '.join(f'{a:g}' for a in gain.fold_alphas)})"
-        )
-    else:
-        how = f"Chosen on {gain.folds - 1} of {gain.folds} folds and scored on the other, in turn"
-    return (
-        f"{how}: improvement in {label(document, gain.metric)}{beyond(document)} {number(gain.delta)} "
-        f"({100 * gain.confidence:.0f} % interval "
-        f"{number(gain.ci[0])} to {number(gain.ci[1])}, p = {gain.p:.2g}; {gain.method}). "
-        f"{'Significant' if gain.significant else 'Not significant'}."
-    )
+def legend(drawings: Sequence[Drawing]) -> list[Key]:
+    """The entries of several figures' legends, each once."""
+    longest_first = sorted((drawing.keys for drawing in drawings), key=len, reverse=True)
+    keys: dict[str, Key] = {}
+    for key in chain.from_iterable(longest_first):
+        keys.setdefault(key.label, key)
+    return list(keys.values())
 
 
 def label(document: Tuned, metric: Measure) -> str:
@@ -193,18 +157,27 @@ def _environment() -> jinja2.Environment:
         "interval": interval,
         "inline": _inline,
         "code": _code,
+        "picture": _picture,
     }
     environment.globals.update(
-        light=LIGHT, dark=DARK, labels=LABELS, level_name=level_name, alpha_text=alpha_text,
+        light=LIGHT, dark=DARK, info=INFO, new=NEW, level_name=level_name, change_text=change_text, legend=legend,
         each=f"{100 * CONFIDENCE:.0f} %", counted=counted, left_out=left_out, ends=ENDS,
     )  # fmt: skip
     return environment
 
 
 def _code(text: str) -> Markup:
-    """Text of the library's, in which `this` is code."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(printable(text))))
+    """Text of the library's, in which `this` is code, and a setting the option that it is."""
+
+    def code(found: re.Match[str]) -> str:
+        return f"<code>{as_options(found.group()).strip('`')}</code>"
+
+    return Markup(re.sub("`[^`]+`", code, escape(printable(text))))
 
 
-def _inline(drawing: Any) -> Markup:
+def _inline(drawing: Drawing) -> Markup:
     return Markup(drawing.inline)  # ours: what is the user's in it is escaped where it is drawn
+
+
+def _picture(key: Key) -> Markup:
+    return Markup(key.svg)

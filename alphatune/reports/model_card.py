@@ -8,12 +8,13 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from alphatune.core.metrics import INFO, METRICS, SCORE
+from alphatune.core.metrics import INFO, REPORTED, SCORE, Measure
 from alphatune.core.version import VERSION
-from alphatune.reports.markdown import LABELS, escape, headline
+from alphatune.reports.markdown import escape
+from alphatune.reports.summary import Figure, Summary, summarise_tune, value_text
 from alphatune.reports.templating import open_templates
 from alphatune.results.alpha import LayerAlpha, alpha_text, common_alpha
-from alphatune.results.tune import ScoreTuneDocument, Tuned
+from alphatune.results.tune import Tuned
 
 _TAGS = ["image-classification", "timm", "alphatune", "batch-normalization"]
 
@@ -37,13 +38,16 @@ class CardFacts:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Metrics before and after, on which images."""
+    """Metrics of the unpatched network and of this one, and on which images."""
 
     data: str
     n: int
-    rows: list[tuple[str, float, float]]
-    before_alpha: float
-    headline: str
+    summary: Summary
+    labels: dict[Measure, str]
+
+    def now(self, figure: Figure) -> float:
+        """The metric of the network that the card is of."""
+        return figure.before if figure.after is None or not self.summary.taken else figure.after
 
 
 def render_card(facts: CardFacts, result: Tuned | None, lines: str) -> str:
@@ -55,6 +59,7 @@ def render_card(facts: CardFacts, result: Tuned | None, lines: str) -> str:
     """
     environment = open_templates(html=False)
     environment.filters["escape"] = escape
+    environment.globals["value_text"] = value_text
     measured = None if result is None else _measured(result)
     return environment.get_template("model_card.md.j2").render(
         front_matter=_front_matter(facts, measured),
@@ -69,29 +74,26 @@ def render_card(facts: CardFacts, result: Tuned | None, lines: str) -> str:
 
 def _measured(result: Tuned) -> _Measured:
     """The metrics of a tune."""
-    before, after, source = result.baseline, result.chosen.metrics, result.data.source
-    labels = {SCORE: result.score_name} if isinstance(result, ScoreTuneDocument) else LABELS
+    source = result.data.source
     return _Measured(
         data=Path(source.rpartition(":")[0] or source).name,
         n=result.data.n,
-        rows=[(label, before[name], after[name]) for name, label in labels.items()],
-        before_alpha=result.baseline_alpha,
-        headline=headline(result),
+        summary=summarise_tune(result),
+        labels={SCORE: result.score_name} if result.metric == SCORE else {m: INFO[m].label for m in REPORTED},
     )
 
 
 def _front_matter(facts: CardFacts, measured: _Measured | None) -> str:
-    hub_names = {INFO[name].label: INFO[name].hub_name for name in METRICS}
     results = measured and [
         EvalResult(
             task_type="image-classification",
             dataset_type="image-folder",
             dataset_name=measured.data,
-            metric_type=hub_names.get(label, "score"),
-            metric_value=round(after, 6),
-            metric_name=f"{label}, tuned",
+            metric_type=INFO[figure.metric].hub_name,
+            metric_value=round(measured.now(figure), 6),
+            metric_name=measured.labels[figure.metric] + (", tuned" if measured.summary.taken else ""),
         )
-        for label, _, after in measured.rows
+        for figure in measured.summary.figures
     ]
     data = ModelCardData(
         library_name="timm",

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
+from alphatune.reports.summary import metric_name
 from alphatune.results.alpha import LayerAlpha
 from alphatune.results.data import Data, ScoredData
 from alphatune.results.tune import ScoreTuneDocument, Search, Tuned
@@ -68,7 +69,7 @@ def provenance_rows(document: Tuned) -> list[tuple[str, str]]:
         ("data", f"{data.source}, {data.n} examples"),
         *_prepared(data),
         ("score", document.score.source if isinstance(document, ScoreTuneDocument) else ""),
-        ("metric, accepted if", f"{document.metric}, {document.accept}"),
+        ("metric, accepted if", f"{metric_name(document, document.metric)}, {document.accept}"),
         ("seed", str(env.seed)),
         ("α looked for", _search(document.search)),
         (

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from alphatune.core.version import VERSION
 from alphatune.norms.patching import Alpha
+from alphatune.reports.measured_power import tune_power
 from alphatune.results.alpha import ModelAlpha
 from alphatune.results.averages import Calibration, Recalibration
 from alphatune.results.data import Data
@@ -71,6 +72,7 @@ def tune_document(
         passes=result.passes,
         seconds=result.seconds,
         gain=decision.gain,
+        power=tune_power(result),
         batch_statistics=_batch_statistics(result.batch_statistics),
         decision=describe_decision(decision, decision.alpha == result.baseline_alpha),
         calibration=calibration,

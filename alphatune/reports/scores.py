@@ -2,7 +2,8 @@
 
     scores.npz     ids, targets (n,); classes: names by index, where the data know them;
                    NAME_predicted, NAME_loss, NAME_top1, NAME_top5, NAME_confidence (n,) for each
-                   NAME of ``runs``; thumbnail_rows (k,), thumbnail_names (k,), thumbnails (k, H, W, 3)
+                   NAME of ``runs``, and of ``original`` where there is one; thumbnail_rows (k,),
+                   thumbnail_names (k,), thumbnails (k, H, W, 3)
 
 NumPy reads it, nothing in it is pickled, and the same scores give the same bytes.
 """
@@ -26,6 +27,8 @@ from alphatune.statistics.scores import Scores
 FILE = "scores.npz"
 #: the unpatched model, what is deployed, and, where it is neither, the best single α that was measured
 RUNS = ("baseline", "chosen", "best")
+#: the model that was given, where its moving averages were measured anew before tuning
+ORIGINAL = "original"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class StoredScores:
     @property
     def chosen(self) -> Scores:
         return self.runs["chosen"]
+
+    @property
+    def original(self) -> Scores:
+        """By the model that was given."""
+        return self.runs.get(ORIGINAL, self.baseline)
 
     def class_name(self, index: int) -> str:
         return self.classes[index] if index < len(self.classes) else f"class {index}"
@@ -103,7 +111,7 @@ def read_scores(folder: Path) -> StoredScores | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            stored = from_arrays(arrays, RUNS)
+            stored = from_arrays(arrays, (*RUNS, ORIGINAL))
     except Exception as error:  # whatever zipfile, zlib and NumPy have to say about a damaged file
         raise InputError(f"damaged {path}: {type(error).__name__}: {one_line(error)}") from None
     if not {"baseline", "chosen"} <= stored.runs.keys() or not is_even(stored):

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from alphatune.core.errors import ConfigurationError
 from alphatune.core.metrics import INFO, METRICS, Measure, Metric
+from alphatune.core.progress import ShowProgress, Tracker, as_tracker
 from alphatune.core.version import VERSION
 from alphatune.reports.compared import Compared
 from alphatune.reports.comparison_remarks import remarks, why_other_data, why_unpaired
@@ -40,7 +41,11 @@ LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def compare_document(
-    compared: Sequence[Compared], *, metric: str | None = None, seed: int = 0
+    compared: Sequence[Compared],
+    *,
+    metric: str | None = None,
+    seed: int = 0,
+    progress: ShowProgress = None,
 ) -> CompareDocument:
     """The result of ``alphatune compare``.
 
@@ -48,6 +53,7 @@ def compare_document(
         compared: two or more; the first is what the others are compared with.
         metric: what to rank by; by default what the first was tuned for, else top1.
         seed: of the bootstrap.
+        progress: counts what is compared.
 
     Raises:
         ConfigurationError: the first one has no such metric, or there are too few or too many.
@@ -59,9 +65,11 @@ def compare_document(
     measures = _measures(first.metrics)
     if metric not in measures:
         raise ConfigurationError(f"{first.name} has no {metric} to rank by", f"one of: {', '.join(measures)}")
+    track = as_tracker(progress)
+    track.begin("comparing", len(METRICS) * (len(compared) - 1), "")
     comparisons = _adjusted(
         [
-            _comparison(first, other, label, seed)
+            _comparison(first, other, label, seed, track)
             for other, label in zip(compared[1:], LABELS[1:], strict=False)
         ]
     )
@@ -128,17 +136,22 @@ def _entry(one: Compared, label: str, rank: int | None) -> Entry:
     )
 
 
-def _comparison(first: Compared, other: Compared, label: str, seed: int) -> Comparison:
+def _comparison(first: Compared, other: Compared, label: str, seed: int, track: Tracker) -> Comparison:
+    track.phase(f"comparing A with {label}")
+    done = track.done
     reason = why_other_data(first, other)
     same = not reason
     reason = reason or why_unpaired(first, other)
     pairs = None if reason or first.scores is None or other.scores is None else (first.scores, other.scores)
     differences: list[Difference] = []
     if pairs is not None:
-        differences = [_paired(*pairs, metric, seed) for metric in METRICS]
+        for metric in METRICS:
+            differences.append(_paired(*pairs, metric, seed))
+            track.add(1)
     elif same:
         names = cast("list[Measure]", _measures(first.metrics))
         differences = [_unpaired(first.metrics[name], other.metrics[name], name) for name in names]
+    track.add(done + len(METRICS) - track.done)
     return Comparison(
         other=label,
         same_data=same,
@@ -220,7 +233,7 @@ def _warnings(compared: Sequence[Compared], comparisons: Sequence[Comparison]) -
     fitted = [label for one, label in zip(compared, LABELS, strict=False) if one.was_chosen]
     if fitted and any(c.same_data for c in comparisons):
         notes.append(
-            f"{_listed(fitted)} had alpha chosen on the very examples that are compared, which flatters it: "
+            f"{_listed(fitted)} had α chosen on the very examples that are compared, which flatters it: "
             "what it is worth on others is the gain in its own result; evaluate with `scores` on others compares "
             "without that"
         )

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from msgspec import UNSET, Meta, Struct
 from msgspec.structs import asdict
 
+import alphatune
 from alphatune.results.values import Sha256, Text
 
 #: version of the layout: it changes when a field changes its meaning or goes
@@ -56,6 +57,10 @@ class Document(Part, frozen=True, kw_only=True):
         Meta(description="Version of the layout: it changes when a field changes its meaning or is removed."),
     ] = SCHEMA
     command: str
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows in place of the fields."""
+        return alphatune.to_html(self)
 
 
 class VersionedDocument(Document, frozen=True, kw_only=True):

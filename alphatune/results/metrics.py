@@ -46,12 +46,12 @@ class Validation(Part, frozen=True, kw_only=True):
 
 
 class Best(Part, frozen=True, kw_only=True):
-    """The optimal α of each metric."""
+    """The optimal α of each metric; null where it is not known, as a search follows one metric only."""
 
-    top1: Fraction
-    top5: Fraction
-    loss: Fraction
-    ece: Fraction
+    top1: Fraction | None = None
+    top5: Fraction | None = None
+    loss: Fraction | None = None
+    ece: Fraction | None = None
 
 
 class BestScore(Part, frozen=True, kw_only=True):

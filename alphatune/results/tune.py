@@ -16,6 +16,7 @@ from alphatune.results.environment import ScoreEnvironment, TuneEnvironment
 from alphatune.results.gain import Decision, Gain
 from alphatune.results.metrics import Best, BestScore, Metrics, ScoreMetrics
 from alphatune.results.model import Model
+from alphatune.results.power import Power
 from alphatune.results.values import (
     Count,
     Fraction,
@@ -153,7 +154,9 @@ class Gate(Part, frozen=True, kw_only=True):
     name: Text
     limit: Number
     value: Number | None
+    interval: Interval | None = None  # of the value, where that was judged (`gate_on=interval`) and is known
     passed: bool
+    undecided: bool = False  # failed for want of images: with more of them it may pass
     reason: str
 
 
@@ -184,6 +187,7 @@ class TuneDocument(VersionedDocument, frozen=True, kw_only=True):
     passes: NonNegative = 0.0
     seconds: NonNegative = 0.0
     gain: Gain | None
+    power: Power | None = None
     batch_statistics: BatchStatistics | None = None
     decision: Decision
     calibration: Calibration | None = None
@@ -221,6 +225,7 @@ class ScoreTuneDocument(VersionedDocument, frozen=True, kw_only=True):
     passes: NonNegative
     seconds: NonNegative
     gain: Gain | None
+    power: Power | None = None
     deployment: None = None
     batch_statistics: None = None
     decision: Decision

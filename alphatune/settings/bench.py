@@ -16,22 +16,27 @@ class BenchSettings(ModelSettings):
 
     alpha: Annotated[
         float | None,
-        Option(common=True, help="Default: those of a tuned folder, else 0.05.", group=TUNING, metavar="A"),
+        Option(
+            common=True,
+            help="Alpha to time. Default: the tuned folder's, else 0.05.",
+            group=TUNING,
+            metavar="A",
+        ),
     ] = None
     exclude: Annotated[tuple[str, ...], EXCLUDE] = ()
     skip_unknown: Annotated[bool, SKIP_UNKNOWN] = False
     dtype: Annotated[Literal["float32", "float16", "bfloat16"], DTYPE] = "float32"
-    batch_size: Annotated[str, BATCH_SIZE.but(help="Numbers of images.", metavar="LIST")] = "1,32"
+    batch_size: Annotated[str, BATCH_SIZE.but(help="Batch sizes to time.", metavar="LIST")] = "1,32"
     channels_last: Annotated[bool, CHANNELS_LAST] = False
     compile: Annotated[bool, COMPILE] = False
     threads: Annotated[
         int | None,
-        Option(common=True, help="Of the CPU. Default: torch's.", group=RUNNING, metavar="N", minimum=1),
+        Option(common=True, help="CPU threads. Default: torch's.", group=RUNNING, metavar="N", minimum=1),
     ] = None
     seconds: Annotated[
         float,
         Option(
-            help="Time a batch size, less each variant's first call; there are at least three rounds.",
+            help="Seconds per batch size, not counting first calls; at least three rounds.",
             group=RUNNING,
             metavar="S",
         ),

@@ -17,7 +17,7 @@ class EvaluateSettings(ModelSettings, LabelSettings, ImageSettings):
     classes_only_present: Annotated[
         bool,
         Option(
-            help="Score the outputs of the classes that the data hold, and leave out the others (ImageNet-R, -A).",
+            help="Score only the outputs of classes that are in the data (ImageNet-R, -A).",
             group=DATA,
             applies_to=IMAGES,
         ),
@@ -25,8 +25,8 @@ class EvaluateSettings(ModelSettings, LabelSettings, ImageSettings):
     on_bad_image: Annotated[
         Literal["fail", "skip"],
         Option(
-            help="What an image that cannot be read does: end the run, or be left out of all of it. skip decodes "
-            "every image once more.",
+            help="Stop at an image that cannot be read, or leave it out everywhere; skip decodes every image once "
+            "more.",
             group=DATA,
             applies_to=IMAGES,
         ),
@@ -44,8 +44,8 @@ class EvaluateSettings(ModelSettings, LabelSettings, ImageSettings):
     cache: Annotated[
         Literal["auto", "none", "ram", "disk"],
         Option(
-            help="Where decoded images are kept for a further pass; auto: ram if they take at most 2 GiB "
-            "(evaluate makes one pass: none).",
+            help="Where to keep decoded images for further passes; auto: RAM up to 2 GiB (evaluate makes one "
+            "pass: none).",
             group=RUNNING,
             affects_result=False,
             applies_to=IMAGES,
@@ -55,7 +55,7 @@ class EvaluateSettings(ModelSettings, LabelSettings, ImageSettings):
     kernel: Annotated[
         Literal["auto", "eager", "compiled", "triton"],
         Option(
-            help="Code of the example-weighted layers: compiled is C++ on a CPU, triton for CUDA, eager plain torch.",
+            help="Code of the example-weighted layers: C++ on a CPU (compiled), CUDA (triton), plain torch (eager).",
             group=RUNNING,
         ),
     ] = "auto"

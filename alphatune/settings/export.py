@@ -47,7 +47,7 @@ class ExportSettings(ModelSettings, ImageSettings):
         int | None,
         Option(
             common=True,
-            help="Of ONNX, 18 to 23. Default: 20.",
+            help="ONNX opset, 18 to 23. Default: 20.",
             group=FILE,
             metavar="N",
             show_default=False,
@@ -57,7 +57,7 @@ class ExportSettings(ModelSettings, ImageSettings):
     input_name: Annotated[
         str | None,
         Option(
-            help="Of ONNX's input. Default: images.",
+            help="Name of ONNX's input. Default: images.",
             group=FILE,
             metavar="NAME",
             show_default=False,
@@ -67,7 +67,7 @@ class ExportSettings(ModelSettings, ImageSettings):
     output_name: Annotated[
         str | None,
         Option(
-            help="Of ONNX's output. Default: logits.",
+            help="Name of ONNX's output. Default: logits.",
             group=FILE,
             metavar="NAME",
             show_default=False,
@@ -77,20 +77,24 @@ class ExportSettings(ModelSettings, ImageSettings):
     fixed_size: Annotated[
         bool,
         Option(
-            help="Height and width of the input size alone (onnx, pt2); without it they are left open if the model "
-            "allows.",
+            help="Fix height and width to the input size (onnx, pt2); otherwise they stay open if the model allows.",
             group=FILE,
             applies_to=("onnx", "pt2"),
         ),
     ] = False
     license: Annotated[
         str | None,
-        Option(help="Of the model card (hf), e.g. apache-2.0.", group=FILE, metavar="ID", applies_to=("hf",)),
+        Option(
+            help="License in the model card (hf), e.g. apache-2.0.",
+            group=FILE,
+            metavar="ID",
+            applies_to=("hf",),
+        ),
     ] = None
     repo: Annotated[
         str | None,
         Option(
-            help="Where the folder will be, for the model card (hf).",
+            help="Repository named in the model card (hf).",
             group=FILE,
             metavar="USER/REPO",
             applies_to=("hf",),
@@ -99,15 +103,16 @@ class ExportSettings(ModelSettings, ImageSettings):
     data: Annotated[
         str | None,
         DATA_OPTION.but(
-            help="Images to check on, as for tune. Default: what OUT was tuned on, if that is still there, else noise.",
+            help="Images to check on, as for tune. Default: those OUT was tuned on if they still exist, else "
+            "random ones.",
             applies_to=("onnx", "pt2", "hf"),
         ),
     ] = None
-    check_images: Annotated[int, Option(help="Images to check on.", group=CHECK, metavar="N")] = 12
+    check_images: Annotated[int, Option(help="Number of images to check on.", group=CHECK, metavar="N")] = 12
     tolerance: Annotated[
         float,
         Option(
-            help="Allowed difference of a logit from PyTorch's, in units of the largest logit.",
+            help="Allowed difference of a logit from PyTorch's, relative to the largest logit.",
             group=CHECK,
             metavar="E",
         ),

@@ -17,7 +17,7 @@ DATA_OPTION = Option(
     show_default=False,
 )
 VAL_FRACTION = Option(
-    help="Only the share of each class that train holds out by the same option and --split-seed.",
+    help="Use only the part of each class that train held out, with the same --val-fraction and --split-seed.",
     group=DATA,
     metavar="F",
     applies_to=IMAGES,
@@ -32,7 +32,7 @@ class ImageSettings:
     split: Annotated[
         str | None,
         Option(
-            help="Split, or subfolder of that name. Default: validation, if there is one.",
+            help="Split or subfolder to use. Default: validation, if there is one.",
             group=DATA,
             applies_to=IMAGES,
         ),
@@ -41,7 +41,7 @@ class ImageSettings:
     split_seed: Annotated[
         int,
         Option(
-            help="Decides which examples are held out.",
+            help="Random seed for which examples are held out.",
             group=DATA,
             metavar="N",
             minimum=0,
@@ -52,7 +52,7 @@ class ImageSettings:
     data_root: Annotated[
         str | None,
         Option(
-            help="Where data by name, torch/, tfds/ and wds/ lie.",
+            help="Folder of datasets given by name or as torch/, tfds/ or wds/.",
             group=DATA,
             metavar="FOLDER",
             applies_to=IMAGES,
@@ -80,7 +80,7 @@ class ImageSettings:
         int | None,
         Option(
             common=True,
-            help="Use N examples, drawn by seed, every class in proportion.",
+            help="Use a random sample of N examples, stratified by class.",
             group=DATA,
             metavar="N",
             applies_to=IMAGES,
@@ -89,7 +89,7 @@ class ImageSettings:
     decoder: Annotated[
         Literal["pil", "torchcodec"],
         Option(
-            help="What reads the images; torchcodec turns photos upright, PIL does not.",
+            help="Image decoder; only torchcodec applies EXIF orientation.",
             group=DATA,
             applies_to=IMAGES,
         ),
@@ -97,7 +97,7 @@ class ImageSettings:
     max_pixels: Annotated[
         int,
         Option(
-            help="The most pixels of an image that is read; a small file can unpack to more than memory holds.",
+            help="Refuse larger images, which could exhaust memory.",
             group=DATA,
             metavar="N",
             applies_to=IMAGES,
@@ -132,7 +132,7 @@ class LabelSettings:
     path_column: Annotated[
         str | None,
         Option(
-            help="Column of the images in such a file. Default: by content.",
+            help="Column of the images in that file. Default: found by its content.",
             group=DATA,
             metavar="NAME|N",
             applies_to=IMAGES,
@@ -141,7 +141,7 @@ class LabelSettings:
     label_column: Annotated[
         str | None,
         Option(
-            help="Column of the labels in such a file. Default: by its name.",
+            help="Column of the labels in that file. Default: found by its name.",
             group=DATA,
             metavar="NAME|N",
             applies_to=IMAGES,

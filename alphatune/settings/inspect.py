@@ -16,9 +16,7 @@ class InspectSettings(ModelSettings, ImageSettings):
 
     data: Annotated[
         str | None,
-        DATA_OPTION.but(
-            help="Images to measure what the norm layers see: says whose stored averages look stale."
-        ),
+        DATA_OPTION.but(help="Compare the stored averages with what the layers see of these images."),
     ] = None
     batch_size: Annotated[str, BATCH_SIZE] = "auto"
     workers: Annotated[str, WORKERS] = "auto"

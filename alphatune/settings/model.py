@@ -38,7 +38,7 @@ class ModelSettings:
         str | None,
         Option(
             common=True,
-            help="Weights: a file of PyTorch or safetensors, or the index or folder of several.",
+            help="Weights: a PyTorch or safetensors file, or the index or folder of a sharded one.",
             group=MODEL,
             metavar="FILE",
         ),
@@ -46,7 +46,7 @@ class ModelSettings:
     checkpoint_key: Annotated[
         str | None,
         Option(
-            help="Which weights of a file that holds several: the keys to them, joined by dots, e.g. model_ema.",
+            help="Which weights to take from a file with several: keys joined by dots, e.g. model_ema.",
             group=MODEL,
             metavar="KEY",
         ),
@@ -54,32 +54,34 @@ class ModelSettings:
     checkpoint_prefix: Annotated[
         str | None,
         Option(
-            help="What the names of the weights begin with in the file, e.g. student.backbone. Default: found.",
+            help="Prefix of the weights' names in the file, e.g. student.backbone. Default: found.",
             group=MODEL,
             metavar="PREFIX",
         ),
     ] = None
     model_kwargs: Annotated[
         tuple[str, ...],
-        Option(common=True, help="Argument of the model's factory; repeatable.", group=MODEL, metavar="K=V"),
+        Option(common=True, help="Argument for the model's factory; repeatable.", group=MODEL, metavar="K=V"),
     ] = ()
     pretrained: Annotated[bool, PRETRAINED] = True
     unsafe_pickle: Annotated[
         bool,
         Option(
-            help="Run the code in the checkpoint if its weights cannot be read without.",
+            help="Run the code in the checkpoint if its weights cannot be read without it.",
             group=MODEL,
             saved=False,
         ),
     ] = False
     trust_code: Annotated[
         bool,
-        Option(help="Import the module that a tuned folder names as its model.", group=MODEL, saved=False),
+        Option(
+            help="Import the module that a tuned folder names as its architecture.", group=MODEL, saved=False
+        ),
     ] = False
     logits: Annotated[
         str | None,
         Option(
-            help="Which output of a model that returns several holds the logits: its number, from 0, or its name.",
+            help="Which of several outputs holds the logits: its number, from 0, or its name.",
             group=MODEL,
             metavar="N|KEY",
             show_default=False,
@@ -90,7 +92,7 @@ class ModelSettings:
         str | None,
         Option(
             common=True,
-            help="Mean of each channel. Default: the weights'.",
+            help="Mean of each channel. Default: the model's.",
             group=PREPROCESSING,
             metavar="R,G,B",
             applies_to=IMAGES,
@@ -100,7 +102,7 @@ class ModelSettings:
         str | None,
         Option(
             common=True,
-            help="Its standard deviation. Default: the weights'.",
+            help="Standard deviation. Default: the model's.",
             group=PREPROCESSING,
             metavar="R,G,B",
             applies_to=IMAGES,
@@ -110,7 +112,7 @@ class ModelSettings:
         str | None,
         Option(
             common=True,
-            help="Image size. Default: the weights'.",
+            help="Image size. Default: the model's.",
             group=PREPROCESSING,
             metavar="S|H,W|C,H,W",
             applies_to=IMAGES,
@@ -119,7 +121,7 @@ class ModelSettings:
     crop_pct: Annotated[
         float | None,
         Option(
-            help="Input size / size after resizing. Default: that of the weights.",
+            help="Input size / size after resizing; 1 cuts off no margin. Default: the model's.",
             group=PREPROCESSING,
             metavar="P",
             applies_to=IMAGES,
@@ -128,7 +130,7 @@ class ModelSettings:
     crop_mode: Annotated[
         Literal["center", "squash", "border"] | None,
         Option(
-            help="How an image becomes a square. Default: as the weights ask for.",
+            help="How an image becomes a square. Default: the model's.",
             group=PREPROCESSING,
             applies_to=IMAGES,
         ),
@@ -136,7 +138,7 @@ class ModelSettings:
     interpolation: Annotated[
         Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None,
         Option(
-            help="How images are resized. Default: as the weights ask for.",
+            help="How images are resized. Default: the model's.",
             group=PREPROCESSING,
             applies_to=IMAGES,
         ),

@@ -1,6 +1,6 @@
 """Options that several jobs share: how to run, and which norm layers to leave alone."""
 
-from alphatune.settings.option import IMAGES, MAX_SEED, RUNNING, TUNING, Option
+from alphatune.settings.option import IMAGES, MAX_SEED, OUTPUT, RUNNING, TUNING, Option
 
 SEED = Option(
     help="Random seed for sampling, folds and bootstrap.",
@@ -10,7 +10,7 @@ SEED = Option(
     maximum=MAX_SEED,
 )
 WORKERS = Option(
-    help="Processes that decode images.",
+    help="Number of processes that decode images.",
     group=RUNNING,
     metavar="auto|N",
     affects_result=False,
@@ -18,17 +18,15 @@ WORKERS = Option(
 )
 BATCH_SIZE = Option(
     common=True,
-    help="Images in a batch; halved where they do not fit into memory.",
+    help="Images per batch; halved if they do not fit into memory.",
     group=RUNNING,
     metavar="auto|N",
     applies_to=IMAGES,
 )
 DTYPE = Option(help="float16 and bfloat16 mean autocast.", group=RUNNING)
-CHANNELS_LAST = Option(
-    help="Weights and images in the channels-last memory format.", group=RUNNING, applies_to=IMAGES
-)
+CHANNELS_LAST = Option(help="Use the channels-last memory format.", group=RUNNING, applies_to=IMAGES)
 COMPILE = Option(
-    help="Run the whole model through torch.compile; on CUDA as CUDA graphs. Takes a minute to begin.",
+    help="Run the model through torch.compile, on CUDA with CUDA graphs; takes a minute to start.",
     group=RUNNING,
     applies_to=IMAGES,
 )
@@ -36,3 +34,10 @@ EXCLUDE = Option(
     help="Norm layers to leave alone, e.g. 'layer4.*'; repeatable.", group=TUNING, metavar="GLOB"
 )
 SKIP_UNKNOWN = Option(help="Leave norm layers of unknown kind as they are.", group=TUNING)
+LOG_TO = Option(
+    help="Log the run to tensorboard, wandb or mlflow as well; repeatable.",
+    group=OUTPUT,
+    metavar="TRACKER",
+    suggestions=("tensorboard", "wandb", "mlflow"),
+    affects_result=False,
+)

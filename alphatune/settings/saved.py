@@ -71,6 +71,23 @@ def to_command(command: str, settings: ModelSettings) -> str:
     return shlex.join(words)
 
 
+def to_rerun(folder: str, output: str, command_line: str, **changes: object) -> str:
+    """The command line that tunes once more as a folder's run.toml says, but for some settings.
+
+    Args:
+        folder: the tuned folder.
+        output: the folder to write.
+        command_line: of the earlier run; consent that was given then is not saved, and is repeated.
+        changes: settings by name.
+    """
+    words = ["alphatune", "tune", "--config", str(Path(folder) / "run.toml")]
+    given = shlex.split(command_line)
+    words += [option for option in ("--unsafe-pickle", "--trust-code") if option in given]
+    for name, value in changes.items():
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join([*words, "--output", output])
+
+
 def to_toml(settings: ModelSettings) -> str:
     """The resolved settings, in the form ``--config`` reads.
 

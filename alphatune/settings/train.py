@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from alphatune.settings.images import DATA_OPTION, VAL_FRACTION, ImageSettings, LabelSettings
 from alphatune.settings.model import DEVICE, MODEL_OPTION, PRETRAINED, ModelSettings
 from alphatune.settings.option import DATA, NORMALISATION, OPTIMISATION, OUTPUT, RUNNING, Option
-from alphatune.settings.running import DTYPE, SEED, WORKERS
+from alphatune.settings.running import DTYPE, LOG_TO, SEED, WORKERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
     pretrained: Annotated[
         bool,
         PRETRAINED.but(
-            help="Start from the weights that timm or torchvision has for the name; the head is made anew."
+            help="Start from the weights that timm or torchvision has for the name, with a new head."
         ),
     ] = False
     data: Annotated[
@@ -36,14 +36,15 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
         ),
     ] = field()  # is required
     download: Annotated[
-        bool, Option(help="Fetch data by name that are not there yet.", group=DATA, affects_result=False)
+        bool,
+        Option(help="Download a dataset given by name if it is missing.", group=DATA, affects_result=False),
     ] = False
     train_split: Annotated[str | None, Option(help="Split to train on. Default: train.", group=DATA)] = None
     val_fraction: Annotated[
         float | None,
         VAL_FRACTION.but(
             common=True,
-            help="Hold out this share of each class for validation. Default: 0.1 where there is no validation split.",
+            help="Share of each class to validate on. Default: 0.1 without a validation split.",
         ),
     ] = None
     val_data: Annotated[
@@ -56,30 +57,28 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
     classes_per_batch: Annotated[
         int | None,
         Option(
-            help="Batches that are not i.i.d.: N random classes each, examples drawn with replacement.",
+            help="Batches that are not i.i.d.: N random classes each, drawn with replacement.",
             group=DATA,
             metavar="N",
         ),
     ] = None
     batch_order: Annotated[
         Literal["shuffled", "blocks"],
-        Option(help="Within such a batch: mixed, or one class after the other.", group=DATA),
+        Option(help="Order within such a batch: mixed, or one class after the other.", group=DATA),
     ] = "shuffled"
     cache: Annotated[
         Literal["none", "device"],
-        Option(
-            help="device: decode once, keep all images in the device's memory, augment there.", group=DATA
-        ),
+        Option(help="device: decode once, keep all images on the device and augment there.", group=DATA),
     ] = "none"
     norm: Annotated[
         Literal["batch", "ghost", "batch-group", "group", "renorm"],
-        Option(common=True, help="What the BatchNorm layers become for training.", group=NORMALISATION),
+        Option(common=True, help="Normalisation in training.", group=NORMALISATION),
     ] = "batch"
     ghost_size: Annotated[
         int,
         Option(
             common=True,
-            help="Examples that share statistics (ghost).",
+            help="Examples per group (ghost).",
             group=NORMALISATION,
             metavar="N",
             minimum=1,
@@ -88,13 +87,21 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
     groups: Annotated[
         int,
         Option(
-            help="Channel groups, at most (group, batch-group).", group=NORMALISATION, metavar="N", minimum=1
+            common=True,
+            help="Most channel groups (group, batch-group).",
+            group=NORMALISATION,
+            metavar="N",
+            minimum=1,
         ),
     ] = 32
     examples_per_group: Annotated[
         int,
         Option(
-            help="Examples that share statistics (batch-group).", group=NORMALISATION, metavar="N", minimum=1
+            common=True,
+            help="Examples per group (batch-group).",
+            group=NORMALISATION,
+            metavar="N",
+            minimum=1,
         ),
     ] = 2
     sync_bn: Annotated[
@@ -103,7 +110,9 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
     decay_norm: Annotated[
         Literal["none", "gamma", "beta", "both"],
         Option(
-            help="Weight decay on norm layers' weight and bias; see inspect --paths.", group=NORMALISATION
+            common=True,
+            help="Weight decay on norm layers; see inspect --paths.",
+            group=NORMALISATION,
         ),
     ] = "none"
     gamma_target: Annotated[Literal["0", "1"], Option(help="What gamma decays to.", group=NORMALISATION)] = (
@@ -114,10 +123,10 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
     ] = 10
     batch_size: Annotated[
         int,
-        Option(common=True, help="Examples of a batch, over all processes.", group=OPTIMISATION, metavar="N"),
+        Option(common=True, help="Examples per batch, over all processes.", group=OPTIMISATION, metavar="N"),
     ] = 128
     accumulate: Annotated[
-        int, Option(help="Batches to one step of the optimiser.", group=OPTIMISATION, metavar="N")
+        int, Option(help="Batches per optimiser step.", group=OPTIMISATION, metavar="N")
     ] = 1
     optimizer: Annotated[
         Literal["sgd", "adamw"], Option(help="SGD with Nesterov momentum, or AdamW.", group=OPTIMISATION)
@@ -134,23 +143,27 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
     momentum: Annotated[float, Option(help="Momentum of SGD.", group=OPTIMISATION, metavar="F")] = 0.9
     schedule: Annotated[
         Literal["cosine", "step", "constant"],
-        Option(help="Schedule of the learning rate.", group=OPTIMISATION),
+        Option(help="Learning-rate schedule.", group=OPTIMISATION),
     ] = "cosine"
     warmup_epochs: Annotated[
         float,
         Option(
-            help="Epochs over which the learning rate rises from 0 first.", group=OPTIMISATION, metavar="N"
+            help="Epochs over which the learning rate first rises from 0.", group=OPTIMISATION, metavar="N"
         ),
     ] = 0.0
     milestones: Annotated[
         str,
-        Option(help="Fractions of the run at which step divides by ten.", group=OPTIMISATION, metavar="F,F"),
+        Option(
+            help="Fractions of the run at which schedule step divides by ten.",
+            group=OPTIMISATION,
+            metavar="F,F",
+        ),
     ] = "0.5,0.75"
     weight_decay: Annotated[
-        float, Option(help="Weight decay of weights.", group=OPTIMISATION, metavar="F")
+        float, Option(help="Weight decay on weights.", group=OPTIMISATION, metavar="F")
     ] = 5e-4
     bias_decay: Annotated[
-        float, Option(help="Weight decay of biases outside norm layers.", group=OPTIMISATION, metavar="F")
+        float, Option(help="Weight decay on biases outside norm layers.", group=OPTIMISATION, metavar="F")
     ] = 0.0
     label_smoothing: Annotated[
         float, Option(help="Label smoothing, in [0, 1).", group=OPTIMISATION, metavar="F")
@@ -165,14 +178,17 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
     ] = 0.0
     clip_grad: Annotated[
         float,
-        Option(help="Largest norm of the gradient; 0: any.", group=OPTIMISATION, metavar="F"),
+        Option(help="Clip the gradient to this norm; 0: never.", group=OPTIMISATION, metavar="F"),
     ] = 0.0
     device: Annotated[str, DEVICE.but(affects_result=False)] = "auto"
     dtype: Annotated[Literal["float32", "float16", "bfloat16"], DTYPE] = "float32"
-    channels_last: Annotated[bool, Option(help="Memory format of images and weights.", group=RUNNING)] = False
-    compile: Annotated[bool, Option(help="torch.compile the model.", group=RUNNING)] = False
+    channels_last: Annotated[bool, Option(help="Use the channels-last memory format.", group=RUNNING)] = False
+    compile: Annotated[bool, Option(help="Run the model through torch.compile.", group=RUNNING)] = False
     eval_every: Annotated[
-        int, Option(help="Epochs between validations; the last always.", group=RUNNING, metavar="N")
+        int,
+        Option(
+            help="Epochs between validations; the last epoch is always validated.", group=RUNNING, metavar="N"
+        ),
     ] = 1
     eval_batch_size: Annotated[
         str,
@@ -184,18 +200,19 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
         str,
         Option(
             common=True,
-            help="The run and the trained model.",
+            help="Folder for the run and the trained model.",
             group=OUTPUT,
             metavar="FOLDER",
             short="-o",
             affects_result=False,
         ),
     ] = "alphatune-train"
+    log_to: Annotated[tuple[str, ...], LOG_TO] = ()
     resume: Annotated[
         bool,
         Option(
             common=True,
-            help="Go on with the run in the output folder, if there is one.",
+            help="Continue the run in the output folder, if there is one.",
             group=OUTPUT,
             affects_result=False,
             saved=False,
@@ -203,12 +220,17 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
     ] = False
     checkpoint_minutes: Annotated[
         float,
-        Option(help="Save this often, beside every epoch.", group=OUTPUT, metavar="N", affects_result=False),
+        Option(
+            help="Save a checkpoint this often, and after every epoch.",
+            group=OUTPUT,
+            metavar="N",
+            affects_result=False,
+        ),
     ] = 15.0
     overwrite: Annotated[
         bool,
         Option(
-            help="Delete the run in the output folder and start anew.",
+            help="Delete the run in the output folder and start again.",
             group=OUTPUT,
             affects_result=False,
             saved=False,

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from alphatune.settings.evaluate import EvaluateSettings
 from alphatune.settings.option import AVERAGES, GATES, IMAGES, OUTPUT, TUNING, Option
-from alphatune.settings.running import EXCLUDE
+from alphatune.settings.running import EXCLUDE, LOG_TO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class TuneSettings(EvaluateSettings):
     curve: Annotated[
         Literal["auto", "full"],
         Option(
-            help="With --alphas auto: the curve from the part of the examples that chooses, or from all.",
+            help="With --alphas auto: draw the curve from the examples that choose alpha, or from all.",
             group=TUNING,
             applies_to=IMAGES,
         ),
@@ -34,7 +34,7 @@ class TuneSettings(EvaluateSettings):
     curve_tolerance: Annotated[
         float,
         Option(
-            help="Error of the interpolated curve, in nats and as a fraction, that is good enough.",
+            help="Allowed error of the interpolated curve, in nats and as a fraction.",
             group=TUNING,
             metavar="E",
             applies_to=IMAGES,
@@ -55,13 +55,13 @@ class TuneSettings(EvaluateSettings):
     ] = "top1"
     accept: Annotated[
         Literal["significant", "best"],
-        Option(help="Keep 0 unless the gain is significant, or take the optimum.", group=TUNING),
+        Option(help="Keep α = 0 unless the gain is significant, or always take the best α.", group=TUNING),
     ] = "significant"
     granularity: Annotated[
         Literal["global", "stage", "layer", "channel"],
         Option(
             common=True,
-            help="How many alphas to tune: finer ones, down to this one, are taken only if they win out of fold.",
+            help="One alpha (global), or one a stage, layer or channel where that wins out of fold.",
             group=TUNING,
             applies_to=IMAGES,
         ),
@@ -70,7 +70,7 @@ class TuneSettings(EvaluateSettings):
         bool,
         Option(
             common=True,
-            help="Tune a temperature as well, and tell what alpha is worth beyond it.",
+            help="Also fit a temperature, and report what α adds beyond it.",
             group=TUNING,
             applies_to=IMAGES,
         ),
@@ -78,8 +78,8 @@ class TuneSettings(EvaluateSettings):
     score: Annotated[
         str | None,
         Option(
-            help="Any task: package.module:score or file.py:score, which takes the model's outputs and the targets "
-            "and returns one number an example, larger is better. --data then names a loader of yours in the same way.",
+            help="Any task: package.module:score or file.py:score, called with outputs and targets, returns one "
+            "number per example, larger is better. --data then names your loader in the same way.",
             group=TUNING,
             metavar="FUNCTION",
         ),
@@ -87,8 +87,7 @@ class TuneSettings(EvaluateSettings):
     batch_stats: Annotated[
         bool,
         Option(
-            help="For comparison, also evaluate with the test batch's statistics, which make predictions depend on "
-            "the rest of the batch; never chosen.",
+            help="Also evaluate with the test batch's statistics, for comparison; never chosen.",
             group=TUNING,
             applies_to=IMAGES,
         ),
@@ -97,7 +96,7 @@ class TuneSettings(EvaluateSettings):
     min_positions: Annotated[
         int,
         Option(
-            help="Leave layers alone that see fewer positions an example; 2 spares BatchNorm1d and 1x1 maps.",
+            help="Leave out layers that see fewer positions per example; 2 leaves out BatchNorm1d and 1x1 maps.",
             group=TUNING,
             metavar="N",
             minimum=1,
@@ -107,8 +106,8 @@ class TuneSettings(EvaluateSettings):
     calibrate: Annotated[
         str | None,
         Option(
-            help="For GroupNorm, InstanceNorm and LayerNorm2d, which keep no moving averages: measure them on these "
-            "images; labels are not looked at.",
+            help="Measure moving averages on these images, for GroupNorm, InstanceNorm and LayerNorm2d, which "
+            "keep none; labels are not used.",
             group=AVERAGES,
             metavar="DATA",
             applies_to=IMAGES,
@@ -117,7 +116,7 @@ class TuneSettings(EvaluateSettings):
     recalibrate: Annotated[
         str | None,
         Option(
-            help="Replace the moving averages of BatchNorm layers by exact ones over these images.",
+            help="Replace the moving averages of BatchNorm layers with exact ones over these images.",
             group=AVERAGES,
             metavar="DATA",
             applies_to=IMAGES,
@@ -126,20 +125,20 @@ class TuneSettings(EvaluateSettings):
     recalibrate_order: Annotated[
         Literal["one-pass", "layer-by-layer"],
         Option(
-            help="one-pass: every layer normalises by the batch; layer-by-layer: by the new averages of the layers "
-            "before it, in a pass for each.",
+            help="Measure all layers in one pass, normalising by the batch; or each in its own pass, with the new "
+            "averages before it.",
             group=AVERAGES,
             applies_to=IMAGES,
         ),
     ] = "one-pass"
     recalibrate_augment: Annotated[
         Literal["none", "auto", "crop", "cifar", "imagenet"],
-        Option(help="Augmentation of these images, as in training.", group=AVERAGES, applies_to=IMAGES),
+        Option(help="Augment these images, as in training.", group=AVERAGES, applies_to=IMAGES),
     ] = "none"
     calibrate_split: Annotated[
         str | None,
         Option(
-            help="Split of the images to measure on. Default: train, if there is one.",
+            help="Split to measure on. Default: train, if there is one.",
             group=AVERAGES,
             metavar="NAME",
             applies_to=IMAGES,
@@ -148,7 +147,7 @@ class TuneSettings(EvaluateSettings):
     calibrate_limit: Annotated[
         int | None,
         Option(
-            help="Measure on N examples, drawn by seed, every class in proportion.",
+            help="Measure on a random sample of N examples, stratified by class.",
             group=AVERAGES,
             metavar="N",
             applies_to=IMAGES,
@@ -158,7 +157,7 @@ class TuneSettings(EvaluateSettings):
         float | None,
         Option(
             help="Fail unless the gain in --metric, measured on examples that did not choose, is at least G (a "
-            "fraction, or nats).",
+            "fraction, or nats). --plan says how many images that takes.",
             group=GATES,
             metavar="G",
             affects_result=False,
@@ -174,9 +173,34 @@ class TuneSettings(EvaluateSettings):
             affects_result=False,
         ),
     ] = ()
+    max_class_regression: Annotated[
+        tuple[str, ...],
+        Option(
+            help="Fail if any class gets worse by more than V in top1 (V alone), top5 or loss; repeatable.",
+            group=GATES,
+            metavar="[METRIC=]V",
+            affects_result=False,
+            applies_to=IMAGES,
+        ),
+    ] = ()
+    gate_on: Annotated[
+        Literal["estimate", "interval"],
+        Option(
+            help="Hold the three limits above against the estimate, or pass only if the whole 95 % interval keeps "
+            "to them: the gain is surely at least G, the loss surely at most V. With too few images to tell, they fail "
+            "and say how many it takes.",
+            group=GATES,
+            affects_result=False,
+        ),
+    ] = "estimate"
     require_significant: Annotated[
         bool,
-        Option(help="Fail unless the gain is significant.", group=GATES, affects_result=False),
+        Option(
+            help="Fail unless the gain is significant. For pipelines that want a gain: without it a run that "
+            "keeps alpha = 0 because nothing helps succeeds.",
+            group=GATES,
+            affects_result=False,
+        ),
     ] = False
     max_latency_ratio: Annotated[
         float | None,
@@ -190,7 +214,7 @@ class TuneSettings(EvaluateSettings):
     thumbnails: Annotated[
         int,
         Option(
-            help="Pictures in the report of examples whose prediction flipped, at most so many each way.",
+            help="Pictures of changed predictions in the report, at most N each way.",
             group=OUTPUT,
             metavar="N",
             minimum=0,
@@ -199,7 +223,7 @@ class TuneSettings(EvaluateSettings):
     no_cache: Annotated[
         bool,
         Option(
-            help="Measure anew, even if the same model was tuned in the same way on the same data before.",
+            help="Measure again, even if the result of the same job is cached.",
             group=OUTPUT,
             affects_result=False,
             saved=False,
@@ -216,10 +240,11 @@ class TuneSettings(EvaluateSettings):
             affects_result=False,
         ),
     ] = "alphatune-out"
+    log_to: Annotated[tuple[str, ...], LOG_TO] = ()
     checkpoint_minutes: Annotated[
         float,
         Option(
-            help="Save this often what was found, for --resume.",
+            help="Save progress this often, for --resume.",
             group=OUTPUT,
             metavar="N",
             affects_result=False,
@@ -229,7 +254,7 @@ class TuneSettings(EvaluateSettings):
     resume: Annotated[
         bool,
         Option(
-            help="Go on where the same command was interrupted, if it was, to the same result.",
+            help="Continue where the same command was interrupted.",
             group=OUTPUT,
             affects_result=False,
             saved=False,

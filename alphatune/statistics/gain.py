@@ -26,6 +26,10 @@ from alphatune.statistics.selection_bias import Limits
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+#: with fewer examples no interval means anything, and the unpatched model is kept
+FEWEST_EXAMPLES = 20
+#: fewer examples cannot tell finer α, or a temperature, from luck
+FEWEST_TO_REFINE = 100
 
 FloatArray = NDArray[np.float64]
 #: gain, interval, p and method
@@ -92,15 +96,18 @@ def make_gain(
 def paired_difference(scores: Scores, baseline: Scores, metric: Metric) -> tuple[float, float]:
     """Interval of metric(scores) − metric(baseline) over the same examples.
 
-    The normal interval of a paired mean, for the band of a curve; it is not
-    corrected for looking at many α.
+    For the band of a curve; it is not corrected for looking at many α.
     """
     difference = per_example(scores, metric) - per_example(baseline, metric)
     return paired_interval(INFO[metric].sign * difference)
 
 
 def paired_interval(difference: FloatArray) -> tuple[float, float]:
-    """Normal interval of the mean of paired differences."""
+    """Interval of the mean of paired differences: Tango's score interval of right and wrong, else the normal one."""
+    if difference.any() and np.isin(difference, (-1, 0, 1)).all():
+        better, worse = int((difference > 0).sum()), int((difference < 0).sum())
+        limits = Limits.without_choice(CONFIDENCE)
+        return proportion_interval(better, worse, len(difference), limits.low, limits.high)
     half = ndtri(0.5 + CONFIDENCE / 2) * difference.std(ddof=1) / np.sqrt(len(difference))
     return float(difference.mean() - half), float(difference.mean() + half)
 

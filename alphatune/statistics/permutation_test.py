@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alphatune.statistics.gain import RESAMPLES
-from alphatune.statistics.scores import ECE_BINS, Scores
+from alphatune.statistics.scores import ECE_BINS, Scores, calibration_bins
 
 #: differences closer than that are equal but for rounding
 _ROUNDING = 1e-12
@@ -45,7 +45,7 @@ def exchange_p(first: Scores, other: Scores, *, seed: int = 0, resamples: int = 
 def _gaps(scores: Scores) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The bin of each example, as ``expected_calibration_error`` has it, and confidence − correct."""
     sure = scores.confidence.astype(np.float64)
-    return np.clip(np.ceil(sure * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1), sure - scores.top1
+    return calibration_bins(scores.confidence), sure - scores.top1
 
 
 def _sums(bins: NDArray[np.int64], gaps: NDArray[np.float64]) -> NDArray[np.float64]:

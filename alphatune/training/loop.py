@@ -13,6 +13,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from msgspec.structs import replace
@@ -28,14 +29,15 @@ from alphatune.core.errors import (
     one_line,
     raise_if_machine_failed,
 )
+from alphatune.core.progress import ShowProgress, Tracker, as_tracker
 from alphatune.data.augmentation import derived_seed
 from alphatune.data.loading import Batch
 from alphatune.data.training_batches import TrainingBatches
-from alphatune.evaluation.predictor import Progress
 from alphatune.evaluation.reading import heads_of
 from alphatune.results.metrics import Metrics
 from alphatune.results.training import Epoch
 from alphatune.training.distributed import parallel, share_buffers_
+from alphatune.training.interruption import Stopped
 from alphatune.training.optimizers import decay_to_one_
 from alphatune.training.recipe import Recipe
 from alphatune.training.schedule import learning_rate
@@ -47,11 +49,7 @@ AUXILIARY_WEIGHT = 0.4
 GPU_CHECK_STEPS = 20
 
 #: validates a model: (model, progress) -> metrics
-Evaluate = Callable[[nn.Module, Progress], Metrics]
-
-
-class _Stopped(Exception):
-    """Somebody asked to stop during an evaluation."""
+Evaluate = Callable[[nn.Module, Callable[[int, int | None], None]], Metrics]
 
 
 def train(
@@ -63,8 +61,10 @@ def train(
     save: Callable[[], None] = lambda: None,
     save_minutes: float = float("inf"),
     stop: Callable[[], bool] = lambda: False,
+    waiting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     world: World = World(),  # noqa: B008
-    progress: Progress | None = None,
+    validation_examples: int = 0,
+    progress: ShowProgress = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> bool:
     """Train from wherever the state is to the end of the recipe.
@@ -73,6 +73,9 @@ def train(
         evaluate: validates ``state.evaluated`` after every ``recipe.eval_every`` epochs and the last.
         save: called after every epoch, when ``save_minutes`` have passed, and before stopping.
         stop: asked after every step of the optimiser; True saves and returns.
+        waiting: entered to wait for a batch and to validate; ``Stopped`` raised there saves and returns.
+        validation_examples: how many ``evaluate`` looks at.
+        progress: as for ``alphatune.tune``; images count once an epoch.
         on_epoch: called with the row of every finished epoch.
 
     Returns:
@@ -90,40 +93,60 @@ def train(
     wrapped = parallel(model, world, device)  # type: ignore[arg-type]
     source = batches.between(state.step, total)
     began, saved = time.monotonic() - state.seconds, time.monotonic()
+    track, size = as_tracker(progress), batches.sampling.batch_size
+    validated = [validation_examples * _is_validated(recipe, 1 + epoch) for epoch in range(recipe.epochs)]
+    track.begin("waiting for the first batch")
+    track.add(size * state.step + sum(validated[: len(state.rows)]), resumed=True)
+    track.expect(size * (total - state.step) + sum(validated[len(state.rows) :]))
 
     def stopping() -> bool:
         return world.any(stop())
 
+    def keep() -> None:
+        nonlocal saved
+        track.phase("saving")
+        state.seconds = time.monotonic() - began
+        save()
+        saved = time.monotonic()
+
+    def interruptible(here: bool = True) -> AbstractContextManager[None]:
+        return waiting() if here and world.size == 1 else contextlib.nullcontext()
+
+    boundary, halt = True, stop if world.size == 1 else lambda: False
     while len(state.rows) < recipe.epochs:
         epoch_end = (len(state.rows) + 1) * steps
         wrapped.train()
         while state.step < epoch_end:
-            boundary = _step(state, wrapped, next(source), recipe, steps, world)
-            if progress:
-                progress(state.step * batches.sampling.batch_size, total * batches.sampling.batch_size)
+            try:
+                with interruptible(boundary):  # amid the parts of a step there is nothing to save
+                    batch = next(source)
+            except Stopped:
+                _require_finite(state, weights=True)
+                keep()
+                return False
+            track.phase(f"training, epoch {len(state.rows) + 1} of {recipe.epochs}")
+            boundary = _step(state, wrapped, batch, recipe, steps, world)
+            track.add(size)
             if boundary and state.step < epoch_end:
-                state.seconds = time.monotonic() - began
                 stopped = stopping() if world.size == 1 or state.step % 10 == 0 else False
                 if stopped or time.monotonic() - saved > 60 * save_minutes:
                     _require_finite(state, weights=True)
-                    save()
-                    saved = time.monotonic()
+                    keep()
                 if stopped:
                     return False
         _require_finite(state, weights=True)
         share_buffers_(state.evaluated, world)
         try:
-            row = _finish_epoch(state, recipe, steps, evaluate, stop if world.size == 1 else lambda: False)
-        except _Stopped:
-            state.seconds = time.monotonic() - began
-            save()  # at the end of the epoch, to be evaluated when the run goes on
+            with interruptible():
+                row = _finish_epoch(state, recipe, steps, evaluate, halt, track, validation_examples)
+        except Stopped:
+            keep()  # at the end of the epoch, to be evaluated when the run goes on
             return False
         state.seconds = time.monotonic() - began
         row = replace(row, seconds=state.seconds)
         state.rows.append(row)
         state.loss_sum, state.correct, state.seen = 0.0, 0, 0
-        save()
-        saved = time.monotonic()
+        keep()
         if on_epoch:
             on_epoch(row)
         if len(state.rows) < recipe.epochs and stopping():
@@ -221,8 +244,18 @@ def _require_finite(state: TrainingState, *, weights: bool = False) -> None:
         )
 
 
+def _is_validated(recipe: Recipe, epoch: int) -> bool:
+    return epoch % recipe.eval_every == 0 or epoch == recipe.epochs
+
+
 def _finish_epoch(
-    state: TrainingState, recipe: Recipe, steps: int, evaluate: Evaluate | None, stop: Callable[[], bool]
+    state: TrainingState,
+    recipe: Recipe,
+    steps: int,
+    evaluate: Evaluate | None,
+    stop: Callable[[], bool],
+    track: Tracker,
+    validation_examples: int,
 ) -> Epoch:
     """The row of the log: training figures of the epoch, and validation where it is due."""
     epoch = len(state.rows) + 1
@@ -235,11 +268,16 @@ def _finish_epoch(
         seconds=state.seconds,
     )
 
-    def watch(_done: int, _total: int | None) -> None:
-        if stop():
-            raise _Stopped
+    began = track.done
 
-    if evaluate and (epoch % recipe.eval_every == 0 or epoch == recipe.epochs):
+    def watch(done: int, _total: int | None) -> None:
+        track.add(began + done - track.done)
+        if stop():  # by a signal whose exception was dropped
+            raise Stopped
+
+    if evaluate and _is_validated(recipe, epoch):
+        track.phase("validating")
         metrics = evaluate(state.evaluated, watch)
+        track.add(began + validation_examples - track.done)  # what other processes did
         row = replace(row, **{f"val_{name}": value for name, value in metrics.items() if name != "n"})
     return row

@@ -7,7 +7,6 @@ Random numbers are not among it: they are a function of seed and step
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from alphatune.core.errors import CheckpointError, ConfigurationError, InputError, ResourceError, one_line
+from alphatune.core.system import sync
 from alphatune.models.checkpoint_content import read_content
 from alphatune.pickles.torch_file import write_saved
 from alphatune.results.document import SCHEMA
@@ -117,14 +117,9 @@ def replace_file(path: Path, write: Any) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         temporary.replace(path)
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         raise ResourceError(f"cannot write {path}: {one_line(error)}", "is the disk full?") from None
     finally:

@@ -10,7 +10,7 @@ differ between the two says how much a result depends on the draw.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,7 +52,6 @@ def compare_batch_statistics(
     seed: int = 0,
     exclude: Collection[str] = (),
     skip_unknown: bool = False,
-    progress: Callable[[int], None] | None = None,
 ) -> BatchStatistics:
     """Evaluate a model by the statistics of random batches, twice.
 
@@ -61,7 +60,6 @@ def compare_batch_statistics(
         baseline: scores of all examples by the unpatched model.
         seed: of both draws.
         exclude, skip_unknown: as for ``patch_``: the same layers that α is about.
-        progress: called after each batch with the examples in it.
 
     Raises:
         ConfigurationError: inputs of several shapes, which no batch could hold.
@@ -71,6 +69,8 @@ def compare_batch_statistics(
     predictor = replace(passes.predictor, compile=False)
     size = min(passes.data.batch_size, predictor.max_batch or passes.data.batch_size)
     n = len(passes.data)
+    passes.track.phase("batch statistics")
+    passes.expect(2 * n)
     count = min(n, max(FEWEST_BATCHES, -(-n // size)))
 
     def draw(which: int) -> Scores:
@@ -82,8 +82,7 @@ def compare_batch_statistics(
             for batch in batches_of(passes.data, mine):
                 logits = predictor(predictor.prepare(batch.inputs))
                 parts.append(score_logits(logits, batch, where="with batch statistics"))
-                if progress:
-                    progress(len(batch))
+                passes.track.add(len(batch))
             return parts
 
         return concatenate([part for parts in passes.world.run_on_all_ranks(share) for part in parts])

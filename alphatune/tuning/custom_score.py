@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+import alphatune
 from alphatune.core.errors import (
     AlphatuneError,
     ConfigurationError,
@@ -31,11 +32,11 @@ from alphatune.core.errors import (
     one_line,
     raise_if_machine_failed,
 )
-from alphatune.core.metrics import SCORE
+from alphatune.core.progress import ShowProgress, Tracker, as_tracker, shows_progress
 from alphatune.data.checksums import check_repeats, checksums_of
 from alphatune.data.custom_batches import as_loader
 from alphatune.data.custom_pairs import count_examples, custom_pairs, examples_in, moved
-from alphatune.evaluation.predictor import Progress, evaluation_mode, input_dtype
+from alphatune.evaluation.predictor import evaluation_mode, input_dtype
 from alphatune.kernels.dispatch import COMPILED_FROM, Kernel, build_seconds, resolve_kernel, use_kernel
 from alphatune.models.running_stats_check import require_health
 from alphatune.norms.patching import patched, set_alpha_, unpatched_alpha
@@ -48,7 +49,6 @@ from alphatune.tuning.curve import Interval
 from alphatune.tuning.remarks import remark_on_end, remark_on_layers
 from alphatune.tuning.selection import Accept, Decision, select_by_score
 from alphatune.tuning.shared_prefix import shared_prefix
-from alphatune.tuning.sweep import counting
 
 #: called with the model's outputs and the loader's targets; gives one number an example, larger is better
 Score = Callable[[Any, Any], Tensor | NDArray[Any]]
@@ -63,7 +63,7 @@ class ScorePoint:
     ci: Interval | None  # None for a single example
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScoreResult:
     """Everything a tune by a score of one's own found out; ``alpha`` is the one to deploy."""
 
@@ -109,13 +109,15 @@ class ScoreResult:
         """The number of examples."""
         return int(self.scores.shape[1])
 
-    def __str__(self) -> str:
-        return (
-            f"alpha = {self.alpha:g}: {self.decision.reason}; {self.name} {self.baseline:.4f} -> "
-            f"{self.chosen:.4f} on {len(self)} examples"
-        )
+    def __repr__(self) -> str:
+        return alphatune.to_text(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return alphatune.to_html(self)
 
 
+@shows_progress
 def tune_score(
     model: nn.Module,
     loader: Iterable[Any],
@@ -128,9 +130,9 @@ def tune_score(
     kernel: Kernel = "auto",
     exclude: Collection[str] = (),
     skip_unknown: bool = False,
-    progress: Progress | None = None,
+    progress: ShowProgress = None,
 ) -> ScoreResult:
-    """Sweep α by a score of one's own, choose one, and decide whether it pays.
+    """Sweep α by a score of one's own, choose one, and decide whether it helps.
 
     The model is patched for the time of the call and comes back as it was;
     ``patch_(model, result.alpha)`` makes the choice take effect.
@@ -147,7 +149,7 @@ def tune_score(
         dtype: float32, or float16/bfloat16 for autocast.
         kernel: ``kernels.dispatch``.
         exclude, skip_unknown: as for ``patch_``.
-        progress: called with (examples done, examples to do or None), an example counting once an α.
+        progress: as for ``tune``.
 
     Raises:
         UnsupportedModelError: no BatchNorm layer, or one of unknown kind.
@@ -169,18 +171,20 @@ def tune_score(
         values = resolve_alphas(alphas, unpatched_alpha(model))
         expected = count_examples(loader)
         used = resolve_kernel(kernel, _device(model), worth_compiling=(expected or 0) >= COMPILED_FROM)
-        report = counting(progress, None if expected is None else expected * len(values))
+        track = as_tracker(progress)
+        track.phase("sweeping alpha")
+        track.expect(None if expected is None else expected * len(values))
         started = time.perf_counter()
         with use_kernel(used):
             scores, strata, batch_size, watch, repeats = _score_all(
-                model, loader, score, values, dtype, report
+                model, loader, score, values, dtype, track
             )
         layers = watch.account(layers)
         acting = tuple(name for name in names if name not in watch.inactive)
         seconds = time.perf_counter() - started
     decision = select_by_score(scores, values, strata, accept=accept, seed=seed)
     notes = [repeats] if repeats else []
-    notes += remark_on_end(decision.best[SCORE], values[-1], values[0])
+    notes += remark_on_end(decision.candidate, values[-1], values[0])
     if decision.gain is None:
         notes.append(decision.reason)
     return ScoreResult(
@@ -206,7 +210,7 @@ def _score_all(
     score: Score,
     alphas: Sequence[float],
     dtype: torch.dtype,
-    report: Callable[[int], None],
+    track: Tracker,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], int, Watched, str]:
     """Scores (alphas, n), what to spread over the folds (n,), the length of the longest batch, which layers the
     first batch ran, and a remark on repeats."""
@@ -240,7 +244,7 @@ def _score_all(
             parts.append(np.stack(rows))
             strata.append(_classes(targets, len(rows[0])))
             done += len(rows[0])
-            report(len(rows[0]) * len(alphas))
+            track.add(len(rows[0]) * len(alphas))
     if done == 0:
         raise DataError("the data holds no example")
     known = [part for part in strata if part is not None]
@@ -304,7 +308,7 @@ def _scores(
     if not np.isfinite(scores).all():
         worst = int(np.flatnonzero(~np.isfinite(scores))[0])
         raise NumericError(
-            f"{name} is {scores[worst]:g} for example {start + worst} at alpha = {alpha:g}",
+            f"{name} is {scores[worst]:g} for example {start + worst} at α = {alpha:g}",
             "a score must be finite for every example",
         )
     return scores

@@ -16,7 +16,7 @@ a descent that was interrupted goes on from it to the same result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from alphatune.core.errors import ResourceError, is_out_of_memory
 from alphatune.core.metrics import INFO, Metric
+from alphatune.core.progress import Tracker
 from alphatune.data.prefetch import Batch
 from alphatune.evaluation.predictor import Predictor, evaluation_mode
 from alphatune.norms.patching import differentiable_alpha, example_weighted_layers, set_alpha_
@@ -124,7 +125,7 @@ class _Problem:
     units: Units
     metric: Metric
     temperature: bool
-    count: Callable[[int], None]
+    track: Tracker
 
     def loss(self, theta: Tensor, log_temperature: Tensor, batch: Batch) -> Tensor:
         """The objective added up over a batch, differentiable."""
@@ -148,7 +149,7 @@ class _Problem:
                 totals = totals + score_temperatures(logits, batch.targets)[0].sum(1, dtype=np.float64)
             else:
                 totals += float(objective(logits, batch.targets, self.metric, 1.0).sum())
-            self.count(len(batch))
+            self.track.add(len(batch))
         best = int(totals.argmin())
         t = TEMPERATURES[best] if self.temperature else 1.0
         return Fit(tuple(alphas.tolist()), t, step, float(totals[best]) / len(self.stopping))
@@ -166,7 +167,7 @@ def descend(
     temperature: bool,
     seed: int,
     journal: Entry | None = None,
-    count: Callable[[int], None] = lambda _: None,
+    track: Tracker | None = None,
 ) -> Fit:
     """Find the α of the units on some examples, as this module's text says.
 
@@ -178,31 +179,28 @@ def descend(
         metric: what to improve.
         temperature: tune T along.
         journal: where the state is kept.
-        count: called with the number of examples after each batch.
+        track: told of every batch.
 
     Raises:
         ResourceError: the gradient of a single example does not fit into memory.
     """
     model = predictor.model
     order = positions[stratified_order(data.targets[positions], seed)]
-    held = min(int(HELD_OUT * len(order)), MOST_HELD_OUT)
+    held = _held_out(len(order))
     fitting = order[held:]
     # Gradients in float16 would vanish without a scale; a compiled graph has none.
     dtype = torch.float32 if predictor.dtype == torch.float16 else predictor.dtype
     runs = Predictor(model, dtype, predictor.channels_last, outputs=predictor.outputs)
     state = _State.begin(start, temperature)
-
-    def counted(more: int) -> None:
-        state.examples += more
-        count(more)
-
-    problem = _Problem(runs, data, np.sort(order[:held]), units, metric, temperature, counted)
+    track = track or Tracker()
+    before = track.done
+    problem = _Problem(runs, data, np.sort(order[:held]), units, metric, temperature, track)
     plan = _plan(fitting, seed)
     center = torch.logit(torch.tensor(prior, dtype=torch.float64).clamp(NEAREST, 1 - NEAREST))
     with _unchanged(model), evaluation_mode(model):
         if journal and (saved := journal.read()):
             state.load(saved)
-            count(state.examples)
+            track.add(state.examples, resumed=True)
         else:
             state.best = problem.look(start, 0)
             state.log_temperature.data.fill_(math.log(state.best.temperature))
@@ -211,7 +209,7 @@ def descend(
             rows = plan[state.step]
             for batch in data.take(np.sort(rows)):
                 _backward(problem, state, batch, 1 / len(rows))
-                counted(len(batch))
+                track.add(len(batch))
             with torch.enable_grad():
                 penalty = (state.theta - center).square().sum() / (2 * PRIOR**2 * len(fitting))
             penalty.backward()  # type: ignore[no-untyped-call]
@@ -224,9 +222,17 @@ def descend(
                 state.waits += 1
                 if found.objective < state.best.objective:
                     state.best, state.waits = found, 0
+                state.examples = track.done - before
                 if journal:
                     journal.write_when_due(state.to_dict)
     return state.best
+
+
+def expected_examples(count: int) -> int:
+    """About how many examples a descent on so many looks at: two thirds of what it may, as most end early."""
+    held = _held_out(count)
+    size, steps = _step_size(count - held)
+    return 2 * (steps * size + (-(-steps // EVERY) + 1) * held) // 3
 
 
 def objective(logits: Tensor, targets: Tensor, metric: Metric, temperature: Tensor | float) -> Tensor:
@@ -255,11 +261,20 @@ def rounded(theta: Tensor) -> Tensor:
 
 def _plan(positions: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
     """The examples of each step, all equally often."""
-    size = max(1, min(STEP_EXAMPLES, len(positions) * EPOCHS // STEPS + 1))
-    steps = min(STEPS, len(positions) * EPOCHS // size)
+    size, steps = _step_size(len(positions))
     rng = np.random.default_rng(seed)
     stream = np.concatenate([rng.permutation(positions) for _ in range(-(-steps * size // len(positions)))])
     return [stream[i * size : (i + 1) * size] for i in range(steps)]
+
+
+def _step_size(count: int) -> tuple[int, int]:
+    """The examples of a step, and the number of steps."""
+    size = max(1, min(STEP_EXAMPLES, count * EPOCHS // STEPS + 1))
+    return size, min(STEPS, count * EPOCHS // size)
+
+
+def _held_out(count: int) -> int:
+    return min(int(HELD_OUT * count), MOST_HELD_OUT)
 
 
 def _backward(problem: _Problem, state: _State, batch: Batch, share: float) -> None:

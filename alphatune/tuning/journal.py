@@ -8,16 +8,17 @@ of saving writes nothing.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alphatune.core.errors import CheckpointError, InputError, ResourceError, one_line
+from alphatune.core.system import is_ours
 from alphatune.models.checkpoint_content import read_content
 from alphatune.pickles.torch_file import write_saved
 
@@ -106,6 +107,17 @@ class Journal:
         self._later.clear()
         self._since = time.monotonic()
 
+    @contextmanager
+    def kept_when_interrupted(self) -> Iterator[None]:
+        """Write what has waited if a signal ends the block, so that the job can go on from there."""
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException:
+            self.write_due()
+            raise
+
     def give_up(self, error: Exception) -> None:
         """Leave the room that there is to the result."""
         self.given_up = f"what `resume` goes on from could not be kept in {self.folder}: {one_line(error)}"
@@ -130,7 +142,7 @@ def open_journal(folder: Path, job: State, *, resume: bool, minutes: float) -> J
     text = json.dumps(job, sort_keys=True, indent=2)
     key = folder / _KEY
     try:
-        if folder.is_symlink() or (folder.exists() and folder.stat().st_uid != os.geteuid()):
+        if folder.is_symlink() or (folder.exists() and not is_ours(folder.stat())):
             raise InputError(f"expected {folder} to be a folder of ours, or not to exist", "remove it")
         if folder.exists() and not (resume and key.exists()):  # without its job nobody knows whose it is
             shutil.rmtree(folder)

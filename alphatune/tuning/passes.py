@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alphatune.core.distributed import World
+from alphatune.core.progress import Tracker
 from alphatune.data.prefetch import Batch
 from alphatune.evaluation.predictor import Predictor
 from alphatune.norms.patching import Alpha
@@ -45,12 +46,16 @@ class Passes:
     data: Data
     baseline: float  # the α of the unpatched model
     world: World
-    count: Callable[[int], None]
+    track: Tracker
     journal: Journal | None = None
 
     def alpha(self, t: float) -> float:
         """α at a distance from the unpatched model."""
         return round(abs(self.baseline - t), 12)
+
+    def expect(self, examples: int) -> None:
+        """Say how much is still to be done, of which this process does its share."""
+        self.track.expect(-(-examples // self.world.size))
 
     def measure(self, positions: NDArray[np.int64], ts: Sequence[float]) -> list[Scores]:
         """Exact scores of some examples at each t."""
@@ -118,15 +123,17 @@ class Passes:
             record: PassRecord[T] = PassRecord(self.journal, name)
             todo = self.world.batches_of(positions, self.data.batch_size)
             if record.examples:  # whole batches, so that the rest comes in the same ones
-                self.count(record.examples * len(alphas))
+                self.track.add(record.examples * len(alphas), resumed=True)
                 todo = todo[record.examples :]
             if len(todo):
 
                 def keep(batch: Batch, logits: list[Tensor]) -> None:
                     record.add(look(batch, logits), len(batch))
 
-                run(self.predictor, self.data.take(todo), alphas, keep, progress=self.count)
-            record.end()
+                try:
+                    run(self.predictor, self.data.take(todo), alphas, keep, self.track)
+                finally:  # what an interruption leaves is kept, too
+                    record.end()
             return record.results
 
         return [result for share in self.world.run_on_all_ranks(mine) for result in share]

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -32,14 +32,15 @@ from alphatune.norms.patching import Alpha
 from alphatune.results.alpha import common_alpha
 from alphatune.results.gain import Gain
 from alphatune.results.tune import Level, LevelName
-from alphatune.statistics.gain import paired_gain
+from alphatune.statistics.gain import FEWEST_EXAMPLES, paired_gain
 from alphatune.statistics.scores import Scores, concatenate, summarise
 from alphatune.tuning.descent import Fit, descend, rounded
+from alphatune.tuning.descent import expected_examples as examples_of_descent
 from alphatune.tuning.granularity import GRANULARITIES, Granularity, Units, units_of
 from alphatune.tuning.journal import Journal
 from alphatune.tuning.passes import Passes
 from alphatune.tuning.search import stratified_order
-from alphatune.tuning.selection import FEWEST_EXAMPLES, Accept
+from alphatune.tuning.selection import Accept
 from alphatune.tuning.sweep import score_at
 from alphatune.tuning.temperature import (
     TemperatureScores,
@@ -109,9 +110,13 @@ def refine(
     model = passes.predictor.model
     first = next(iter(passes.data.take(everything[:1])))
     inputs = passes.predictor.prepare(first.inputs)
-    names = GRANULARITIES[: GRANULARITIES.index(granularity) + 1]
+    names = levels_of(granularity)
     units = {name: units_of(model, name, inputs) for name in names}
-    joint = temperature and INFO[metric].sees_confidence
+    joint = is_joint(metric, temperature)
+    track = passes.track
+
+    track.phase("unpatched model")
+    passes.expect(expected_examples(n, granularity, joint))
     comparisons = len(names) if joint else max(1, len(names) - 1)
 
     plain = _Scored.of(passes, halves, [passes.baseline] * 2)
@@ -120,8 +125,10 @@ def refine(
     chosen: LevelName = "plain"
     alphas = units["global"].alphas([passes.baseline])
     before: list[dict[str, Alpha]] = []
-    for name in names:
-        started, counted = time.perf_counter(), _Counter(passes)
+    for place, name in enumerate(names):
+        started, done = time.perf_counter(), track.done
+        track.phase("temperature" if name == "global" else f"descent: {name}")
+        passes.expect(_expected(n, names[place:], joint))
         unit = units[name]
         fits: list[Fit | None] = [None, None]
         if name == "global":
@@ -130,9 +137,9 @@ def refine(
         else:
             found = before
         if name != "global" or joint:
-            fits = _fit_folds(counted.passes, halves, unit, found, singles, metric, joint, seed, journal)
+            fits = _fit_folds(passes, halves, unit, found, singles, metric, joint, seed, journal)
             found = [unit.alphas(fit.alphas) for fit in fits if fit]
-        scored = _Scored.of(counted.passes, halves, found)
+        scored = _Scored.of(passes, halves, found)
         over_coarser = scored.gain_over(current, metric, joint, seed, comparisons)
         over_plain = scored.gain_over(plain, metric, joint, seed, comparisons)
         if name == "global" and not joint:
@@ -149,7 +156,7 @@ def refine(
                 accepted=accepted,
                 steps=tuple(fit.steps for fit in fits if fit),
                 seconds=time.perf_counter() - started,
-                passes=sum(passes.world.gather(counted.examples)) / n,
+                passes=sum(passes.world.gather(track.done - done)) / n,
             )
         )
         if name == "global" or accepted:
@@ -160,9 +167,12 @@ def refine(
                 alphas = unit.alphas([overall])
             else:
                 alphas = unit.alphas(_average(unit, found))
+    track.phase("confirming")
     if chosen not in ("plain", "global") or (chosen == "global" and joint):
+        passes.expect(n + examples_of_descent(n))
         unit = next(each for each in units.values() if each.granularity == chosen)
         alphas = _fit_all(passes, unit, alphas, overall, metric, joint, seed, journal)
+    passes.expect(0 if chosen == "plain" else n)
     final = plain.everything if chosen == "plain" else _score(passes, everything, alphas)
     t, temperature_gain = 1.0, None
     if temperature:
@@ -180,6 +190,28 @@ def refine(
         reason=_reason(levels, chosen, metric, joint),
         joint=joint,
     )
+
+
+def levels_of(granularity: Granularity) -> tuple[Granularity, ...]:
+    """The levels that are tried, from one α for all to this one."""
+    return GRANULARITIES[: GRANULARITIES.index(granularity) + 1]
+
+
+def is_joint(metric: Metric, temperature: bool) -> bool:
+    """Whether levels are compared with a temperature each."""
+    return temperature and INFO[metric].sees_confidence
+
+
+def expected_examples(n: int, granularity: Granularity, joint: bool) -> int:
+    """About how many examples a refinement on n looks at."""
+    return n + _expected(n, levels_of(granularity), joint)
+
+
+def _expected(n: int, levels: Sequence[Granularity], joint: bool) -> int:
+    """The same of some levels, and of what follows them."""
+    fitted = [name != "global" or joint for name in levels]
+    folds = sum(2 * n + 2 * fits * examples_of_descent(n // 2) for fits in fitted)
+    return folds + n + any(fitted) * examples_of_descent(n)
 
 
 @dataclass(frozen=True)
@@ -245,19 +277,6 @@ class _Scored:
         )
 
 
-class _Counter:
-    """Counts the examples of one level's passes, and passes them on."""
-
-    def __init__(self, passes: Passes) -> None:
-        self.examples = 0
-        self._count = passes.count
-        self.passes = replace(passes, count=self)
-
-    def __call__(self, more: int) -> None:
-        self.examples += more
-        self._count(more)
-
-
 def _fit_folds(
     passes: Passes,
     halves: Sequence[NDArray[np.int64]],
@@ -284,7 +303,7 @@ def _fit_folds(
                 temperature=temperature,
                 seed=seed + fold,
                 journal=journal.entry(f"{units.granularity}-{fold}") if journal else None,
-                count=passes.count,
+                track=passes.track,
             )
             for fold in (0, 1)
             if fold % passes.world.size == passes.world.rank
@@ -322,7 +341,7 @@ def _fit_all(
             temperature=temperature,
             seed=seed,
             journal=journal.entry(f"{units.granularity}-all") if journal else None,
-            count=passes.count,
+            track=passes.track,
         )
 
     fit = next(fit for fit in passes.world.run_on_all_ranks(mine) if fit)
@@ -353,9 +372,9 @@ def _average(units: Units, alphas: Sequence[Mapping[str, Alpha]]) -> list[float]
 def _reason(levels: Sequence[Level], chosen: LevelName, metric: Metric, joint: bool) -> str:
     beyond = " beyond temperature" if joint else ""
     if chosen == "plain":
-        return f"no alpha has a significant out-of-fold gain in {metric}{beyond}"
+        return f"no α has a significant out-of-fold gain in {INFO[metric].name}{beyond}"
     place = [level.name for level in levels].index(chosen)
-    text = "one alpha for all layers" if chosen == "global" else f"one alpha a {chosen}"
-    text += f" wins out of fold in {metric}{beyond}"
+    text = "one α for all layers" if chosen == "global" else f"one α a {chosen}"
+    text += f" wins out of fold in {INFO[metric].name}{beyond}"
     finer = ", ".join(level.name for level in levels[place + 1 :])
     return text + (f"; finer ({finer}) does not win over it" if finer else "")

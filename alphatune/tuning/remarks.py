@@ -19,7 +19,7 @@ def remark_on_end(best: float, end: float, baseline: float) -> list[str]:
         return []
     extreme = "largest" if baseline == 0 else "smallest"
     return [
-        f"the best alpha is the {extreme} one tried ({end:g}): try `alphas={end:g}:{1 - baseline:g}:8` as well"
+        f"the best α is the {extreme} one tried ({end:g}): try `alphas={end:g}:{1 - baseline:g}:8` as well"
     ]
 
 

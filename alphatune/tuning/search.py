@@ -55,6 +55,8 @@ PILOT_NODES = 9
 #: ranges of α that the pilot tries at most, wider or narrower ones
 PILOT_ATTEMPTS = 4
 NODE_COUNTS = (3, 4, 5, 6, 7, 9)
+#: nodes that a search is expected to take before it knows
+USUAL_NODES = 4
 #: a point may be off by this share of what it is worse than the best: it will not be chosen all the same
 SLACK = 0.02
 #: the metrics that tell how well the curve is interpolated
@@ -81,7 +83,7 @@ class Search:
     baseline: Scores  # exact, at t = 0: of the choosing part, with ``full`` of all
     leaders: tuple[float, ...]  # what was best before each lot but the first
     challenged: tuple[Scores, ...]  # exact, of each lot but the first, at its leader
-    chosen_points: tuple[float, ...]  # best point of each metric on the choosing part, in METRICS' order
+    best: dict[Metric, float]  # best t of each metric, where it is known (``_optima``)
     estimated_error: float  # of the curve, in nats and as a fraction, by the pilot
 
 
@@ -93,6 +95,7 @@ class Pilot:
     targets: Tensor
     nodes: tuple[float, ...]
     range: float
+    narrowed: bool = False  # whether the race for the metric cut the range
 
     def error(self, nodes: Sequence[float], high: float, *, slack: float = 0.0) -> float:
         """Largest error of loss (nats) and top-1 on [0, high], of a polynomial through other nodes.
@@ -168,16 +171,21 @@ def search(
     first_range = min(limit, first_range or (FULL_RANGE if full else FIRST_RANGE))
     order = stratified_order(passes.data.targets, seed)
     n = len(order)
-    slack = 0.0 if full else SLACK
+    track, slack = passes.track, 0.0 if full else SLACK
     race_delta = race_delta if INFO[metric].is_mean and not full else 0.0
     first, last = min(max(n // 20, PILOT[0]), PILOT[1]), int(LOOKS[-1] * n)
+    track.phase("pilot")
+    passes.expect(expected_examples(n, full))
     pilot, alive = look_at_pilot(
         passes, np.sort(order[:first]), metric, tolerance, race_delta, last, first_range, limit, full
     )
     grid = grid_of(pilot.range, full)
     nodes, error = fewest_nodes(pilot, grid[:alive], tolerance, slack)
     parts, baselines, leaders, challenged, seen = [], [], [0.0], [], 0
-    for stop in sorted({max(first, int(share * n)) for share in LOOKS}):
+    stops = sorted({max(first, int(share * n)) for share in LOOKS})
+    for number, stop in enumerate(stops, 1):
+        track.phase(f"search {number} of {len(stops)}")
+        passes.expect((last - seen) * len(nodes) + _expected_after(n, last, len(nodes) if full else 0))
         lot = np.sort(order[seen:stop])
         part, baseline, at_leader = passes.curve(lot, nodes, grid[:alive], leaders[-1])
         parts.append(part)
@@ -204,8 +212,7 @@ def search(
         nodes, error = fewest_nodes(pilot, grid[:alive], tolerance, slack)
         nodes = with_node(nodes, leaders[-1])
     joined = join(parts).first(alive)
-    best = tuple(grid[_best(joined, m)] for m in METRICS)
-    t = best[METRICS.index(metric)]
+    t = grid[_best(joined, metric)]
     if AT_END * grid[-1] <= t and grid[-1] < limit and alive == len(grid):
         wider = search(
             passes, metric, tolerance=tolerance, race_delta=race_delta, seed=seed, full=full,
@@ -213,9 +220,13 @@ def search(
         )  # fmt: skip
         # That the range was too small is what all lots said: none can test what was chosen before it.
         return replace(wider, leaders=(), challenged=())
+    track.phase("confirming")
+    passes.expect(_expected_after(n, seen, len(nodes) if full else 0))
     if full:
         part, baseline, _ = passes.curve(np.sort(order[seen:]), nodes, grid, 0.0)
         parts, baselines = [*parts, part], [*baselines, baseline]
+    complete = alive == len(grid) and not pilot.narrowed
+    best = _optima(join(parts).first(alive), grid, metric, complete=complete, limit=limit)
     return Search(
         t=t,
         grid=grid[: parts[0].points],  # beyond it, the pilot saw enough
@@ -226,9 +237,42 @@ def search(
         baseline=concatenate(baselines),
         leaders=tuple(leaders[1:]),
         challenged=tuple(challenged[1:]),
-        chosen_points=best,
+        best=best,
         estimated_error=error,
     )
+
+
+def _optima(
+    scores: CurveScores, grid: Sequence[float], followed: Metric, *, complete: bool, limit: float
+) -> dict[Metric, float]:
+    """The best t of the metric that the search followed, and of the others where it can be told.
+
+    What the race dropped for one metric's sake rests on fewer examples, so it is not known whether it is better by
+    another. An optimum at the end of the range may lie beyond it.
+
+    Args:
+        scores: of the points that all examples saw.
+        complete: whether the race dropped no point, and the pilot none either.
+    """
+    best = {metric: grid[_best(scores, metric)] for metric in METRICS}
+    end = grid[scores.points - 1]
+    return {
+        metric: t
+        for metric, t in best.items()
+        if metric == followed or (complete and (t < AT_END * end or end >= limit))
+    }
+
+
+def expected_examples(n: int, full: bool) -> int:
+    """About how many examples a search looks at, each once an α, before the pilot says how many nodes it takes."""
+    first, last = min(max(n // 20, PILOT[0]), PILOT[1]), int(LOOKS[-1] * n)
+    return first * PILOT_NODES + last * USUAL_NODES + _expected_after(n, last, USUAL_NODES if full else 0)
+
+
+def _expected_after(n: int, choosing: int, nodes: int) -> int:
+    """The same of what follows the choice, which costs the confirming part so many nodes in a full curve."""
+    confirming = n - choosing
+    return confirming * (nodes + 1 if nodes else 2) + choosing
 
 
 def best_on(found: Search, positions: NDArray[np.int64], metric: Metric) -> float:
@@ -252,12 +296,13 @@ def look_at_pilot(
     full: bool,
 ) -> tuple[Pilot, int]:
     """Find the range of α that is worth looking at; returns the pilot and how many grid points to begin with."""
+    narrowed = False
     for attempt in range(PILOT_ATTEMPTS):
         is_last = attempt == PILOT_ATTEMPTS - 1
         high = grid_of(high, full)[-1]
         nodes = lobatto_nodes(PILOT_NODES, high)
         logits, targets = passes.logits(positions, nodes)
-        pilot = Pilot(logits, targets, nodes, high)
+        pilot = Pilot(logits, targets, nodes, high, narrowed)
         grid = grid_of(high, full)
         values = _larger_is_better(pilot.curve(grid), metric)
         average = values.mean(axis=1)
@@ -268,6 +313,7 @@ def look_at_pilot(
         alive = max(alive, 3)
         if is_last or full or alive > len(grid) // 2 or pilot.own_error(grid[alive - 1]) <= tolerance:
             break
+        narrowed = True
         high = grid[alive - 1]  # a polynomial over a smaller range follows the curve more closely
     return pilot, alive
 

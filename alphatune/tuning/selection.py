@@ -34,6 +34,7 @@ from alphatune.norms.patching import Alpha
 from alphatune.results.gain import Gain
 from alphatune.statistics.gain import (
     CONFIDENCE,
+    FEWEST_EXAMPLES,
     FloatArray,
     Measured,
     calibration_gain,
@@ -42,14 +43,12 @@ from alphatune.statistics.gain import (
     paired_gain,
     per_example,
 )
-from alphatune.statistics.scores import ECE_BINS, Scores, concatenate, expected_calibration_error
+from alphatune.statistics.scores import Scores, calibration_shares, concatenate, expected_calibration_error
 from alphatune.statistics.selection_bias import Limits, limits_of_choosing
 from alphatune.tuning.sweep import Sweep
 
 Accept = Literal["significant", "best"]
 FOLDS = 10
-#: with fewer examples no interval means anything, and α = 0 is kept
-FEWEST_EXAMPLES = 20
 
 
 @dataclass(frozen=True)
@@ -58,14 +57,15 @@ class Decision:
 
     alpha: float | dict[str, Alpha]  # one for all layers, or each layer's
     reason: str
-    best: dict[Any, float]  # optimum of each metric on all examples
+    candidate: float  # the best α for all layers, as those examples have it that chose
+    best: dict[Any, float]  # optimum of each metric, where it is known
     gain: Gain | None  # None with fewer than FEWEST_EXAMPLES examples
 
 
 def select(
     sweep: Sweep, metric: Metric, *, accept: Accept = "significant", seed: int = 0, folds: int = FOLDS
 ) -> Decision:
-    """Choose α for a metric and decide whether it pays.
+    """Choose α for a metric and decide whether it helps.
 
     With ``accept="significant"`` an α other than the baseline's needs a cross-fitted gain whose interval
     lies above 0 and a p-value within 1 − confidence.
@@ -75,7 +75,7 @@ def select(
     gain = None
     if len(sweep.baseline) >= FEWEST_EXAMPLES:
         gain = cross_fitted_gain(sweep, metric, seed=seed, folds=folds)
-    return decide(metric, best, sweep.baseline_alpha, gain, len(sweep.baseline), accept)
+    return decide(metric, best[metric], best, sweep.baseline_alpha, gain, len(sweep.baseline), accept)
 
 
 def select_by_score(
@@ -87,7 +87,7 @@ def select_by_score(
     seed: int = 0,
     folds: int = FOLDS,
 ) -> Decision:
-    """Choose α by scores of one's own and decide whether it pays, as ``select`` does by a metric.
+    """Choose α by scores of one's own and decide whether it helps, as ``select`` does by a metric.
 
     Args:
         values: scores (alphas, n), larger is better.
@@ -102,7 +102,7 @@ def select_by_score(
         rng = np.random.default_rng(seed)
         chosen, measured = _cross_fitted_mean(values, _stratified_folds(strata, folds, rng), SCORE, rng)
         gain = make_gain(SCORE, measured, "cross-fitted", n, folds, tuple(alphas[i] for i in chosen))
-    return decide(SCORE, {SCORE: best}, alphas[0], gain, n, accept)
+    return decide(SCORE, best, {SCORE: best}, alphas[0], gain, n, accept)
 
 
 def _best_row(values: FloatArray) -> int:
@@ -111,28 +111,29 @@ def _best_row(values: FloatArray) -> int:
 
 def decide(
     metric: Measure,
+    alpha: float,
     best: dict[Any, float],
     baseline: float,
     gain: Gain | None,
     examples: int,
     accept: Accept,
 ) -> Decision:
-    """Deploy the best α of the metric if its gain is significant, or if ``accept`` is "best"."""
-    alpha = best[metric]
+    """Deploy α, the best by the metric, if its gain is significant, or if ``accept`` is "best"."""
+    name, chosen = INFO[metric].name, baseline
     if gain is None:
+        reason = f"only {examples} examples: too few to tell gain from luck"
         chosen = alpha if accept == "best" else baseline
-        return Decision(chosen, f"only {examples} examples: too few to tell gain from luck", best, None)
-    if alpha == baseline:
-        plain = f"alpha > 0 has a better {metric} than plain BatchNorm"
+    elif alpha == baseline:
+        reason = f"no α > 0 has a better {name} than plain BatchNorm"
         if baseline != 0:
-            plain = f"other alpha has a better {metric} than {baseline:g}"
-        return Decision(baseline, f"no {plain}", best, gain)
-    if gain.significant:
-        return Decision(alpha, f"the {gain.scheme} gain in {metric} is significant", best, gain)
-    if accept == "best":
-        reason = f"the gain in {metric} is not significant, but `accept=best` was asked for"
-        return Decision(alpha, reason, best, gain)
-    return Decision(baseline, f"the {gain.scheme} gain in {metric} is not significant", best, gain)
+            reason = f"no other α has a better {name} than {baseline:g}"
+    elif gain.significant:
+        reason, chosen = f"the {gain.scheme} gain in {name} is significant", alpha
+    elif accept == "best":
+        reason, chosen = f"the gain in {name} is not significant, but `accept=best` was asked for", alpha
+    else:
+        reason = f"the {gain.scheme} gain in {name} is not significant"
+    return Decision(chosen, reason, alpha, best, gain)
 
 
 def best_index(sweep: Sweep, metric: Metric, rows: NDArray[np.int64] | None = None) -> int:
@@ -149,7 +150,7 @@ def cross_fitted_gain(sweep: Sweep, metric: Metric, *, seed: int = 0, folds: int
     fold = _stratified_folds(sweep.baseline.targets, folds, rng)
     if not INFO[metric].is_mean:
         chosen = np.array([best_index(sweep, metric, np.flatnonzero(fold != k)) for k in range(folds)])
-        shares = np.stack([_calibration_shares(s) for s in sweep.scores])
+        shares = np.stack([calibration_shares(s.confidence, s.top1) for s in sweep.scores])
         limits = _limits(shares[0] - shares, fold, chosen, rng)
         rows = np.arange(n)
         confidence = np.stack([s.confidence for s in sweep.scores])[chosen[fold], rows]
@@ -214,11 +215,3 @@ def _stratified_folds(targets: NDArray[Any], folds: int, rng: np.random.Generato
     fold = np.empty(len(targets), dtype=np.int64)
     fold[by_class] = np.arange(len(targets)) % folds
     return fold
-
-
-def _calibration_shares(scores: Scores) -> FloatArray:
-    """Each example's share of the ECE, which is their mean: its gap, with the sign of its bin's sum."""
-    sure = scores.confidence.astype(np.float64)
-    bins, gaps = np.ceil(sure * ECE_BINS).astype(np.int64), sure - scores.top1
-    shares: FloatArray = np.sign(np.bincount(bins, weights=gaps))[bins] * gaps
-    return shares

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from alphatune.core.errors import NumericError
+from alphatune.core.progress import Tracker
 from alphatune.data.prefetch import Batch
-from alphatune.evaluation.predictor import Predictor, Progress, evaluation_mode, score_logits
+from alphatune.evaluation.predictor import Predictor, evaluation_mode, score_logits
 from alphatune.norms.patching import Alpha, set_alpha_
 from alphatune.statistics.scores import Scores
 from alphatune.tuning.shared_prefix import SharedPrefix, shared_prefix
@@ -49,9 +50,9 @@ def score_at(alpha: float | Mapping[str, Alpha], logits: Tensor, batch: Batch) -
         ConfigurationError: as ``score_logits``.
     """
     if isinstance(alpha, Mapping):
-        return score_logits(logits, batch, where="at the alpha of each layer")
+        return score_logits(logits, batch, where="at the α of each layer")
     try:
-        return score_logits(logits, batch, where=f"at alpha = {alpha:g}")
+        return score_logits(logits, batch, where=f"at α = {alpha:g}")
     except NumericError as error:
         named = NotFiniteError(error.message, error.hint)
         named.alpha = alpha
@@ -63,8 +64,7 @@ def run(
     batches: Iterable[Batch],
     alphas: Sequence[float | Mapping[str, Alpha]],
     consume: Consume,
-    *,
-    progress: Callable[[int], None] | None = None,
+    track: Tracker,
 ) -> None:
     """Hand every batch's logits at all α to ``consume``; what precedes the first layer runs once a batch."""
     model = predictor.model
@@ -84,23 +84,9 @@ def run(
                 logits.append(predictor(inputs))
             prefix.forget()
             consume(batch, logits)
-            if progress:
-                progress(len(batch) * len(alphas))
+            track.add(len(batch) * len(alphas))
 
 
 def _prefix(predictor: Predictor) -> contextlib.AbstractContextManager[SharedPrefix]:
     # A compiled model is one piece.
     return contextlib.nullcontext(SharedPrefix()) if predictor.compile else shared_prefix(predictor.model)
-
-
-def counting(progress: Progress | None, total: int | None) -> Callable[[int], None]:
-    """A progress that adds up: called with what was done since the last call."""
-    done = 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        if progress:
-            progress(done, None if total is None else max(total, done))
-
-    return count

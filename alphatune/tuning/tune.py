@@ -1,4 +1,4 @@
-"""The library's main job: sweep a model over α, choose, and say whether it pays."""
+"""The library's main job: sweep a model over α, choose, and say whether it helps."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+import alphatune
 from alphatune.core.distributed import World
 from alphatune.core.errors import ConfigurationError, DataError, one_line
 from alphatune.core.metrics import INFO, METRICS, Metric
+from alphatune.core.progress import ShowProgress, as_tracker, shows_progress
 from alphatune.data.custom_loader import LoaderBatches
 from alphatune.data.examples import Examples
 from alphatune.data.label_order import ENOUGH, check_label_order, is_ambiguous, near_chance
 from alphatune.data.loading import Batches
 from alphatune.evaluation.predictor import (
     Predictor,
-    Progress,
     evaluation_mode,
     explaining_failure,
     input_dtype,
@@ -37,6 +38,7 @@ from alphatune.norms.survey import NormLayer, survey
 from alphatune.norms.watching import Watched, leave_inactive, watched
 from alphatune.results.gain import Gain
 from alphatune.results.metrics import Metrics
+from alphatune.statistics.gain import FEWEST_TO_REFINE
 from alphatune.statistics.scores import Scores, concatenate, summarise
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.batch_stats_baseline import BatchStatistics, compare_batch_statistics
@@ -44,11 +46,13 @@ from alphatune.tuning.curve import CurvePoint, interpolated_curve, measured_curv
 from alphatune.tuning.granularity import GRANULARITIES, Granularity
 from alphatune.tuning.journal import Journal
 from alphatune.tuning.passes import Data, Passes
-from alphatune.tuning.refinement import Refinement, refine
+from alphatune.tuning.refinement import Refinement, is_joint, refine
+from alphatune.tuning.refinement import expected_examples as examples_of_refinement
 from alphatune.tuning.remarks import remark_on_end, remark_on_layers
 from alphatune.tuning.search import FEWEST_TO_SEARCH, Search, best_on, search, within_finite_range
+from alphatune.tuning.search import expected_examples as examples_of_search
 from alphatune.tuning.selection import Accept, Decision, best_index, decide, progressive_gain, select
-from alphatune.tuning.sweep import Sweep, counting
+from alphatune.tuning.sweep import Sweep
 
 Curve = Literal["auto", "full"]
 
@@ -56,13 +60,11 @@ Curve = Literal["auto", "full"]
 CURVE_TOLERANCE = 0.002
 #: probability that the race drops the α that is best on the choosing part
 RACE_DELTA = 0.05
-#: fewer examples cannot tell finer α, or a temperature, from luck
-FEWEST_TO_REFINE = 100
 #: images that show which norm layers a model runs
 WATCHED_EXAMPLES = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TuneResult:
     """Everything a tune found out; ``alpha`` is the one to deploy."""
 
@@ -129,17 +131,17 @@ class TuneResult:
             if point.alpha == alpha:
                 return point.metrics
         listed = one_line(", ".join(f"{point.alpha:g}" for point in self.curve))
-        raise ConfigurationError(f"the curve has no alpha {alpha}", f"it has {listed}")
+        raise ConfigurationError(f"the curve has no α {alpha}", f"it has {listed}")
 
-    def __str__(self) -> str:
-        before, after = self.baseline, self.chosen
-        alpha = f"{self.alpha:g}" if isinstance(self.alpha, float) else "one of each layer"
-        return (
-            f"alpha = {alpha}: {self.decision.reason}; top-1 {before.top1:.4f} -> {after.top1:.4f}, "
-            f"loss {before.loss:.4f} -> {after.loss:.4f} on {before.n} examples"
-        )
+    def __repr__(self) -> str:
+        return alphatune.to_text(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return alphatune.to_html(self)
 
 
+@shows_progress
 def tune(
     model: nn.Module,
     data: Batches | Iterable[Any],
@@ -162,9 +164,9 @@ def tune(
     logits: int | str | None = None,
     world: World | None = None,
     journal: Journal | None = None,
-    progress: Progress | None = None,
+    progress: ShowProgress = None,
 ) -> TuneResult:
-    """Sweep α over labelled data, choose one, and decide whether it pays.
+    """Sweep α over labelled data, choose one, and decide whether it helps.
 
     The model is patched for the time of the call and comes back as it was;
     ``patch_(model, result.alpha)`` makes the choice take effect.
@@ -195,7 +197,8 @@ def tune(
             remembers it, for ``set_temperature_`` and ``save``.
         world: the processes that share the work; every one of them gets the same result.
         journal: where passes and descents keep what they found, to go on from after an interruption.
-        progress: called with (examples done, examples to do or None), an example counting once a pass.
+        progress: True shows a tqdm bar; a function is called with (examples done, examples to do or None), an
+            example counting once a pass; or a ``core.progress.Display``. By default a bar in notebooks only.
 
     Raises:
         UnsupportedModelError: no BatchNorm layer, or one of unknown kind.
@@ -206,7 +209,8 @@ def tune(
     check_choices(metric, accept, curve, curve_tolerance, race_delta, granularity)
     resolve_alphas(alphas)  # an error in them should not wait for the model
     tensor = next(iter((*model.parameters(), *model.buffers())), torch.zeros(()))
-    batches = data if isinstance(data, Batches) else LoaderBatches(data, tensor.device)
+    track = as_tracker(progress)
+    batches = data if isinstance(data, Batches) else LoaderBatches(data, tensor.device, track)
     examples = data.examples if isinstance(data, Batches) else None
     fresh = predictor is None  # the commands have looked at the outputs already
     predictor = predictor or Predictor(model, dtype)
@@ -237,18 +241,13 @@ def tune(
                 "more examples, or `granularity=global` without `temperature`",
             )
         used = resolve_kernel(kernel, tensor.device, worth_compiling=n >= COMPILED_FROM)
-        started, forwards = time.perf_counter(), 0
+        started, done = time.perf_counter(), track.done
         values = resolve_alphas(alphas, unpatched_alpha(model))
         automatic = isinstance(alphas, str) and alphas == "auto"  # an array would compare each number
         searching = automatic and n >= FEWEST_TO_SEARCH
-        report = counting(progress, None if searching else n * len(values))
-
-        def count(more: int) -> None:
-            nonlocal forwards
-            forwards += more
-            report(more)
-
-        passes = Passes(predictor, batches, values[0], world or World(), count, journal)
+        passes = Passes(predictor, batches, values[0], world or World(), track, journal)
+        joint, after = is_joint(metric, temperature), 2 * n * batch_stats
+        track.later = (after + refining * examples_of_refinement(n, granularity, joint)) // passes.world.size
         with use_kernel(used):
             found, note = None, ""
             if examples is not None and is_ambiguous(examples):  # hours should not go to the wrong labels
@@ -269,8 +268,8 @@ def tune(
                 points, decision = measured_curve(swept), select(swept, metric, accept=accept, seed=seed)
             else:
                 points = interpolated_curve(found, swept, values[0])
-                best = {m: passes.alpha(t) for m, t in zip(METRICS, found.chosen_points, strict=True)}
-                decision = decide(metric, best, values[0], gain, n, accept)
+                best = {name: passes.alpha(t) for name, t in found.best.items()}
+                decision = decide(metric, passes.alpha(found.t), best, values[0], gain, n, accept)
             order = [] if examples is None else _check_order(examples, swept.baseline)
             refinement = None
             if refining:
@@ -280,10 +279,11 @@ def tune(
                         return swept.alphas[best_index(swept, metric, positions)]
                     return passes.alpha(best_on(found, positions, metric))
 
+                track.later = after // passes.world.size
                 refinement = refine(
                     passes,
                     choose_global,
-                    decision.best[metric],
+                    decision.candidate,
                     granularity,
                     metric=metric,
                     temperature=temperature,
@@ -308,15 +308,35 @@ def tune(
         kernel=used,
         kernel_build_seconds=build_seconds(used),
         seconds=seconds,
-        passes=sum(passes.world.gather(forwards)) / n,
+        passes=sum(passes.world.gather(track.done - done)) / n,
         warnings=(),
     )
+    track.later = 0
     if batch_stats:
         compared = compare_batch_statistics(
-            passes, swept.baseline, seed=seed, exclude=exclude, skip_unknown=skip_unknown, progress=report
+            passes, swept.baseline, seed=seed, exclude=exclude, skip_unknown=skip_unknown
         )
         result = replace(result, batch_statistics=compared)
+    track.expect(0)
     return replace(result, warnings=(*said, *order, *([note] if note else []), *_warnings(result, model)))
+
+
+def expected_examples(
+    n: int,
+    alphas: str | Sequence[float],
+    *,
+    metric: Metric,
+    curve: Curve,
+    granularity: Granularity,
+    temperature: bool,
+    batch_stats: bool,
+) -> int:
+    """About how many examples a tune of n looks at, each once a pass."""
+    searching = isinstance(alphas, str) and alphas == "auto" and n >= FEWEST_TO_SEARCH
+    first = examples_of_search(n, curve == "full") if searching else n * len(resolve_alphas(alphas))
+    if granularity != "global" or temperature:
+        first += examples_of_refinement(n, granularity, is_joint(metric, temperature))
+    return first + 2 * n * batch_stats
 
 
 def _check_order(examples: Examples, baseline: Scores) -> list[str]:
@@ -382,6 +402,8 @@ def check_choices(
 def _swept(passes: Passes, alphas: tuple[float, ...], limit: float) -> Sweep:
     """Measure all examples at those α that are within a limit of the unpatched model's."""
     ts = [t for t in (abs(passes.baseline - alpha) for alpha in alphas) if t <= limit]
+    passes.track.phase("sweeping alpha")
+    passes.expect(len(passes.data) * len(ts))
     scores = passes.measure(np.arange(len(passes.data)), ts)
     return Sweep(alphas[: len(ts)], tuple(scores))
 
@@ -412,7 +434,9 @@ def _searched(
     alphas = tuple(passes.alpha(t) for t in (*found.leaders[: len(found.challenged)], found.t))
     gain = progressive_gain([*found.challenged, confirmed], baseline, alphas, metric, seed=seed)
     swept = Sweep((passes.baseline,), (baseline,))
-    if other and (gain.significant or accept == "best"):
+    measures = other and (gain.significant or accept == "best")
+    passes.expect(len(found.choosing) * measures)
+    if measures:
         (before,) = passes.measure(found.choosing, [found.t])
         swept = Sweep((passes.baseline, alpha), (baseline, concatenate([before, confirmed])))
     return found, swept, gain
@@ -421,17 +445,18 @@ def _searched(
 def _remark_on_calibration(result: TuneResult) -> list[str]:
     """How much of a gain in loss or ECE a temperature would give, too, as far as is known."""
     metric, refinement = result.metric, result.refinement
+    name = INFO[metric].name
     if refinement is None:
         return [
-            f"a gain in {metric} can be calibration, which dividing the logits by one number gives for free: "
-            "`temperature` tells what alpha is worth beyond it"
+            f"a gain in {name} can be calibration, which dividing the logits by one number gives for free: "
+            "`temperature` tells what α is worth beyond it"
         ]
     plain, chosen = (getattr(level.calibrated, metric) for level in (refinement.levels[0], refinement.level))
     if refinement.joint or chosen < plain:
         return []
     return [
-        f"all of the gain in {metric} is calibration: with a temperature each the unpatched model has {plain:.4f} and "
-        f"the chosen alpha {chosen:.4f}; `temperature` takes that into account"
+        f"all of the gain in {name} is calibration: with a temperature each the unpatched model has {plain:.4f} and "
+        f"the chosen α {chosen:.4f}; `temperature` takes that into account"
     ]
 
 
@@ -441,26 +466,25 @@ def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
     top1 = {point.alpha: point.metrics.top1 for point in result.curve}
     base = result.baseline_alpha
     plain, changed = top1[base], result.alpha != base
-    others = "alpha > 0" if base == 0 else f"an alpha other than {base:g}"
-    notes += near_chance(result.sweep.baseline.targets, plain, f"at alpha = {base:g}")
+    others = "α > 0" if base == 0 else f"an α other than {base:g}"
+    notes += near_chance(result.sweep.baseline.targets, plain, f"at α = {base:g}")
     if max(top1.values()) - plain > 0.02:
         notes.append(
             f"{others} raises top-1 by about {100 * (max(top1.values()) - plain):.1f} points: so much usually means "
-            "that alpha makes up for preprocessing other than the model was trained with; check "
+            "that α makes up for preprocessing other than the model was trained with; check "
             "`mean`, `std`, `crop_pct` and `interpolation` first"
         )
     before, after = result.baseline, result.chosen
     if changed and result.metric != "top1" and after.top1 < before.top1:
-        notes.append(
-            f"the chosen alpha lowers top-1 by {100 * (before.top1 - after.top1):.2f} points; by top-1 the best "
-            f"alpha is {result.decision.best['top1']:g}"
-        )
+        best = result.decision.best.get("top1")
+        better = "" if best is None else f"; by top-1 the best α is {best:g}"
+        notes.append(f"the chosen α lowers top-1 by {100 * (before.top1 - after.top1):.2f} points{better}")
     if changed and result.metric == "top1" and after.loss > before.loss:
-        notes.append(f"the chosen alpha raises the loss by {after.loss - before.loss:.4f} nats")
+        notes.append(f"the chosen α raises the loss by {after.loss - before.loss:.4f} nats")
     if changed and INFO[result.metric].sees_confidence:
         notes += _remark_on_calibration(result)
     end = result.curve[-1].alpha  # the farthest from the unpatched model
-    notes += remark_on_end(result.decision.best[result.metric], end, base)
+    notes += remark_on_end(result.decision.candidate, end, base)
     if result.decision.gain is None:
         notes.append(result.decision.reason)
     return notes + remark_on_layers(model, result.layers, len(result.patched))

@@ -3,12 +3,14 @@
     ALPHATUNE_BREADTH=records.jsonl pytest -m slow tests/test_breadth.py
     python tests/benchmarks/breadth.py records.jsonl --machine "2 shared CPU cores" --output docs/benchmarks/breadth.md
 
-Nothing is measured here: a record is one architecture, as tests/breadth.py describes it.
+The table of all families goes into a CSV file of the same name. Nothing is measured here: a record is one
+architecture, as tests/breadth.py describes it.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 from collections import Counter
@@ -42,7 +44,7 @@ def by_family(records: Records) -> list[tuple[tuple[str, str], Records]]:
     return [(family, list(members)) for family, members in groupby(sorted(records, key=key), key)]
 
 
-def row(label: str, records: Records) -> str:
+def row(label: str, records: Records) -> list[str]:
     mine = tried(records)
     kinds: Counter[str] = Counter()
     for record in mine:
@@ -63,29 +65,37 @@ def row(label: str, records: Records) -> str:
         f"{max(r['off'] for r in mine):.0e}",
         f"{sum(r['seconds'] for r in records):.0f}",
     ]
-    return f"| {' | '.join(map(str, cells))} |"
+    return [str(cell) for cell in cells]
 
 
-def table(records: Records) -> list[str]:
-    lines = [f"| {' | '.join(HEADS)} |", "|---|---:|---:|---:|---:|---:|---|---|---|---:|---:|---:|"]
-    lines += [row(family, members) for (_, family), members in by_family(records) if tried(members)]
-    return [*lines, row("**all**", records)]
+def families(records: Records) -> list[list[str]]:
+    """The rows of the CSV file."""
+    rows = [["source", *HEADS]]
+    for source, some in by_source(records):
+        tables = [row(family, members) for (_, family), members in by_family(some) if tried(members)]
+        rows += [[source, *cells] for cells in [*tables, row("all", some)]]
+    return rows
 
 
-def left_out(records: Records) -> list[str]:
-    lines = []
-    for reason, count in Counter(r["left_out"] for r in records if r["left_out"]).most_common():
-        whole, parts = [], []
-        for (_, family), members in by_family(records):
-            names = [r["name"] for r in members if r["left_out"] == reason]
-            if names and len(names) == len(members):
-                whole.append(f"{family} {len(names)}")
-            elif names:
-                parts.append(f"{family} {len(names)} of {len(members)} ({', '.join(names)})")
-        lines.append(f"- {reason}: {count}. {'; '.join(parts)}.")
-        if whole:
-            lines.append(f"  Whole families: {', '.join(whole)}.")
-    return lines or ["- none"]
+def by_source(records: Records) -> list[tuple[str, Records]]:
+    return [(source, [r for r in records if r["source"] == source]) for source in ("timm", "torchvision")]
+
+
+def totals(records: Records) -> list[str]:
+    """A row for each library."""
+    lines = [
+        "| library | architectures | with BatchNorm | keep all promises | layers patched | kinds |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for source, some in by_source(records):
+        cells = row(source, some)
+        lines.append(f"| {' | '.join([*cells[:3], *cells[4:7]])} |")
+    return lines
+
+
+def left_out(records: Records) -> str:
+    counts = Counter(r["left_out"] for r in records if r["left_out"]).most_common()
+    return ", ".join(f"{reason} ({count})" for reason, count in counts) or "nothing"
 
 
 def converted(records: Records) -> list[str]:
@@ -123,63 +133,55 @@ def page(everything: Records, machine: str) -> list[str]:
         for r in mine
         if r["by_row"]
     ]
-    lines = [
+    largest = max(max(r["apart"], r["off"]) for r in mine)
+    return [
         "# Breadth",
         "",
-        "What patching promises, tried on every architecture that timm and torchvision build and that carries",
-        "BatchNorm (`pytest -m slow tests/test_breadth.py`; this page: `tests/benchmarks/breadth.py`). Weights are",
-        f"random, moving averages drawn. Images have the smallest side of {SIDES[0]}, {SIDES[1]}, … {SIDES[-1]} and its own",
-        f"that an architecture takes. Tried with {EXAMPLES} examples:",
+        "Every architecture of timm and torchvision that has BatchNorm, with random weights and moving averages, tried with",
+        f"{EXAMPLES} examples (`pytest -m slow tests/test_breadth.py`; page and [table of families](breadth.csv):",
+        f"`tests/benchmarks/breadth.py`). Images have the smallest side of {SIDES[0]}, {SIDES[1]}, … {SIDES[-1]}",
+        "that an architecture takes.",
         "",
-        "- no BatchNorm layer is unsupported, and at least one is patched;",
-        "- α = 0 gives `eval()` bit for bit;",
-        f"- α = {ALPHA:g} changes the output; an example alone gives what it gives in a batch, within",
-        f"  {TOLERANCE:g} of the largest number of the output;",
-        "- so does the same network with stock layers, each with the moments of",
-        "  [the definition](../method.md#example-weighting), computed in float64, in the place of its moving averages;",
-        "- the keys of the state dict never change; unpatching restores types, weights and output bit for bit;",
-        "- the state dict loads strictly into a fresh network.",
+        "- Every BatchNorm layer is supported.",
+        "- α = 0 gives `eval()` bit for bit.",
+        f"- α = {ALPHA:g} changes the output, and an example alone gives the same as in a batch, within {TOLERANCE:g} of",
+        "  the largest output.",
+        "- Stock layers with the moments of [the definition](../idea.md#example-weighting) in float64 give the same.",
+        "- State-dict keys never change, unpatching restores everything bit for bit, and the state dict loads into a",
+        "  fresh network.",
         "",
-        f"{len(records)} architectures; {len(mine)} carry BatchNorm and were tried, "
-        f"{sum(not r['failure'] for r in mine)} keep all promises; {sum(sum(r['patched'].values()) for r in mine)} layers. "
-        f"{machine}, one thread, {sum(r['seconds'] for r in records) / 60:.0f} minutes in all, "
-        f"{max(r['peak'] for r in records) / 1e6:.1f} GB at most; "
-        f"timm {timm.__version__}, torchvision {torchvision.__version__}, torch {torch.__version__}.",
-    ]
-    for source in ("timm", "torchvision"):
-        some = [r for r in records if r["source"] == source]
-        lines += ["", f"## {source}", "", *table(some), "", "Left out:", "", *left_out(some)]
-    lines += [
+        *totals(records),
         "",
-        f"An architecture with more than {MOST_BYTES / 1e9:g} GB of parameters in float32 is left out, and the process",
-        f"may hold {MEMORY / 1e9:g} GB. Of detection networks, examples alone and in a batch are compared by the feature",
-        "maps, as the number of boxes may hang on the last bit of a score; α = 0 is compared by all that they find.",
+        f"{len(mine)} were tried, {sum(not r['failure'] for r in mine)} keep all promises; the largest difference was",
+        f"{largest:.0e} of the largest output. {machine}, one thread,",
+        f"{sum(r['seconds'] for r in records) / 60:.0f} minutes in all,",
+        f"{max(r['peak'] for r in records) / 1e6:.1f} GB at most; timm {timm.__version__},",
+        f"torchvision {torchvision.__version__}, torch {torch.__version__}.",
+        f"Left out: {left_out(records)}. The limits are {MOST_BYTES / 1e9:g} GB of float32 parameters and",
+        f"{MEMORY / 1e9:g} GB for the process. Detection networks are compared by",
+        "their feature maps, because the number of boxes can depend on the last bit of a score.",
         "",
         "## Layers that nothing goes through",
         "",
         f"Patched, but not called in eval mode: {', '.join(unreached) or 'none'}.",
         "",
-        "## Rows that are no examples",
+        "## Rows that are not examples",
         "",
-        "Layers that are given tokens, windows or regions at this size, each of which is weighed in by itself:",
-        f"{', '.join(by_row) or 'none'}.",
+        f"Layers that see tokens, windows or regions, each of which is weighted by itself: {', '.join(by_row) or 'none'}.",
         "",
         "## Other forms",
         "",
-        "The smallest network of each of timm's families with BatchNorm, converted by timm's own functions to kinds that",
-        "no architecture is built with, and as a backbone that returns a list of feature maps (`features_only`). The same",
-        "promises:",
+        "The smallest network of each timm family, converted by timm's own functions or as a backbone (`features_only`):",
         "",
         *converted(forms),
         "",
         "## What fails",
         "",
-        "Nothing is exempt but what is listed here, and an entry that holds again makes the test fail:",
+        "An entry that works again makes the test fail:",
         "",
         *(f"- {reason}: {', '.join(names)}" for reason, names in known_by_reason().items()),
         *(f"- {label(r)}: {r['failure']}" for r in everything if r["failure"] and label(r) not in KNOWN),
     ]
-    return lines
 
 
 def main() -> None:
@@ -194,10 +196,15 @@ def main() -> None:
         {"form": ""} | json.loads(line) for line in given.records.read_text(encoding="utf-8").splitlines()
     ]
     latest = {(r["source"], r["name"], r["form"]): r for r in records}
-    text = "\n".join(page(list(latest.values()), given.machine)) + "\n"
+    everything = list(latest.values())
+    text = "\n".join(page(everything, given.machine)) + "\n"
     print(text)
     if given.output:
         given.output.write_text(text, encoding="utf-8")
+        with given.output.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(
+                families([r for r in everything if not r["form"]])
+            )
 
 
 if __name__ == "__main__":

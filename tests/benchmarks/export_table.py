@@ -1,6 +1,6 @@
 """Do exports compute what PyTorch computes: ONNX, pt2 and hf of architectures of every BatchNorm family.
 
-    python tests/benchmarks/export_table.py --data imagenet-val.tar --records export.jsonl --output export.md
+    python tests/benchmarks/export_table.py --data imagenet-val.tar --records export.jsonl --output export.csv
 
 Each network is made with random weights: γ and β are drawn around 1 and 0, the moving averages are those of 48 of the
 images (``alphatune.recalibrate_``), and the head's bias is centred on other images, so that predictions differ from
@@ -13,6 +13,7 @@ is not run again.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import platform
@@ -249,9 +250,11 @@ def main() -> None:
         )
         versions = next(r["versions"] for r in records if "versions" in r)
         text = ", ".join(f"{name} {version}" for name, version in versions.items())
-        given.output.write_text(
-            "\n".join([f"{platform.machine()}, {text}:", "", *table(records)]) + "\n", encoding="utf-8"
-        )
+        lines = table(records)
+        print("\n".join([f"{platform.machine()}, {text}:", "", *lines]))
+        with given.output.open("w", newline="", encoding="utf-8") as file:
+            rows = [line[2:-2].split(" | ") for line in lines if line.startswith("| ")]
+            csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ the same tensor; "with ReLU" in multiples of ``F.batch_norm`` and ``relu_``. On 
 from __future__ import annotations
 
 import argparse
+import csv
 import platform
 import statistics
 import time
@@ -127,10 +128,12 @@ def main() -> None:
                     found = measure(shape, memory_format, dtype, args.rounds, device)
                     total = {name: total.get(name, 0) + count * t for name, t in found.items()}
                     lines.append(row("×".join(map(str, shape)), dtype, kind, found, names))
-                lines.append(row(f"**all of {network}**", dtype, kind, total, names))
+                lines.append(row(f"all of {network}", dtype, kind, total, names))
     print("\n".join(lines))
     if args.output:
-        args.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with args.output.open("w", newline="", encoding="utf-8") as file:
+            rows = [line[2:-2].split(" | ") for line in lines if line.startswith("| ")]
+            csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def row(label: str, dtype: torch.dtype, kind: str, seconds: dict[str, float], names: list[str]) -> str:

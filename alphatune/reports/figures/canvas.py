@@ -1,9 +1,8 @@
 """What all figures share: style, and the three forms in which one comes.
 
 A figure is drawn once, in the light colours. ``svg`` and ``png`` are files that
-look the same anywhere. ``inline`` is the same SVG for a page: each colour is a
-variable of the page's style sheet, so that it follows the page into the dark,
-letters are the page's, and ids do not clash with those of other figures.
+look the same anywhere. ``inline`` is the same SVG for a page, and ``keys`` the
+entries of its legend (inline.py).
 
 Neither a window nor a date nor random ids: the same figure gives the same bytes.
 """
@@ -11,14 +10,13 @@ Neither a window nor a date nor random ids: the same figure gives the same bytes
 from __future__ import annotations
 
 import io
-import re
 import unicodedata
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
+from alphatune.reports.figures.inline import HANDLE, PAD, Key, inline_figure, legend_keys
 from alphatune.reports.palette import LIGHT
 from alphatune.reports.printable import printable
 
@@ -26,8 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: inches; 360 units in an SVG, as wide as a phone, so that letters are read without zooming
-WIDTH = 5.0
+#: inches; 317 units in an SVG, fewer than a phone is wide, so that letters are read without zooming
+WIDTH = 4.4
+#: size of tick labels and legends, in units
+LETTERS = 10
 PNG_DPI = 160
 FONT = "DejaVu Sans"  # comes with matplotlib, so that a figure does not depend on the machine
 
@@ -35,7 +35,7 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "alphatune",
     "svg.fonttype": "none",
     "font.family": FONT,
-    "font.size": 10,
+    "font.size": LETTERS,
     "text.color": LIGHT["ink"],
     "text.parse_math": False,  # a class may be called $x$
     "axes.edgecolor": LIGHT["line"],
@@ -55,18 +55,15 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": LIGHT["line"],
     "xtick.labelcolor": LIGHT["muted"],
     "ytick.labelcolor": LIGHT["muted"],
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
+    "xtick.labelsize": LETTERS,
+    "ytick.labelsize": LETTERS,
     "legend.frameon": False,
-    "legend.fontsize": 9,
+    "legend.fontsize": LETTERS,
+    "legend.handlelength": HANDLE,
+    "legend.handletextpad": PAD,
+    "legend.labelcolor": LIGHT["muted"],
 }
-_VARIABLES = {value: f"var(--{name})" for name, value in LIGHT.items()}
-_COLOUR = re.compile("|".join(LIGHT.values()))
-_FONT_FAMILY = re.compile(r"font-family:[^;]*;?\s*")
 _FAMILY = f"font-family: '{FONT}'"
-_LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
-_REFERENCE = re.compile(r"url\(#([^)]+)\)")
-_HREF = "{http://www.w3.org/1999/xlink}href"
 
 
 @dataclass(frozen=True)
@@ -80,8 +77,13 @@ class Drawing:
 
     @property
     def inline(self) -> str:
-        """The SVG for a page that defines the palette's variables."""
-        return _inline(self.svg, self.name, self.text)
+        """The SVG for a page that defines the palette's variables, without the legend."""
+        return inline_figure(self.svg, self.name, self.text)
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The entries of the legend, for such a page."""
+        return legend_keys(self.svg, self.name)
 
 
 def draw(
@@ -106,9 +108,20 @@ def draw(
     return Drawing(name, printable(text), file, png.getvalue())
 
 
-def margins(figure: Figure, *, left: float, right: float, bottom: float, top: float) -> None:
-    """Leave so many units (1/72 inch) around the axes; much quicker than a layout engine."""
+def lay_out(figure: Figure, *, left: float, right: float, bottom: float, top: float) -> None:
+    """Leave so many units (1/72 inch) around the axes, and below that add the legend of whatever has a label.
+
+    The figure grows by the legend. This is much quicker than a layout engine.
+    """
+    labels = [label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
     width, height = (72 * side for side in figure.get_size_inches())
+    if labels:
+        column = max(text_width(label, LETTERS) for label in labels) + (HANDLE + PAD + 1.2) * LETTERS
+        columns = max(1, min(3, int((width - 10) / column)))
+        legend = 1.5 * LETTERS * -(-len(labels) // columns) + 6
+        figure.set_figheight((height + legend) / 72)
+        figure.legend(loc="lower center", ncols=columns, columnspacing=1.2, borderpad=0.2, borderaxespad=0.3)
+        height, bottom = height + legend, bottom + legend
     figure.subplots_adjust(
         left=left / width, right=1 - right / width, bottom=bottom / height, top=1 - top / height
     )
@@ -117,7 +130,7 @@ def margins(figure: Figure, *, left: float, right: float, bottom: float, top: fl
 def tick_width(axes: Axes) -> float:
     """About how many units the longest label of the vertical axis takes."""
     labels = axes.yaxis.get_major_formatter().format_ticks(list(axes.get_yticks()))
-    return text_width(max(labels, key=len, default=""), 9.5)
+    return text_width(max(labels, key=len, default=""), LETTERS)
 
 
 def text_width(text: str, size: float) -> float:
@@ -130,48 +143,6 @@ def shown(text: str, most: int = 24) -> str:
     """A name as a figure shows it: one line, and not too long."""
     line = " ".join(printable(text).split())
     return line if len(line) <= most else line[: most - 1] + "…"
-
-
-def _inline(svg: str, name: str, text: str) -> str:
-    root = ElementTree.fromstring(svg)
-    used = {e.get(_HREF, "").removeprefix("#") for e in root.iter()}
-    used |= {found for e in root.iter() for value in e.attrib.values() for found in _REFERENCE.findall(value)}
-    for parent in root.iter():
-        for child in list(parent):
-            if child.tag.endswith(("}metadata", "}style")):
-                parent.remove(child)
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-        element.attrib = _attributes(element.attrib, name, used)
-        if element.tag not in ("text", "tspan"):
-            element.text = None  # indentation
-        element.tail = None
-    view = root.attrib["viewBox"]
-    root.attrib = {"viewBox": view, "role": "img", "aria-label": text}
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _attributes(attributes: dict[str, str], name: str, used: set[str]) -> dict[str, str]:
-    """Without namespaces, unused ids and idle digits; colours as variables."""
-    kept: dict[str, str] = {}
-    for key, value in attributes.items():
-        if key == "id":
-            if value in used:
-                kept["id"] = f"{name}-{value}"
-        elif key == _HREF:
-            kept["href"] = f"#{name}-{value.removeprefix('#')}"
-        else:
-            moved = _REFERENCE.sub(lambda m: f"url(#{name}-{m.group(1)})", " ".join(value.split()))
-            if key == "style":
-                coloured = _COLOUR.sub(lambda m: _VARIABLES[m.group()], moved)
-                kept[key] = _FONT_FAMILY.sub("", coloured).strip("; ")
-            else:
-                kept[key] = _LONG_NUMBER.sub(_rounded, moved)
-    return kept
-
-
-def _rounded(number: re.Match[str]) -> str:
-    return f"{float(number.group()):.2f}".rstrip("0").rstrip(".")
 
 
 def style(**values: Any) -> dict[str, Any]:

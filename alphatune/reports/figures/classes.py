@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from alphatune.reports.figures.canvas import Drawing, draw, margins, shown, style, text_width
+from alphatune.reports.figures.canvas import Drawing, draw, lay_out, shown, style, text_width
 from alphatune.reports.per_class import ClassChange, Selection
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def draw_classes(name: str, title: str, selection: Selection, *, lower_is_better
     )
     better = "lower is better" if lower_is_better else "higher is better"
     count = len(rows) + bool(selection.hidden)
-    return draw(name, text, lambda f: _paint(f, title, selection, better), height=(110 + _ROW * count) / 72)
+    return draw(name, text, lambda f: _paint(f, title, selection, better), height=(74 + _ROW * count) / 72)
 
 
 def _paint(figure: Figure, title: str, selection: Selection, better: str) -> None:
@@ -50,7 +50,7 @@ def _paint(figure: Figure, title: str, selection: Selection, better: str) -> Non
     names = [
         f"{shown(row.name, _LONGEST)} ({row.n})" if row else f"… {selection.hidden} more …" for row in rows
     ]
-    axes.set_yticks(range(len(rows)), names, fontsize=8.5)
+    axes.set_yticks(range(len(rows)), names, fontsize=9.5)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0, **style(labelcolor="ink"))
     axes.grid(axis="y", visible=False)
@@ -61,15 +61,8 @@ def _paint(figure: Figure, title: str, selection: Selection, better: str) -> Non
     axes.set_xlabel("change")
     axes.set_xlim(*_span([row for row in rows if row]))
     axes.locator_params(axis="x", nbins=6)
-    room = max(text_width(name, 8.5) for name in names)
-    margins(
-        figure,
-        left=min(room, 170) + 8,
-        right=12,
-        bottom=76 + 14 * any(row.gain == 0 for row in rows if row),
-        top=28,
-    )
-    figure.legend(loc="lower center", ncols=2, handlelength=1.6, labelcolor=style(c="muted")["c"])
+    room = max(text_width(name, 9.5) for name in names)
+    lay_out(figure, left=min(room, 160) + 8, right=12, bottom=34, top=28)
 
 
 def _span(rows: list[ClassChange]) -> tuple[float, float]:

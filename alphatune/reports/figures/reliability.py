@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from alphatune.reports.figures.canvas import Drawing, draw, margins, shown, style
+from alphatune.reports.figures.canvas import Drawing, draw, lay_out, shown, style
 from alphatune.reports.reliability import Bin
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def draw_reliability(name: str, title: str, bins: Sequence[Bin], ece: float, mos
         f"Reliability at {title}: on average {abs(over):.4f} {tendency}; expected calibration error {ece:.4f}; "
         f"{100 * sure / n:.0f} % of {n} predictions have a confidence above 0.8."
     )
-    return draw(name, text, lambda f: _paint(f, title, bins, ece, most), height=4.1)
+    return draw(name, text, lambda f: _paint(f, title, bins, ece, most), height=3.7)
 
 
 def _paint(figure: Figure, title: str, bins: Sequence[Bin], ece: float, most: int) -> None:
@@ -61,17 +61,14 @@ def _paint(figure: Figure, title: str, bins: Sequence[Bin], ece: float, most: in
     lower.bar(middle, [b.count for b in filled], width, **style(color="before"))
     for x, b in zip(middle, filled, strict=True):
         lower.annotate(
-            _short(b.count), (x, b.count), (0, 2), textcoords="offset points", ha="center", fontsize=7,
+            _short(b.count), (x, b.count), (0, 2), textcoords="offset points", ha="center", fontsize=8,
             **style(color="muted"),
         )  # fmt: skip
     lower.set_yscale("log")
     lower.set(ylim=(0.7, 6 * most), xlabel="confidence", ylabel="examples")
     lower.tick_params(axis="y", which="both", left=False, labelleft=False)
     lower.grid(axis="y", visible=False)
-    margins(figure, left=50, right=10, bottom=72, top=28)
-    figure.legend(
-        loc="lower center", ncols=2, handlelength=1.8, columnspacing=1.4, labelcolor=style(c="muted")["c"]
-    )
+    lay_out(figure, left=50, right=10, bottom=34, top=28)
 
 
 def _short(count: int) -> str:

@@ -1,0 +1,181 @@
+"""What a tune is going to take, and which gains its examples can tell from luck."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from alphatune.core.errors import AlphatuneError
+from alphatune.core.metrics import INFO, SCORE
+from alphatune.data.loading import Batches
+from alphatune.evaluation.predictor import evaluation_mode
+from alphatune.jobs.opening import Prepared, predictor_of, resolved_paths
+from alphatune.models.stability import preserved
+from alphatune.norms.patching import patched, set_alpha_, unpatched_alpha
+from alphatune.results.model import PlannedModel
+from alphatune.results.plan import ImagesPlan, Phase, PlannedWork
+from alphatune.results.power import Choice, Power
+from alphatune.results.stored import read_tuned
+from alphatune.results.tune import ScoreTuneDocument, Tuned, TuneDocument
+from alphatune.settings import TuneSettings
+from alphatune.statistics.gain import CONFIDENCE
+from alphatune.statistics.gain_table import planned_power
+from alphatune.tuning.granularity import GRANULARITIES
+from alphatune.tuning.search import FEWEST_TO_SEARCH, LOOKS, PILOT, PILOT_NODES
+
+#: images that are timed
+TIMED = 32
+#: how far from the unpatched model a forward pass is timed
+TIMED_AT = 0.05
+#: nodes of a search that all lots see, the fewest and the most that is usual; of a full curve
+USUAL_NODES, FULL_NODES = (2, 5), (5, 8)
+#: plain evaluations that a level of finer α takes, two descents and two exact passes; the last descent
+LEVEL, LAST = (5, 10), (0, 6)
+
+Range = tuple[float, float]
+
+
+def plan_work(
+    settings: TuneSettings,
+    prepared: Prepared,
+    alphas: Sequence[float],
+    others: Sequence[Batches],
+    exclude: Sequence[str],
+) -> PlannedWork:
+    """The phases of a tune, what each costs, and the time, from a few images.
+
+    Args:
+        others: images that moving averages are measured on.
+        exclude: layers that are left alone.
+    """
+    n = len(prepared.batches)
+    phases = tuple(_phases(settings, n, len(alphas), [len(batches) / n for batches in others]))
+    low, high = (sum(phase.evaluations[i] for phase in phases) for i in (0, 1))
+    timed = _time(settings, prepared, exclude)
+    seconds = None
+    if timed is not None:
+        forward, reading = timed
+        # Each batch is read once for all α of a phase, and kept where there is room.
+        seconds = (n * (low * forward + reading), n * (high * forward + 2 * reading))
+    return PlannedWork(
+        phases=phases,
+        evaluations=(low, high),
+        seconds_per_image=timed[0] if timed else None,
+        seconds=seconds,
+    )
+
+
+def plan_power(settings: TuneSettings, plan: ImagesPlan, alphas: Sequence[float]) -> tuple[Power, ...]:
+    """What the images will be able to tell; nothing where there is no α to compare."""
+    if len(alphas) < 2:
+        return ()
+    earlier = _earlier(settings)
+    same = (
+        isinstance(earlier, TuneDocument)
+        and earlier.metric == settings.metric
+        and (earlier.model.source, earlier.model.checkpoint_sha256, earlier.model.weights_key)
+        == (plan.model.source, plan.model.checkpoint_sha256, plan.model.weights_key)
+        and (earlier.data.source, earlier.data.root, earlier.data.split)
+        == (plan.data.source, plan.data.root, plan.data.split)
+        and earlier.data.preprocessing == plan.data.preprocessing
+    )
+    known = earlier.power if earlier and same else None
+    choice: Choice = "progressive" if _searches(settings, plan.data.n) else "cross-fitted"
+    confidence, joint = CONFIDENCE, settings.temperature and INFO[settings.metric].sees_confidence
+    if settings.granularity != "global" or joint:
+        choice, levels = "halves", GRANULARITIES.index(settings.granularity) + joint
+        confidence = 1 - (1 - CONFIDENCE) / max(1, levels)
+    return planned_power(settings.metric, plan.data.n, choice, known, settings.min_gain, confidence)
+
+
+def plan_score_power(settings: TuneSettings, model: PlannedModel) -> tuple[Power, ...]:
+    """The same of a score of one's own; how much that varies is not known before an earlier run."""
+    earlier, named = _earlier(settings), resolved_paths(settings)
+    if not isinstance(earlier, ScoreTuneDocument) or earlier.power is None:
+        return ()
+    before = (
+        earlier.model.source,
+        earlier.model.checkpoint_sha256,
+        earlier.data.source,
+        earlier.score.source,
+    )
+    if before != (model.source, model.checkpoint_sha256, named.data, named.score):
+        return ()
+    n = earlier.power.examples
+    return planned_power(SCORE, n, earlier.power.choice, earlier.power, settings.min_gain)
+
+
+def _earlier(settings: TuneSettings) -> Tuned | None:
+    """What the output folder holds of an earlier run."""
+    with contextlib.suppress(AlphatuneError, OSError):
+        return read_tuned(Path(settings.output))
+    return None
+
+
+def _searches(settings: TuneSettings, n: int) -> bool:
+    return settings.alphas == "auto" and n >= FEWEST_TO_SEARCH
+
+
+def _phases(settings: TuneSettings, n: int, alphas: int, averages: Sequence[float]) -> list[Phase]:
+    found = []
+
+    def add(name: str, low: float, high: float) -> None:
+        found.append(Phase(name=name, evaluations=(round(low, 2), round(high, 2))))
+
+    if settings.recalibrate is not None:
+        add("scoring by the stored moving averages", 1, 1)
+    if averages:
+        add("measuring moving averages", sum(averages), sum(averages))
+    if _searches(settings, n):
+        full = settings.curve == "full"
+        pilot = PILOT_NODES * min(max(n // 20, PILOT[0]), PILOT[1]) / n
+        add("pilot", pilot, 2 * pilot)
+        few, most = FULL_NODES if full else USUAL_NODES
+        seen = 1 if full else LOOKS[-1]
+        add(f"search in {len(LOOKS)} steps", few * seen, most * seen)
+        add("confirming", 0 if full else 1 - LOOKS[-1], 1 if full else 2 - LOOKS[-1])
+    else:
+        add("sweeping alpha", alphas, alphas)
+    if settings.granularity != "global" or settings.temperature:
+        joint = settings.temperature and INFO[settings.metric].sees_confidence
+        add("unpatched model and temperature", 1, 1)
+        names = GRANULARITIES[: GRANULARITIES.index(settings.granularity) + 1]
+        for name in names:
+            fitted = joint or name != "global"
+            add(f"descent: {name}" if fitted else "temperature", *(LEVEL if fitted else (1, 2)))
+        add("last descent, and confirming", *LAST)
+    if settings.batch_stats:
+        add("batch statistics", 2, 2)
+    return found
+
+
+def _time(settings: TuneSettings, prepared: Prepared, exclude: Sequence[str]) -> Range | None:
+    """Seconds an image of a forward pass with α > 0, and of reading one; None where that fails: the run will say why."""
+    batches, module = prepared.batches, prepared.opened.module
+    count = min(TIMED, batches.batch_size, len(batches))
+    few = replace(batches.take(np.arange(count)), batch_size=count, workers=0)
+    try:
+        started = time.perf_counter()
+        inputs = next(iter(few)).inputs
+        reading = (time.perf_counter() - started) / count / max(1, batches.workers)
+        predictor = replace(predictor_of(settings, prepared), compile=False)
+        with (
+            patched(module, exclude=exclude, skip_unknown=settings.skip_unknown),
+            evaluation_mode(module),
+            preserved(module),
+        ):
+            set_alpha_(module, abs(unpatched_alpha(module) - TIMED_AT))
+            ready = predictor.prepare(inputs)
+            times = []
+            for _ in range(2):  # the first one sets up what later ones find there
+                started = time.perf_counter()
+                predictor(ready).cpu()
+                times.append(time.perf_counter() - started)
+    except AlphatuneError:
+        return None
+    return min(times) / count, reading

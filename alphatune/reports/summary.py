@@ -1,0 +1,463 @@
+"""What a tune found, in the words and numbers that every report begins with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alphatune.core.metrics import INFO, MEANS, REPORTED, SCORE, Measure, Metric
+from alphatune.reports.curve import split_curve
+from alphatune.reports.power import power_sentence, two_digits
+from alphatune.results.alpha import alpha_text
+from alphatune.results.document import Part
+from alphatune.results.gain import Gain
+from alphatune.results.tune import ScoreTuneDocument, Tuned, TuneDocument
+from alphatune.settings.bench import BenchSettings
+from alphatune.settings.evaluate import EvaluateSettings
+from alphatune.settings.export import ExportSettings
+from alphatune.settings.saved import to_command, to_rerun
+from alphatune.statistics.gain import FEWEST_EXAMPLES, FEWEST_TO_REFINE
+
+HERE, NEW = "on these images", "expected on new images"
+#: what another choice has to promise to be worth a word: points of an accuracy, and a share of loss or ECE
+WORTH_POINTS, WORTH_SHARE, WORTH_ECE_SHARE = 0.002, 0.05, 0.2
+#: an ECE from which a temperature is worth trying
+HIGH_ECE = 0.03
+#: at least so many images can tell finer α from luck
+ENOUGH_FOR_LAYERS = 1000
+#: factories that need no consent
+OWN_MODELS = "alphatune.models."
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric before and after; ``after`` is None where there is nothing to compare with."""
+
+    metric: Measure
+    label: str
+    before: float
+    after: float | None
+    best_alpha: float | None = None  # None where it is not known
+    best: float | None = None  # the value there
+    best_is_estimate: bool = False
+    interval: tuple[float, float] | None = None  # of the change, where it is known
+
+    @property
+    def change(self) -> float:
+        """In the metric's own direction."""
+        return 0.0 if self.after is None else self.after - self.before
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse``, or ``undecided`` where the interval of the change holds 0; "" without a change."""
+        if self.change == 0:
+            return ""
+        if self.interval is not None and self.interval[0] <= 0 <= self.interval[1]:
+            return "undecided"
+        return "better" if self.change * INFO[self.metric].sign > 0 else "worse"
+
+    @property
+    def change_text(self) -> str:
+        """``+0.35 points``, ``-19.5 %`` or ``+0.012``; "" where there is nothing to compare with."""
+        if self.after is None:
+            return ""
+        if self.metric == "loss" and self.before > 0:
+            return f"{100 * self.change / self.before:+.1f} %"
+        return change_text(self.metric, self.change)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """A change in a metric, in its own direction, with an interval where one is known."""
+
+    label: str  # which images it is of
+    of: str  # what makes the change
+    metric: Measure
+    name: str  # of the metric
+    change: float
+    interval: tuple[float, float] | None
+    confidence: float = 0.95
+
+    @property
+    def text(self) -> str:
+        """``top-1 +0.35 points (95 % interval +0.10 to +0.60)``."""
+        change = f"{self.name} {change_text(self.metric, self.change)}"
+        return change if self.interval is None else f"{change} ({self.level} interval {self.interval_text})"
+
+    @property
+    def interval_text(self) -> str:
+        """``+0.10 to +0.60``; "" where none is known."""
+        if self.interval is None:
+            return ""
+        low, high = (change_text(self.metric, end, unit=False) for end in self.interval)
+        return f"{low} to {high}"
+
+    @property
+    def level(self) -> str:
+        """Of the interval: ``95 %``."""
+        return f"{100 * self.confidence:.3g} %"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command to copy, and what it is for. Words in capitals stand for what only the user knows."""
+
+    caption: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a tune found. Sentences name settings as `metric=loss`; the commands are complete."""
+
+    decision: str  # "Use α = 0.3", "Keep α = 0 (plain BatchNorm)"
+    sentence: str  # why
+    before_name: str  # of the figures' columns
+    after_name: str  # "" where there is nothing to compare with
+    taken: bool  # whether what comes after is deployed; else it is the best other α
+    figures: tuple[Figure, ...]
+    gains: tuple[Worth, ...]
+    missed: tuple[str, ...]  # what other choices could give
+    next: tuple[Step, ...]
+
+
+def summarise_tune(document: Tuned, folder: str = ".") -> Summary:
+    """The summary of a tune.
+
+    Args:
+        folder: the tuned folder, as commands are to name it.
+    """
+    after, after_name, taken = _after(document)
+    metrics: tuple[Measure, ...] = (SCORE,) if document.metric == SCORE else REPORTED
+    return Summary(
+        decision=_decision(document),
+        sentence=_sentence(document),
+        before_name=f"α = {document.baseline_alpha:g}",
+        after_name=after_name,
+        taken=taken,
+        figures=tuple(_figure(document, metric, after) for metric in metrics),
+        gains=_gains(document, after),
+        missed=_missed(document),
+        next=_next(document, folder),
+    )
+
+
+def metric_name(document: Tuned, metric: Measure) -> str:
+    """What a metric is called in a sentence."""
+    return document.score_name if metric == SCORE else INFO[metric].name
+
+
+def value_text(metric: Measure, value: float) -> str:
+    return f"{value:.6g}" if metric == SCORE else f"{value:.4f}"
+
+
+def change_text(metric: Measure, change: float, *, unit: bool = True) -> str:
+    """A change with its sign: ``+0.35 points`` of an accuracy, ``-0.1717`` of a loss."""
+    if INFO[metric].is_share:
+        return f"{100 * change:+.2f}{' points' if unit else ''}"
+    return f"{change:+.4g}" if metric == SCORE else f"{change:+.4f}"
+
+
+def known_best(document: Tuned, metric: Measure) -> float | None:
+    """The best α of a metric, where all points it is compared with rest on the same examples; else None."""
+    best: float | None = document.best[metric]
+    # Earlier versions named one whatever the points rested on.
+    one_set = len({point.n for point in document.curve if not point.measured}) <= 1
+    return best if metric == document.metric or one_set else None
+
+
+def method_sentence(document: Tuned) -> str:
+    """How the gain that is expected on new images was measured, for those who know statistics."""
+    gain, power = document.gain, power_sentence(document)
+    if gain is None:
+        return " ".join(filter(None, [f"The gain was not estimated: {document.decision.reason}.", power]))
+    if gain.scheme == "progressive":
+        how = (
+            f"Measured on {gain.examples} examples that each had no part in choosing the α they were scored at "
+            f"({', '.join(f'{a:g}' for a in gain.fold_alphas)})"
+        )
+    else:
+        how = f"Chosen on {gain.folds - 1} of {gain.folds} folds and scored on the other, in turn"
+    verdict = "Significant" if gain.significant else "Not significant"
+    name = metric_name(document, gain.metric)
+    said = f"{how}: {_worth('', name, gain).text}, p = {gain.p:.2g}; {gain.method}. {verdict}."
+    return f"{said} {power}".rstrip()
+
+
+def images_needed(document: Tuned) -> int | None:
+    """About how many images tell a gain of the size that was measured from luck; None without such a gain."""
+    gain, n = document.gain, document.baseline.n
+    if gain is None or gain.significant or gain.delta <= 0:
+        return None
+    if document.power is not None:
+        from alphatune.statistics.gain_table import images_for  # with SciPy
+
+        needed = images_for(document.power, gain.delta)
+    else:  # an earlier version's result
+        needed = round(n * ((gain.ci[1] - gain.ci[0]) / 2 / gain.delta) ** 2)
+    return two_digits(max(needed, round(1.1 * n)))
+
+
+def _after(document: Tuned) -> tuple[Part | None, str, bool]:
+    """What is compared with the unpatched model, its name, and whether it is deployed."""
+    chosen, best = document.chosen, document.best[document.metric]
+    if chosen.temperature != 1 or chosen.alpha != document.baseline_alpha:
+        tempered = "" if chosen.temperature == 1 else f", T = {chosen.temperature:.4g}"
+        return chosen.metrics, f"α = {alpha_text(chosen.alpha)}{tempered}", True
+    point = next((p for p in document.curve if p.alpha == best), None)
+    if best == document.baseline_alpha or point is None:
+        return None, "", False
+    return point, f"α = {best:g}", False
+
+
+def _decision(document: Tuned) -> str:
+    chosen = document.chosen
+    verb, plain = "Use", ""
+    if document.decision.keep_baseline:
+        verb, plain = "Keep", f" (plain {_plain_kind(document)})"
+    tempered = "" if chosen.temperature == 1 else f" and temperature {chosen.temperature:.4g}"
+    return f"{verb} α = {alpha_text(chosen.alpha)}{plain}{tempered}"
+
+
+def _plain_kind(document: Tuned) -> str:
+    """What the unpatched model's norm layers are."""
+    if document.baseline_alpha == 0:
+        return "BatchNorm"
+    return " and ".join(document.calibration.kinds) if document.calibration else "GroupNorm"
+
+
+def _figure(document: Tuned, metric: Measure, after: Part | None) -> Figure:
+    best = known_best(document, metric)
+    point = next((p for p in document.curve if p.alpha == best), None)
+    return Figure(
+        metric=metric,
+        label=metric_name(document, metric),
+        before=document.baseline[metric],
+        after=None if after is None else after[metric],
+        best_alpha=None if point is None else best,
+        best=None if point is None else point[metric],
+        best_is_estimate=point is not None and not point.measured,
+        interval=_interval(document, metric),
+    )
+
+
+def _gains(document: Tuned, after: Part | None) -> tuple[Worth, ...]:
+    """On these images, and expected on new ones; of a temperature as well, where it was measured."""
+    metric, gain, refinement, chosen = (
+        document.metric, document.gain, document.refinement, document.chosen,
+    )  # fmt: skip
+    name, found = metric_name(document, metric), []
+    joint = refinement is not None and refinement.with_temperature
+    if after is not None:
+        of = "α"
+        if joint and chosen.temperature != 1:
+            of = "temperature" if chosen.alpha == document.baseline_alpha else "α and temperature"
+        change = after[metric] - document.baseline[metric]
+        found.append(Worth(HERE, of, metric, name, change, _interval(document, metric)))
+    if gain is not None and after is not None:
+        found.append(_worth("α beyond a temperature" if joint else "α", name, gain))
+    if refinement is not None and (tempered := refinement.temperature_gain):
+        found.append(_worth("temperature", INFO[tempered.metric].name, tempered))
+    return tuple(found)
+
+
+def _worth(of: str, name: str, gain: Gain) -> Worth:
+    """A gain, which is positive where it is for the better, in the metric's own direction."""
+    sign = INFO[gain.metric].sign
+    low, high = sorted(sign * end for end in gain.ci)
+    return Worth(NEW, of, gain.metric, name, sign * gain.delta, (low, high), gain.confidence)
+
+
+def _interval(document: Tuned, metric: Measure) -> tuple[float, float] | None:
+    """Of the change of a metric on these images, where it is a point of the curve."""
+    alpha: object = document.chosen.alpha
+    if document.chosen.temperature != 1:
+        return None
+    if document.decision.keep_baseline:
+        alpha = document.best[document.metric]
+    point = next((p for p in document.curve if p.alpha == alpha), None)
+    return point.ci.get(metric) if point else None
+
+
+def _sentence(document: Tuned) -> str:
+    """Why, for somebody who is no statistician."""
+    metric, gain, refinement = document.metric, document.gain, document.refinement
+    name, base, kept = metric_name(document, metric), document.baseline_alpha, document.decision.keep_baseline
+    things = "images" if isinstance(document, TuneDocument) else "examples"
+    if gain is None:
+        many = f"{document.baseline.n} {things} are" if document.baseline.n != 1 else f"One {things[:-1]} is"
+        taken = "" if kept else "; `accept=best` takes the best α all the same"
+        return f"{many} too few to tell a gain from luck{taken}."
+    worth, best = _worth("", name, gain), document.best[metric]
+    the = name if INFO[metric].is_share or metric == SCORE else f"the {name}"
+    others = "α > 0" if base == 0 else f"α other than {base:g}"
+    beyond = " beyond what a temperature alone gives" if refinement and refinement.with_temperature else ""
+    if not kept and gain.significant:
+        verb = "rise" if worth.change > 0 else "fall"
+        about = f"{change_text(metric, abs(worth.change))} {INFO[metric].unit}".strip("+ ")
+        return f"On new {things} like these, expect {the} to {verb} by about {about}{beyond}, more than luck explains."
+    if not kept:
+        return f"`accept=best` takes the best α seen; its gain{beyond} on new {things} may be luck."
+    if document.chosen.temperature != 1:
+        tempered = refinement and refinement.temperature_gain
+        sure = "" if tempered and tempered.significant else " on these images, which may be luck"
+        return f"The temperature improves the loss{sure}; no {others} adds a gain in {name} that is more than luck."
+    if best == base:
+        return f"No {others} was found to improve {the} on these {things}. The written model is the one you gave."
+    if gain.delta <= 0:
+        return f"α = {best:g} looks best on these {things}, but there is no gain on those that did not choose it."
+    return f"α = {best:g} looks better on these {things}, but its gain{beyond} on new ones may be luck."
+
+
+def _missed(document: Tuned) -> tuple[str, ...]:
+    """What tuning by another metric, or a temperature, could give."""
+    if isinstance(document, ScoreTuneDocument):
+        return ()
+    # A temperature, of which there is a line of its own, lowers the ECE better than an α does.
+    found = [_better_by(document, metric) for metric in REPORTED if metric not in (document.metric, "ece")]
+    unknown = [INFO[metric].name for metric in REPORTED if known_best(document, metric) is None]
+    if unknown and not any(found):
+        names = " and ".join(filter(None, [", ".join(unknown[:-1]), unknown[-1]]))
+        found.append(
+            f"The search followed {INFO[document.metric].name} only, so the best α by {names} is not known; "
+            f"`metric={'loss' if document.metric != 'loss' else 'top1'}` searches by another metric."
+        )
+    ece = document.chosen.metrics.ece
+    untried = document.refinement is None and document.baseline.n >= FEWEST_TO_REFINE
+    if untried and ece >= HIGH_ECE:
+        found.append(
+            f"An ECE of {ece:.3f} is high{_raised(document)}. A temperature may lower it, and the loss, at no cost: "
+            "`temperature`."
+        )
+    return tuple(filter(None, found))
+
+
+def _raised(document: TuneDocument) -> str:
+    """Where the chosen α raised the ECE, by how much."""
+    before, after = document.baseline.ece, document.chosen.metrics.ece
+    if document.chosen.alpha == document.baseline_alpha or after - before < HIGH_ECE / 3:
+        return ""
+    return f" ({before:.3f} at α = {document.baseline_alpha:g})"
+
+
+def _better_by(document: TuneDocument, metric: Metric) -> str:
+    """What another α could give a metric that was not chosen by; "" where that is little or may be luck."""
+    info, before, best = INFO[metric], document.chosen.metrics[metric], known_best(document, metric)
+    points = [p for p in split_curve(document).joined if best in (None, p.alpha)]
+    point = max(points, key=lambda p: info.sign * p[metric], default=None)
+    if point is None or point.alpha in (document.chosen.alpha, document.baseline_alpha):
+        return ""
+    better = info.sign * (point[metric] - before)
+    least = WORTH_POINTS if info.is_share else before * (WORTH_SHARE if metric in MEANS else WORTH_ECE_SHARE)
+    low = min((info.sign * end for end in point.ci.get(metric, ())), default=None)
+    if better < least or (low is not None and low <= 0):
+        return ""
+    much = f"{100 * better:.1f} points" if info.is_share else f"{100 * better / before:.0f} %"
+    asked = f"`metric={metric}`" + (" `temperature`" if info.sees_confidence else "")
+    name = info.name[0].upper() + info.name[1:]
+    more = "" if best is not None else " or more"  # others may be better, as they were not compared
+    verb = "rise" if info.higher_is_better else "fall"
+    main = document.metric
+    change = change_text(main, point[main] - document.chosen.metrics[main])
+    side = f", where {INFO[main].name} changes by {change}"
+    return f"{name} could {verb} by {much}{more}, as at α = {point.alpha:g}{side}: {asked}."
+
+
+def _next(document: Tuned, folder: str) -> tuple[Step, ...]:
+    """One to three commands that fit this outcome."""
+    images = isinstance(document, TuneDocument)
+    changed = (
+        document.chosen.alpha != document.baseline_alpha
+        or document.chosen.temperature != 1
+        or document.recalibration is not None
+    )
+    failed = [gate.name for gate in document.gates if not gate.passed]
+    steps = [_after_gate(document, folder, name) for name in failed]
+    if changed and not failed:
+        settings = ExportSettings(
+            model=folder,
+            format="onnx",
+            output="../tuned.onnx" if folder == "." else None,  # not into the folder itself
+            trust_code=_needs_trust(document, folder),
+        )
+        export = to_command("export", settings)
+        steps.append(Step("write it for deployment", export))
+    if changed and images:
+        other = EvaluateSettings(model=folder, data="OTHER_IMAGES", trust_code=_needs_trust(document, folder))
+        steps.append(Step("check it on images that took no part", to_command("evaluate", other)))
+    if not changed:
+        steps.append(_more_images(document, folder))
+    if isinstance(document, TuneDocument):
+        steps += _other_searches(document, folder)
+    if not any(steps):
+        if images and document.recalibration is None and document.baseline_alpha == 0:
+            again = _again(document, folder, "recalibrated", recalibrate="TRAINING_IMAGES")
+            steps.append(Step("measure exact moving averages first", again))
+        else:
+            near = "0:0.05:11" if document.baseline_alpha == 0 else "0.95:1:11"
+            again = _again(document, folder, "near", alphas=near)
+            steps.append(Step(f"try α nearer to {document.baseline_alpha:g}", again))
+    return tuple(dict.fromkeys(step for step in steps if step))[:3]
+
+
+def _needs_trust(document: Tuned, folder: str) -> bool:
+    """Whether reading the folder imports a module of the user's own; a report for strangers asks for no consent."""
+    return (
+        folder != "."
+        and document.model.kind == "factory"
+        and not document.model.source.startswith(OWN_MODELS)
+    )
+
+
+def _after_gate(document: Tuned, folder: str, gate: str) -> Step | None:
+    """What goes on from a gate that failed."""
+    kind, _, metric = gate.partition(" ")
+    if kind == "max-latency-ratio":
+        return Step(
+            "see what α costs at inference",
+            to_command("bench", BenchSettings(model=folder, trust_code=_needs_trust(document, folder))),
+        )
+    if kind in ("max-regression", "max-class-regression") and metric != document.metric:
+        name = {str(each): info.name for each, info in INFO.items()}.get(metric, metric)
+        return Step(f"choose α by {name}", _again(document, folder, metric, metric=metric))
+    return _more_images(document, folder)
+
+
+def _more_images(document: Tuned, folder: str) -> Step | None:
+    """Where more of them could tell a gain from luck."""
+    gain, needed = document.gain, images_needed(document)
+    if gain is None:
+        caption = f"{FEWEST_EXAMPLES} images are the least that can be decided on; more show smaller gains"
+    elif needed is not None:
+        caption = f"about {needed} images could tell a gain of this size from luck"
+    elif document.baseline.n < ENOUGH_FOR_LAYERS and not gain.significant:
+        caption = "more images show smaller gains"
+    else:
+        return None
+    return Step(caption, _again(document, folder, "more", data="MORE_IMAGES"))
+
+
+def _other_searches(document: TuneDocument, folder: str) -> list[Step]:
+    """Other looks at the same images that may find more."""
+    n, refinement, by_loss = document.baseline.n, document.refinement, INFO[document.metric].sees_confidence
+    if refinement is None and n >= FEWEST_TO_REFINE:
+        if by_loss:
+            again = _again(document, folder, "temperature", temperature=True)
+            first = Step("tell α's part of the gain from calibration", again)
+        else:
+            again = _again(document, folder, "loss", metric="loss", temperature=True)
+            first = Step("look for a lower loss and better calibration", again)
+        if n < ENOUGH_FOR_LAYERS:
+            return [first]
+        finer = {"metric": "loss", "temperature": True, "granularity": "channel"}
+        again = _again(document, folder, "channel", **finer)
+        return [first, Step("try one α for each channel, which takes longer", again)]
+    if refinement and refinement.granularity == "global" and by_loss and n >= ENOUGH_FOR_LAYERS:
+        again = _again(document, folder, "channel", granularity="channel")
+        return [Step("try one α for each channel, which takes longer", again)]
+    return []
+
+
+def _again(document: Tuned, folder: str, name: str, **changes: object) -> str:
+    """The command that tunes once more, with some settings changed."""
+    beside = "../tuned" if folder == "." else folder.rstrip("/")
+    return to_rerun(folder, f"{beside}-{name}", document.command_line, **changes)

@@ -1,0 +1,102 @@
+"""The summary of a tune: what every report begins with says what the numbers are."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import TINY, Run
+from made_up_results import made_result, made_scores, refined, scored, typed, written
+
+from alphatune.reports.summary import HERE, NEW, summarise_tune
+
+WRITTEN = sorted(file.stem for file in (Path(__file__).parent / "written").glob("tune*.json"))
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_any_tune_has_a_summary(name: str) -> None:
+    document = typed(written(name))
+    summary = summarise_tune(document, "some where")
+    assert summary.decision.startswith("Keep α" if document.decision.keep_baseline else "Use α")
+    assert summary.sentence.endswith(".")
+    assert 1 <= len(summary.next) <= 3
+    assert all("'some where" in step.command or "some where" in step.command for step in summary.next)
+
+
+@pytest.mark.parametrize("metric", ["top1", "loss", "ece"])
+@pytest.mark.parametrize("kept", [False, True])
+def test_figures_are_those_of_the_document(metric: str, kept: bool) -> None:
+    document = typed(made_result(made_scores(), metric=metric, kept=kept))
+    summary = summarise_tune(document)
+    assert summary.taken != kept
+    for figure in summary.figures:
+        assert figure.before == document.baseline[figure.metric]
+        if not kept:
+            assert figure.after == document.chosen.metrics[figure.metric]
+    gain = document.gain
+    assert gain is not None
+    (new,) = (each for each in summary.gains if each.label == NEW)
+    sign = -1 if metric != "top1" else 1
+    assert new.change == sign * gain.delta
+    assert new.interval == tuple(sorted(sign * end for end in gain.ci))
+    assert summary.gains[0].label == HERE
+
+
+def test_a_temperature_stands_beside_alpha() -> None:
+    document = typed(refined(made_result(made_scores())))
+    summary = summarise_tune(document)
+    assert "temperature 1.25" in summary.decision
+    assert document.refinement is not None
+    if document.refinement.temperature_gain:
+        assert [each.of for each in summary.gains if each.label == NEW][-1] == "temperature"
+
+
+def test_a_score_is_called_by_its_name() -> None:
+    document = typed(scored(made_result(made_scores())))
+    summary = summarise_tune(document)
+    assert [figure.label for figure in summary.figures] == [document.score_name]
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_gates_say_what_is_next(passed: bool) -> None:
+    gate = {
+        "name": "max-regression top1",
+        "limit": 0.0,
+        "value": 0.1,
+        "passed": passed,
+        "reason": "top-1 fell",
+    }
+    document = typed(made_result(made_scores()) | {"gates": [gate]})
+    commands = [step.command for step in summarise_tune(document, "out").next]
+    assert any("alphatune export out" in command for command in commands) == passed
+    assert any("--metric top1" in command for command in commands) != passed
+
+
+def test_what_was_not_compared_has_no_best() -> None:
+    made = made_result(made_scores(), metric="top1")
+    for point in made["curve"][3:]:
+        point["n"] = 100
+    summary = summarise_tune(typed(made))
+    assert [figure.metric for figure in summary.figures if figure.best_alpha is not None] == ["top1"]
+
+
+def test_the_next_commands_run(
+    run: Run, tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(
+        "tune", TINY, "--checkpoint", tiny_checkpoint, "--data", image_folder, "--input-size", 12, "--crop-pct", 1,
+        "--mean", 0.5, "--std", 0.25, "--workers", 0, "--alphas", "0,0.5", "--accept", "best", "--metric", "ece",
+        "-o", "tuned",
+    )  # fmt: skip
+    assert code == 0, err
+    lines = [line.strip() for line in out.partition("Next:")[2].splitlines()]
+    commands = [line for line in lines if line.startswith("alphatune ")]
+    assert commands
+    for command in commands:
+        words = shlex.split(
+            command.replace("OTHER_IMAGES", str(image_folder)).replace("MORE_IMAGES", str(image_folder))
+        )
+        code, _, err = run(*words[1:])
+        assert code == 0, err
