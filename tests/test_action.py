@@ -141,8 +141,7 @@ def test_a_tune_that_fails_says_so(runner: Runner, answer: str) -> None:
     assert runner.run("Tune", model="m", data="d").returncode == 0
     assert (runner.outputs["exit-code"], runner.outputs["decision"]) == ("2", "")
     page = (runner.folder / "summary.md").read_text(encoding="utf-8")
-    assert "exit code 2" in page
-    assert ("no such data (look)" in page) == bool(answer)
+    assert "Exit code 2" in page
     assert runner.run("Gates").returncode == 2
 
 

@@ -78,3 +78,14 @@ def test_cut(room: int) -> None:
     assert len(data) <= max(0, room)
     lines = data.decode().splitlines()
     assert all(line in text.splitlines() for line in lines[:-5])
+
+
+def test_an_error_stands_in_the_summary(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(file))
+    assert run("tune", "no_such_network", "--data", tmp_path)[0] == 2
+    page = file.read_text(encoding="utf-8")
+    assert "**Exit code 2**" in page
+    assert "unknown model 'no_such_network'" in page
+    assert run("evaluate", "no_such_network", "--data", tmp_path)[0] == 2
+    assert file.read_text(encoding="utf-8") == page  # of a tune alone

@@ -184,7 +184,12 @@ def _fail(argv: list[str], code: int, message: str, hint: str = "") -> None:
             failure = FailureDocument(error=Failure(code=code, message=message, hint=hint))
             print(to_json(failure, for_pipe=True), flush=True)
     _leave_stdout()
-    tell(f"error: {message}" + (f" ({hint})" if hint else ""))
+    said = message + (f" ({hint})" if hint else "")
+    tell(f"error: {said}")
+    if command == "tune" and os.environ.get("GITHUB_STEP_SUMMARY") and os.environ.get("RANK", "0") == "0":
+        from alphatune.reports.step_summary import append_failure
+
+        append_failure(code, said)
     _end_workers()
     sys.exit(code)
 

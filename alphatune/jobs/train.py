@@ -95,6 +95,9 @@ def _train(
             state = start(job.model, job.recipe, device)
             if settings.resume and (output / CHECKPOINT).is_file():
                 load_state_(state, output / CHECKPOINT, job.fingerprint)
+                done = f"after epoch {len(state.rows)} of {settings.epochs}"
+                resumed = f"continuing {output} {done} ({state.seconds:.0f} s of training so far)"
+                announce([resumed], say if world.first else None)
             if world.first:
                 tracking.begin(output / RUN_IDS, state.step)
             _run(job, state, output, tracking, track, on_epoch)

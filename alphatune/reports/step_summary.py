@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from alphatune.reports.markdown import render_summary
@@ -22,13 +23,23 @@ def append_step_summary(document: Tuned, folder: str) -> Path | None:
     Args:
         folder: the tuned folder, as commands are to name it.
     """
+    return _append(render_summary(document, folder)) if os.environ.get(VARIABLE) else None
+
+
+def append_failure(code: int, message: str) -> Path | None:
+    """The same of a tune that ended with an error: a reader of the run need not look for it in the log."""
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", message)), default=2))
+    return _append(f"# alphatune tune\n\n❌ **Exit code {code}**\n\n{fence}text\n{message}\n{fence}\n")
+
+
+def _append(text: str) -> Path | None:
     path = os.environ.get(VARIABLE)
     if not path:
         return None
     try:
         with Path(path).open("a+b") as file:
             room = MOST_BYTES - file.seek(0, os.SEEK_END)
-            file.write(cut(render_summary(document, folder), room))
+            file.write(cut(text, room))
     except OSError:
         return None
     return Path(path)

@@ -23,10 +23,9 @@ def main(result: str, page: str, output: str, code: str) -> None:
             "result": f"{output}/result.json",
         }
     else:
-        error = document.get("error", {"message": "see the log", "hint": ""})
-        text = error["message"] + (f" ({error['hint']})" if error["hint"] else "")
         with Path(page).open("a", encoding="utf-8") as file:
-            file.write(f"# alphatune tune\n\n❌ exit code {code}\n\n```text\n{text}\n```\n")
+            if file.tell() == 0:  # tune was killed before it could say why
+                file.write(f"# alphatune tune\n\n❌ **Exit code {code}**: see the log.\n")
     for name, value in found.items():
         print(f"{name}={' '.join(value.split())}")
 
