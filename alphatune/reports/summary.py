@@ -356,9 +356,10 @@ def _better_by(document: TuneDocument, metric: Metric) -> str:
     name = info.name[0].upper() + info.name[1:]
     more = "" if best is not None else " or more"  # others may be better, as they were not compared
     verb = "rise" if info.higher_is_better else "fall"
-    main = document.metric
-    change = change_text(main, point[main] - document.chosen.metrics[main])
-    side = f", where {INFO[main].name} changes by {change}"
+    main, side = document.metric, ""
+    if document.chosen.temperature == 1:  # else the curve, which has none, cannot be compared
+        change = change_text(main, point[main] - document.chosen.metrics[main])
+        side = f", where {INFO[main].name} changes by {change}"
     return f"{name} could {verb} by {much}{more}, as at α = {point.alpha:g}{side}: {asked}."
 
 
