@@ -50,6 +50,15 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}, target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_wrapped_line_starts_like_a_list_quote_or_heading(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    paragraph = r"^(?![ \n#>|<]|[-+*] |\d+[.)] ).+\n"
+    assert re.findall(paragraph + r" {0,3}(?:\d+[.)]|[-+*>]|#{1,6})(?:\s.*)?$", text, re.MULTILINE) == []
+    continued = r"^ +(?![ -+*>#|]|\d+[.)] )\S.*\n"  # of a list's item
+    assert re.findall(continued + r" +(?:[+>]|#{1,6})\s.*$", text, re.MULTILINE) == []
+
+
 def test_the_auto_grid_is_the_documented_one() -> None:
     from alphatune.tuning.alphas import AUTO
 
