@@ -20,7 +20,7 @@ from torch import nn
 import alphatune
 from alphatune.cli import progress_bar
 from alphatune.core.distributed import World
-from alphatune.core.progress import Display, Progress, ShowProgress, Tracker, as_tracker, shows_progress
+from alphatune.core.progress import Display, Meter, Progress, ShowProgress, as_meter, shows_progress
 
 
 class Seen(Display):
@@ -108,23 +108,23 @@ def test_reading_a_loader_is_counted_apart() -> None:
 
 def test_what_follows_is_part_of_the_total() -> None:
     seen = Seen()
-    tracker = Tracker(seen)
-    tracker.later = 100
-    tracker.expect(50)
-    tracker.add(20)
-    assert (tracker.done, seen.all[-1].total) == (20, 150)
-    tracker.add(200, resumed=True)  # more than was expected
+    meter = Meter(seen)
+    meter.later = 100
+    meter.expect(50)
+    meter.add(20)
+    assert (meter.done, seen.all[-1].total) == (20, 150)
+    meter.add(200, resumed=True)  # more than was expected
     assert (seen.all[-1].done, seen.all[-1].total, seen.all[-1].resumed) == (220, 220, 200)
-    tracker.begin("again")
+    meter.begin("again")
     assert seen.all[-1] == Progress("again")
 
 
 @shows_progress
 def job(fails: bool = False, world: World | None = None, progress: ShowProgress = None) -> None:
-    tracker = as_tracker(progress)
-    tracker.phase("working")
-    tracker.expect(10)
-    tracker.add(10)
+    meter = as_meter(progress)
+    meter.phase("working")
+    meter.expect(10)
+    meter.add(10)
     if fails:
         raise KeyboardInterrupt
 
@@ -215,14 +215,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 def test_the_rate_is_that_of_this_run(clock: Iterator[list[float]]) -> None:
     (now,) = clock
     bar = progress_bar.ProgressBarLine(Console(file=StringIO()), False)
-    tracker = Tracker(bar)
-    tracker.expect(10_000)
-    tracker.add(5_000, resumed=True)
+    meter = Meter(bar)
+    meter.expect(10_000)
+    meter.add(5_000, resumed=True)
     for _ in range(10):
         now[0] += 1
-        tracker.add(100)
+        meter.add(100)
     assert bar.rate == pytest.approx(100)
-    tracker.begin("another kind of work", 100, "images read")
+    meter.begin("another kind of work", 100, "images read")
     assert bar.rate is None
 
 
@@ -235,6 +235,6 @@ def test_nothing_moves_where_a_bar_has_no_terminal(capsys: pytest.CaptureFixture
 
 
 def test_silent_trackers_count_all_the_same() -> None:
-    tracker = as_tracker(None)
-    tracker.add(3)
-    assert tracker.done == 3
+    meter = as_meter(None)
+    meter.add(3)
+    assert meter.done == 3

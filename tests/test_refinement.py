@@ -15,7 +15,7 @@ from torch import nn
 import alphatune
 from alphatune.core.distributed import World
 from alphatune.core.errors import ConfigurationError, InputError, ResourceError
-from alphatune.core.progress import Tracker, as_tracker
+from alphatune.core.progress import Meter, as_meter
 from alphatune.data.custom_loader import LoaderBatches
 from alphatune.evaluation.predictor import Predictor
 from alphatune.norms.patching import get_alpha, patch_, patched
@@ -72,7 +72,7 @@ def exact(
 
 
 def passes_over(model: nn.Module, data: Data) -> Passes:
-    return Passes(Predictor(model), LoaderBatches(data, torch.device("cpu")), 0.0, World(), Tracker())
+    return Passes(Predictor(model), LoaderBatches(data, torch.device("cpu")), 0.0, World(), Meter())
 
 
 @pytest.mark.parametrize(("granularity", "metric"), [("layer", "loss"), ("channel", "top1")])
@@ -249,7 +249,7 @@ def test_a_descent_goes_on_to_the_same_result(after: int, tmp_path: Path) -> Non
         batches = LoaderBatches(data, torch.device("cpu"))
         return descend(
             Predictor(model), batches, np.arange(800), units, start,
-            prior=0.1, metric="loss", temperature=True, seed=0, journal=journal, track=as_tracker(progress),
+            prior=0.1, metric="loss", temperature=True, seed=0, journal=journal, meter=as_meter(progress),
         )  # fmt: skip
 
     whole = run()

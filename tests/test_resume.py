@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import alphatune
 from alphatune.core.distributed import World
-from alphatune.core.progress import Tracker
+from alphatune.core.progress import Meter
 from alphatune.data.custom_loader import LoaderBatches
 from alphatune.evaluation.predictor import Predictor
 from alphatune.norms.patching import patch_
@@ -152,7 +152,7 @@ def test_another_question_is_another_record(tmp_path: Path) -> None:
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     model = patch_model()
     passes = Passes(
-        Predictor(model), LoaderBatches(data(), torch.device("cpu")), 0.0, World(), Tracker(), journal(tmp_path)
+        Predictor(model), LoaderBatches(data(), torch.device("cpu")), 0.0, World(), Meter(), journal(tmp_path)
     )  # fmt: skip
     passes.measure(np.arange(100), [0.0])
     (record,) = tmp_path.glob("pass-*-0.pt")

@@ -11,7 +11,7 @@ import torchvision
 from tiny import tiny
 from torch import nn
 
-from alphatune.core.progress import Tracker
+from alphatune.core.progress import Meter
 from alphatune.data.prefetch import Batch
 from alphatune.evaluation.predictor import Predictor, evaluation_mode
 from alphatune.norms.patching import example_weighted_layers, patched, set_alpha_
@@ -125,7 +125,7 @@ def batches(size: int, count: int = 2, n: int = 3) -> list[Batch]:
 def logits_of(model: nn.Module, data: list[Batch], predictor: Predictor | None = None) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
     with patched(model):
-        run(predictor or Predictor(model), data, ALPHAS, lambda _, logits: found.extend(logits), Tracker())
+        run(predictor or Predictor(model), data, ALPHAS, lambda _, logits: found.extend(logits), Meter())
     return found
 
 
@@ -193,7 +193,7 @@ def test_nothing_is_left_behind_by_a_pass_that_fails() -> None:
     model.head = nn.Linear(5, 4)  # does not fit
     with patched(model):
         with pytest.raises(RuntimeError, match="shapes"):
-            run(Predictor(model), batches(12), ALPHAS, lambda *_: None, Tracker())
+            run(Predictor(model), batches(12), ALPHAS, lambda *_: None, Meter())
         assert not any("forward" in m.__dict__ for m in model.modules())
         assert not any(layer._forward_pre_hooks for _, layer in example_weighted_layers(model))
 

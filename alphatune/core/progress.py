@@ -44,7 +44,7 @@ class Display:
         """The job has ended."""
 
 
-class Tracker:
+class Meter:
     """What a job tells its progress to, and the functions that it calls as well."""
 
     def __init__(self, display: Display | None = None) -> None:
@@ -82,18 +82,18 @@ class Tracker:
 
 #: what the functions of the library take as ``progress``: True for a tqdm bar; a function that is called after every
 #: batch with (examples done, examples to do or None); or a Display. None shows a bar in a notebook, and nothing elsewhere.
-ShowProgress = bool | Callable[[int, int | None], None] | Display | Tracker | None
+ShowProgress = bool | Callable[[int, int | None], None] | Display | Meter | None
 
 
-def as_tracker(progress: ShowProgress) -> Tracker:
-    """The tracker of whatever was passed as ``progress``; None is silent."""
-    if isinstance(progress, Tracker):
+def as_meter(progress: ShowProgress) -> Meter:
+    """The meter of whatever was passed as ``progress``; None is silent."""
+    if isinstance(progress, Meter):
         return progress
     if isinstance(progress, Display):
-        return Tracker(progress)
+        return Meter(progress)
     if callable(progress):
-        return Tracker(_Called(progress))
-    return Tracker(_TqdmBar() if progress else None)
+        return Meter(_Called(progress))
+    return Meter(_TqdmBar() if progress else None)
 
 
 def shows_progress(function: Callable[P, R]) -> Callable[P, R]:
@@ -102,16 +102,16 @@ def shows_progress(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         given: Any = kwargs.get("progress")
-        if isinstance(given, Tracker):  # whoever made it closes it
+        if isinstance(given, Meter):  # whoever made it closes it
             return function(*args, **kwargs)
         world: Any = kwargs.get("world")
         if world is not None and not world.first:
             given = False
-        tracker = as_tracker(_in_notebook() if given is None else given)
+        meter = as_meter(_in_notebook() if given is None else given)
         try:
-            return function(*args, **{**kwargs, "progress": tracker})  # type: ignore[arg-type]
+            return function(*args, **{**kwargs, "progress": meter})  # type: ignore[arg-type]
         finally:
-            tracker.display.close()
+            meter.display.close()
 
     return call
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from alphatune.core.progress import Tracker
+from alphatune.core.progress import Meter
 from alphatune.data.checksums import changed, check_repeats, checksums
 from alphatune.data.custom_batches import DATASET_BATCH_SIZE, DatasetBatches, as_loader, checked_batches
 from alphatune.data.custom_pairs import count_examples
@@ -34,9 +34,9 @@ class LoaderBatches:
             twice, or other examples than before.
     """
 
-    def __init__(self, loader: Iterable[Any], device: torch.device, track: Tracker | None = None) -> None:
+    def __init__(self, loader: Iterable[Any], device: torch.device, meter: Meter | None = None) -> None:
         self.device = device
-        self._source = _Source(as_loader(loader), track or Tracker())
+        self._source = _Source(as_loader(loader), meter or Meter())
         self._positions: np.ndarray | None = None  # of the present examples in the loader; None is all
 
     def __len__(self) -> int:
@@ -79,8 +79,8 @@ class LoaderBatches:
 class _Source:
     """A loader, and what is known of it after a whole pass."""
 
-    def __init__(self, loader: Iterable[Any], track: Tracker) -> None:
-        self._loader, self._track = loader, track
+    def __init__(self, loader: Iterable[Any], meter: Meter) -> None:
+        self._loader, self._track = loader, meter
         self._once = isinstance(loader, Iterator)
         self._drawn: list[Batch] = []  # from an iterator, by a pass that was given up, too
         self._kept: list[Batch] | None = None

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from alphatune.core.errors import ConfigurationError, DataError
-from alphatune.core.progress import Tracker
+from alphatune.core.progress import Meter
 from alphatune.data.examples import Examples, Unreadable
 from alphatune.data.loading import Batches, load_image
 from alphatune.data.workers import from_workers, image_loader
@@ -18,13 +18,13 @@ CHOICES = ("fail", "skip")
 
 
 def without_unreadable(
-    batches: Batches, on_bad_image: str, track: Tracker | None = None
+    batches: Batches, on_bad_image: str, meter: Meter | None = None
 ) -> tuple[Batches, tuple[Unreadable, ...]]:
     """The batches without the images that cannot be decoded, which takes decoding all of them once more.
 
     Args:
         on_bad_image: ``skip``; with ``fail`` nothing is looked at, and the first such image stops a pass.
-        track: told of every batch.
+        meter: told of every batch.
 
     Returns:
         The batches, and the images left out.
@@ -45,7 +45,7 @@ def without_unreadable(
             f"bad images cannot be skipped in {examples.source}, which is a stream",
             "leave out `on_bad_image=skip`",
         )
-    bad = _unreadable(batches, track or Tracker())
+    bad = _unreadable(batches, meter or Meter())
     if len(bad) == len(examples):
         first = next(iter(bad.values()))
         raise DataError(f"no image of {examples.source} can be read: {first.name}: {first.reason}")
@@ -63,7 +63,7 @@ def skipped_warning(source: str, skipped: tuple[Unreadable, ...], of: int) -> li
     return [f"{len(skipped)} of {of} images of {source} cannot be read and were left out: {named}"]
 
 
-def _unreadable(batches: Batches, track: Tracker) -> dict[int, Unreadable]:
+def _unreadable(batches: Batches, meter: Meter) -> dict[int, Unreadable]:
     """The images that cannot be decoded, by position."""
     workers = min(batches.workers, -(-len(batches) // batches.batch_size))
     batch_bytes = batches.batch_size * math.prod(batches.preprocessing.input_size)
@@ -71,10 +71,10 @@ def _unreadable(batches: Batches, track: Tracker) -> dict[int, Unreadable]:
         _Faults(batches), workers, batch_bytes, batch_size=batches.batch_size, collate_fn=list
     )
     found: list[Unreadable | None] = []
-    track.begin("checking the images", len(batches), "images read")
+    meter.begin("checking the images", len(batches), "images read")
     for faults in from_workers(loader):
         found += faults
-        track.add(len(faults))
+        meter.add(len(faults))
     return {position: fault for position, fault in enumerate(found) if fault is not None}
 
 

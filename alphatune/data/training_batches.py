@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from alphatune.core.errors import ConfigurationError
-from alphatune.core.progress import Tracker
+from alphatune.core.progress import Meter
 from alphatune.data.augmentation import (
     Augmentation,
     augment_batch,
@@ -42,15 +42,15 @@ class DeviceCache:
     ids: Tensor
 
     @classmethod
-    def of(cls, batches: Batches, track: Tracker | None = None) -> DeviceCache:
+    def of(cls, batches: Batches, meter: Meter | None = None) -> DeviceCache:
         """Read all batches; raises ResourceError if they do not fit into memory."""
         images = empty_images(len(batches), batches.preprocessing, batches.device, "leave out `cache`")
         targets, ids, start = [], [], 0
         for part in on_device(batches.host_batches(), batches.device):
             images[start : start + len(part)] = part.inputs
             start += len(part)
-            if track:
-                track.add(len(part))
+            if meter:
+                meter.add(len(part))
             targets.append(part.targets)
             ids.append(part.ids)
         return cls(images, torch.cat(targets), torch.cat(ids))
@@ -110,11 +110,11 @@ class TrainingBatches:
                 "`cache=device` keeps the images in memory",
             )
 
-    def cached(self, track: Tracker | None = None) -> TrainingBatches:
+    def cached(self, meter: Meter | None = None) -> TrainingBatches:
         """The same batches, augmented on the device from images that are decoded once."""
         stored = stored_preprocessing(self.augmentation, self.preprocessing)
         batches = Batches(self.examples, stored, 256, self.device, self.workers)
-        return replace(self, cache=DeviceCache.of(batches, track))
+        return replace(self, cache=DeviceCache.of(batches, meter))
 
     @property
     def steps_per_epoch(self) -> int:

@@ -21,7 +21,7 @@ from alphatune.core.errors import (
     one_line,
     raise_if_machine_failed,
 )
-from alphatune.core.progress import ShowProgress, as_tracker, shows_progress
+from alphatune.core.progress import ShowProgress, as_meter, shows_progress
 from alphatune.data.loading import Batch
 from alphatune.evaluation.full_precision import full_precision
 from alphatune.evaluation.reading import NOT_A_CLASSIFIER, logits_of
@@ -97,14 +97,14 @@ def evaluate(
         ResourceError: one example does not fit into memory.
     """
     parts: list[Scores] = []
-    track = as_tracker(progress)
-    track.phase("evaluating")
-    track.expect(total)
+    meter = as_meter(progress)
+    meter.phase("evaluating")
+    meter.expect(total)
     predictor = predictor or Predictor(model, dtype)
     with evaluation_mode(model):
         for batch in batches:
             parts.append(score_logits(predictor(predictor.prepare(batch.inputs)), batch))
-            track.add(len(batch))
+            meter.add(len(batch))
     return concatenate(parts)
 
 

@@ -13,7 +13,7 @@ import torch
 from alphatune.core.distributed import World
 from alphatune.core.errors import ConfigurationError, NumericError
 from alphatune.core.metrics import INFO
-from alphatune.core.progress import Tracker
+from alphatune.core.progress import Meter
 from alphatune.data.augmentation import resolve_augmentation
 from alphatune.data.augmented import AugmentedBatches
 from alphatune.data.cache import with_cache
@@ -80,7 +80,7 @@ class RecalibrationOutcome:
     before: Scores | None
 
 
-def open_averages(settings: TuneSettings, prepared: Prepared, track: Tracker) -> Averages:
+def open_averages(settings: TuneSettings, prepared: Prepared, meter: Meter) -> Averages:
     """Open what `calibrate` and `recalibrate` name, and check that the model has layers for them.
 
     Layers to calibrate get moments that stand in for those to come, so that all
@@ -98,7 +98,7 @@ def open_averages(settings: TuneSettings, prepared: Prepared, track: Tracker) ->
     if settings.recalibrate is not None:
         layers_to_recalibrate(module)
         augmentation = resolve_augmentation(settings.recalibrate_augment, opened.preprocessing)
-        recalibrate = _open(settings, settings.recalibrate, opened, augmentation, notes, track)
+        recalibrate = _open(settings, settings.recalibrate, opened, augmentation, notes, meter)
         if settings.recalibrate_order == "layer-by-layer":
             recalibrate = with_cache(recalibrate, settings.cache)
         elif recalibrate.examples.load is not None:
@@ -110,7 +110,7 @@ def open_averages(settings: TuneSettings, prepared: Prepared, track: Tracker) ->
             )
     if settings.calibrate is not None:
         layers_to_calibrate(module)
-        calibrate = _open(settings, settings.calibrate, opened, "none", notes, track)
+        calibrate = _open(settings, settings.calibrate, opened, "none", notes, meter)
         _stand_in_(prepared)
     for option, batches in (("`calibrate`", calibrate), ("`recalibrate`", recalibrate)):
         if batches is not None and _same_source(batches, prepared.batches):
@@ -163,7 +163,7 @@ def replace_averages_(
     prepared: Prepared,
     predictor: Predictor,
     world: World,
-    track: Tracker,
+    meter: Meter,
 ) -> RecalibrationOutcome:
     """Measure, and give the model, the averages; that of BatchNorm first, which other layers' inputs depend on."""
     module = prepared.opened.module
@@ -171,13 +171,13 @@ def replace_averages_(
 
     def then(*following: Batches | None) -> None:
         """Say what follows, beside what the caller knows of."""
-        track.later = after + sum(-(-len(each) // world.size) for each in following if each is not None)
+        meter.later = after + sum(-(-len(each) // world.size) for each in following if each is not None)
 
-    after = track.later
+    after = meter.later
     if averages.recalibrate is not None:
         if not any(health.problem for health in examine(module)):
             then(averages.recalibrate, averages.calibrate)
-            before = _scores(prepared, predictor, world, track)
+            before = _scores(prepared, predictor, world, meter)
         then(averages.calibrate)
         recalibration = recalibrate_(
             module,
@@ -185,11 +185,11 @@ def replace_averages_(
             order=settings.recalibrate_order,
             predictor=predictor,
             world=world,
-            progress=track,
+            progress=meter,
         )
     then()
     if averages.calibrate is not None:
-        calibration = calibrate_(module, averages.calibrate, predictor=predictor, world=world, progress=track)
+        calibration = calibrate_(module, averages.calibrate, predictor=predictor, world=world, progress=meter)
         modules = dict(module.named_modules())
         for name in calibration.unreached:  # what stood in for their moments means nothing
             if isinstance(layer := modules[name], CalibratedNorm):
@@ -271,7 +271,7 @@ def _open(
     opened: OpenedModel,
     augmentation: Any,
     notes: list[str],
-    track: Tracker,
+    meter: Meter,
 ) -> Batches:
     split = settings.calibrate_split or _training_split(source, settings.data_root)
     batches = open_images(
@@ -284,7 +284,7 @@ def _open(
     )
     opened.preparation.check(batches.examples)
     total = len(batches)
-    batches, skipped = without_unreadable(batches, settings.on_bad_image, track)
+    batches, skipped = without_unreadable(batches, settings.on_bad_image, meter)
     notes += skipped_warning(source, skipped, total)
     if augmentation == "none":
         return batches
@@ -327,7 +327,7 @@ def _same_source(batches: Batches, others: Batches) -> bool:
     return place(batches.examples) == place(others.examples)
 
 
-def _scores(prepared: Prepared, predictor: Predictor, world: World, track: Tracker) -> Scores | None:
+def _scores(prepared: Prepared, predictor: Predictor, world: World, meter: Meter) -> Scores | None:
     """Scores of all examples as the model is, in every process; None if its outputs are not finite."""
     batches = prepared.batches
     mine = world.batches_of(np.arange(len(batches)), batches.batch_size)
@@ -336,7 +336,7 @@ def _scores(prepared: Prepared, predictor: Predictor, world: World, track: Track
         if not len(mine):
             return []
         part = batches.take(mine)
-        return [evaluate(predictor.model, part, predictor=predictor, total=len(mine), progress=track)]
+        return [evaluate(predictor.model, part, predictor=predictor, total=len(mine), progress=meter)]
 
     try:
         return concatenate([scores for part in world.run_on_all_ranks(share) for scores in part])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from alphatune.core.errors import ConfigurationError, ResourceError, is_out_of_memory, one_line
-from alphatune.core.progress import ShowProgress, Tracker, as_tracker
+from alphatune.core.progress import Meter, ShowProgress, as_meter
 from alphatune.data.preprocessing import parse_numbers
 from alphatune.export.deployment import DeploymentCost, deployment_cost
 from alphatune.jobs.describe import describe_source
@@ -63,12 +63,12 @@ def run_bench(settings: BenchSettings, progress: ShowProgress = None) -> BenchDo
         if settings.channels_last:
             opened.module.to(memory_format=torch.channels_last)
         costs = []
-        track = as_tracker(progress)
-        track.begin("timing", round(1000 * settings.seconds) * len(sizes), "")
+        meter = as_meter(progress)
+        meter.begin("timing", round(1000 * settings.seconds) * len(sizes), "")
         for place, size in enumerate(sizes):
-            track.phase(f"timing batches of {size}")
-            costs.append(_cost(settings, opened, size, track))
-            track.expect(round(1000 * settings.seconds) * (len(sizes) - place - 1))
+            meter.phase(f"timing batches of {size}")
+            costs.append(_cost(settings, opened, size, meter))
+            meter.expect(round(1000 * settings.seconds) * (len(sizes) - place - 1))
         document = bench_document(
             costs,
             model=describe_source(opened),
@@ -102,7 +102,7 @@ def parse_batch_sizes(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(sizes))
 
 
-def _cost(settings: BenchSettings, opened: OpenedModel, size: int, track: Tracker) -> DeploymentCost:
+def _cost(settings: BenchSettings, opened: OpenedModel, size: int, meter: Meter) -> DeploymentCost:
     alpha: Alpha | dict[str, Alpha] = USUAL_ALPHA if settings.alpha is None else settings.alpha
     if settings.alpha is None and (own := get_alpha(opened.module)):
         alpha = {name: torch.tensor(value) for name, value in own.items()}
@@ -116,7 +116,7 @@ def _cost(settings: BenchSettings, opened: OpenedModel, size: int, track: Tracke
         torch_compile=settings.compile,
         exclude=settings.exclude,
         skip_unknown=settings.skip_unknown,
-        spent=lambda seconds: track.add(round(1000 * seconds)),
+        spent=lambda seconds: meter.add(round(1000 * seconds)),
     )
 
 

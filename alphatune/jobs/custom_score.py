@@ -12,7 +12,7 @@ from msgspec import structs
 
 from alphatune.core.errors import ConfigurationError
 from alphatune.core.peers import place_of_process
-from alphatune.core.progress import ShowProgress, as_tracker
+from alphatune.core.progress import ShowProgress, as_meter
 from alphatune.jobs.custom_code import find_score, open_loader
 from alphatune.jobs.describe import describe_model, describe_source
 from alphatune.jobs.gates import Gate, judge, open_gates
@@ -75,7 +75,7 @@ def run_score(
     set_temperature_(module, 1.0)
     if plan:
         return _plan(settings, opened)
-    track = as_tracker(progress)
+    meter = as_meter(progress)
     with claimed(settings.output) as stage:
         on_start()
         with contextlib.redirect_stdout(sys.stderr):  # the user's own code may print
@@ -90,9 +90,9 @@ def run_score(
                 kernel=settings.kernel,
                 exclude=settings.exclude,
                 skip_unknown=settings.skip_unknown,
-                progress=track,
+                progress=meter,
             )
-        track.phase("writing the report")
+        meter.phase("writing the report")
         model = describe_model(opened, result.layers, Probe(0, {}), result.patched)
         return _write(stage, settings, opened, result, gates, model)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from alphatune.core.hashing import sha256
-from alphatune.core.progress import ShowProgress, as_tracker
+from alphatune.core.progress import ShowProgress, as_meter
 from alphatune.core.version import VERSION
 from alphatune.data.label_order import check_label_order, near_chance
 from alphatune.evaluation.predictor import evaluate
@@ -49,9 +49,9 @@ def run_evaluate(
     kept = None if scores is None else Path(scores)
     if kept is not None:
         check_scores_file(kept, overwrite=overwrite)
-    track = as_tracker(progress)
-    prepared = prepare(settings, track)
-    track.begin("evaluating")
+    meter = as_meter(progress)
+    prepared = prepare(settings, meter)
+    meter.begin("evaluating")
     module = prepared.opened.module
     if settings.alpha is not None:
         if get_alpha(module):  # a tuned folder says which of its layers are example-weighted
@@ -74,7 +74,7 @@ def run_evaluate(
             prepared.batches,
             predictor=predictor_of(settings, prepared),
             total=len(prepared.batches),
-            progress=track,
+            progress=meter,
         )
     examples = prepared.batches.examples
     summary = summarise(measured)

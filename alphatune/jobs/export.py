@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from alphatune.core.progress import ShowProgress, as_tracker
+from alphatune.core.progress import ShowProgress, as_meter
 from alphatune.core.version import VERSION
 from alphatune.export.onnx import DEFAULT_OPSET
 from alphatune.export.output_file import staged_file
@@ -52,12 +52,12 @@ def run_export(
     Raises:
         AlphatuneError: in one of its kinds, and no file is left; NumericError where it computes something else.
     """
-    track = as_tracker(progress)
+    meter = as_meter(progress)
     job = open_export(settings, model, say)
-    track.phase(f"exporting as {settings.format}")
+    meter.phase(f"exporting as {settings.format}")
     if settings.format == "hf":
         with staged(job.output, overwrite=settings.overwrite, keep=[settings.model]) as stage:
-            checked = write_hub_folder(job, stage, track)
+            checked = write_hub_folder(job, stage, meter)
     else:
         with staged_file(job.output, overwrite=settings.overwrite) as path:
             if settings.format == "safetensors":
@@ -66,7 +66,7 @@ def run_export(
                 )
                 checked = Checked(())
             else:
-                checked = write_graph(job, path, track)
+                checked = write_graph(job, path, meter)
     images = CheckImages(source=job.images.source, n=len(job.images.images))
     return ExportDocument(
         alphatune=VERSION,

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch.export import ExportedProgram
 
 from alphatune.core.errors import NumericError, UnsupportedModelError
-from alphatune.core.progress import Tracker
+from alphatune.core.progress import Meter
 from alphatune.export.agreement import Agreement, compare_all
 from alphatune.export.onnx import DEFAULT_OPSET, open_onnx, write_onnx
 from alphatune.export.output_file import data_beside
@@ -25,7 +25,7 @@ class Checked:
     warnings: tuple[str, ...] = ()
 
 
-def write_graph(job: ExportJob, path: Path, track: Tracker) -> Checked:
+def write_graph(job: ExportJob, path: Path, meter: Meter) -> Checked:
     """Write a graph with height and width left open if the model allows, else at one size.
 
     Raises:
@@ -38,7 +38,7 @@ def write_graph(job: ExportJob, path: Path, track: Tracker) -> Checked:
     height, width = job.opened.preprocessing.input_size[1:]
     if job.elsewhere is not None:
         try:
-            found = _attempt(job, path, track, dynamic_size=True)
+            found = _attempt(job, path, meter, dynamic_size=True)
             return Checked(tuple((reader, agreement) for agreement in found), dynamic_size=True)
         except (UnsupportedModelError, NumericError) as error:
             warnings = (f"height and width are fixed at {height}x{width}: {error.message}",)
@@ -46,16 +46,16 @@ def write_graph(job: ExportJob, path: Path, track: Tracker) -> Checked:
                 file.unlink(missing_ok=True)
     elif not settings.fixed_size:
         warnings = (f"height and width are fixed at {height}x{width}: the model takes no other",)
-    found = _attempt(job, path, track, dynamic_size=False)
+    found = _attempt(job, path, meter, dynamic_size=False)
     return Checked(tuple((reader, agreement) for agreement in found), warnings=warnings)
 
 
-def _attempt(job: ExportJob, path: Path, track: Tracker, *, dynamic_size: bool) -> tuple[Agreement, ...]:
+def _attempt(job: ExportJob, path: Path, meter: Meter, *, dynamic_size: bool) -> tuple[Agreement, ...]:
     settings = job.settings
     input_size = job.opened.preprocessing.input_size
     program = export_program(job.opened.module, input_size, dynamic_size=dynamic_size)
     _write(job, program, path)
-    track.phase("comparing with PyTorch")
+    meter.phase("comparing with PyTorch")
     run = open_onnx(path) if settings.format == "onnx" else open_program(path)
     wanted = [*job.expected, *([job.elsewhere] if dynamic_size and job.elsewhere else [])]
     return compare_all(run, wanted, settings.tolerance)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from alphatune.core.progress import Tracker
+from alphatune.core.progress import Meter
 from alphatune.evaluation.predictor import evaluation_mode
 from alphatune.evaluation.reading import output_of
 from alphatune.export.agreement import Agreement, Expected, Run, compare_all, expect
@@ -32,7 +32,7 @@ from alphatune.reports.model_card import CardFacts, render_card
 CARD = "README.md"
 
 
-def write_hub_folder(job: ExportJob, folder: Path, track: Tracker) -> Checked:
+def write_hub_folder(job: ExportJob, folder: Path, meter: Meter) -> Checked:
     """Write into an existing folder, and read everything back in each of the ways that the card shows.
 
     Raises:
@@ -43,7 +43,7 @@ def write_hub_folder(job: ExportJob, folder: Path, track: Tracker) -> Checked:
     write_model(module, folder, source=source, preprocessing=job.opened.preprocessing)
     facts = card_facts(job)
     (folder / CARD).write_text(render_card(facts, job.result, shown()), encoding="utf-8")
-    track.phase("comparing with PyTorch")
+    meter.phase("comparing with PyTorch")
     found: list[tuple[str, Agreement]] = []
 
     def check(how: str, model: nn.Module, expected: tuple[Expected, ...]) -> None:

@@ -10,7 +10,7 @@ import torch
 from msgspec import UNSET
 
 from alphatune.core.errors import ConfigurationError, UnsupportedModelError
-from alphatune.core.progress import ShowProgress, as_tracker
+from alphatune.core.progress import ShowProgress, as_meter
 from alphatune.data.loading import Batches
 from alphatune.data.preprocessing import PARTS
 from alphatune.evaluation.reading import SeveralOutputsError
@@ -133,7 +133,7 @@ def _measured(
     """Each layer's distance between stored and measured moments, and the data they were measured on."""
     if batches is None:
         return {}, None
-    found = distances(opened.module, measure_moments(opened.module, batches, progress=as_tracker(progress)))
+    found = distances(opened.module, measure_moments(opened.module, batches, progress=as_meter(progress)))
     return found, describe_data(batches).extended(InspectedData, threshold=STALE)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from alphatune.core.distributed import local_device
 from alphatune.core.errors import ConfigurationError, one_line, raise_if_machine_failed
-from alphatune.core.progress import Tracker
+from alphatune.core.progress import Meter
 from alphatune.data.cache import with_cache
 from alphatune.data.class_map import only_present
 from alphatune.data.datasets import open_data, opens_by_name
@@ -161,7 +161,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def prepare(settings: EvaluateSettings, track: Tracker | None = None) -> Prepared:
+def prepare(settings: EvaluateSettings, meter: Meter | None = None) -> Prepared:
     """Open model and data, and check that classes and input size fit each other."""
     if settings.dtype not in DTYPES:
         raise ConfigurationError(f"unknown dtype {settings.dtype!r}", f"one of: {', '.join(DTYPES)}")
@@ -195,7 +195,7 @@ def prepare(settings: EvaluateSettings, track: Tracker | None = None) -> Prepare
         workers=workers,
     )
     total = len(batches)
-    batches, skipped = without_unreadable(batches, settings.on_bad_image, track)
+    batches, skipped = without_unreadable(batches, settings.on_bad_image, meter)
     notes += [*fewer, *skipped_warning(settings.data, skipped, total), *seen.warnings]
     notes += check_outputs_(opened.module, _first_images(batches))
     # An evaluation is one pass, and keeps nothing unless told to.

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from alphatune.core.distributed import joined, local_device
-from alphatune.core.progress import ShowProgress, Tracker, as_tracker
+from alphatune.core.progress import Meter, ShowProgress, as_meter
 from alphatune.core.version import VERSION
 from alphatune.data.label_order import check_label_order, near_chance
 from alphatune.data.loading import Batches
@@ -80,7 +80,7 @@ def _train(
     device = local_device(resolve_device(settings.device))
     output = Path(settings.output)
     with joined(device) as world:
-        track = as_tracker(progress) if world.first else Tracker()
+        meter = as_meter(progress) if world.first else Meter()
         if world.first:
             check_run_folder(output, settings)
         if settings.resume and is_bundle(output) and not plan:
@@ -91,7 +91,7 @@ def _train(
             return describe_training(job)
         with opened_run_folder(output, settings) if world.first else nullcontext():
             if settings.cache == "device":
-                job = job.cached(track)
+                job = job.cached(meter)
             state = start(job.model, job.recipe, device)
             if settings.resume and (output / CHECKPOINT).is_file():
                 load_state_(state, output / CHECKPOINT, job.fingerprint)
@@ -100,7 +100,7 @@ def _train(
                 announce([resumed], say if world.first else None)
             if world.first:
                 tracking.begin(output / RUN_IDS, state.step)
-            _run(job, state, output, tracking, track, on_epoch)
+            _run(job, state, output, tracking, meter, on_epoch)
             described, validation = describe_training(job), state.rows[-1].validation()
             labels = job.splits.validation.targets
             document = TrainDocument(
@@ -111,7 +111,7 @@ def _train(
                 recipe=describe_recipe(job),
                 epochs=tuple(state.rows),
                 validation=validation,
-                test=_test(job, state, track),
+                test=_test(job, state, meter),
                 seconds=state.seconds,
                 artifacts=(),
                 warnings=(
@@ -119,20 +119,20 @@ def _train(
                     *near_chance(labels, validation.top1, "on the validation examples"),
                 ),
             )
-            track.phase("writing the report")
+            meter.phase("writing the report")
             if world.first:
                 document = _publish(job, state, output, document)
                 tracking.trained(document)
             return document
 
 
-def _test(job: TrainingJob, state: TrainingState, track: Tracker) -> Metrics | None:
+def _test(job: TrainingJob, state: TrainingState, meter: Meter) -> Metrics | None:
     """Metrics of the test set, where the data have one."""
     if job.splits.test is None:
         return None
     batches = evaluation_batches(job.splits.test, job.preprocessing, job.settings, job.batches.device)
-    track.begin("testing", len(batches))
-    return _measure(state.evaluated, batches, job, lambda done, _: track.add(done - track.done))
+    meter.begin("testing", len(batches))
+    return _measure(state.evaluated, batches, job, lambda done, _: meter.add(done - meter.done))
 
 
 def _run(
@@ -140,7 +140,7 @@ def _run(
     state: TrainingState,
     output: Path,
     tracking: Tracking,
-    track: Tracker,
+    meter: Meter,
     on_epoch: Callable[[Epoch], None] | None,
 ) -> None:
     """Train to the end, saving on the way; a signal that came is delivered on leaving."""
@@ -157,7 +157,7 @@ def _run(
             if on_epoch:
                 on_epoch(row)
 
-    with deferred_signals(track.display.interrupted) as stop:
+    with deferred_signals(meter.display.interrupted) as stop:
         finished = train(
             state,
             job.batches,
@@ -169,7 +169,7 @@ def _run(
             waiting=stop.waiting,
             world=job.world,
             validation_examples=len(job.validation),
-            progress=track,
+            progress=meter,
             on_epoch=finished_epoch,
         )
     if not finished:  # by a signal to another process: one to this process was delivered above

@@ -11,7 +11,7 @@ from torch import nn
 
 from alphatune.core.distributed import World
 from alphatune.core.errors import ConfigurationError
-from alphatune.core.progress import Tracker
+from alphatune.core.progress import Meter
 from alphatune.data.augmentation import Augmentation, resolve_augmentation
 from alphatune.data.datasets import opens_by_name
 from alphatune.data.examples import Examples
@@ -63,14 +63,14 @@ class TrainingJob:
     def model(self) -> nn.Module:
         return self.started.source.model
 
-    def cached(self, track: Tracker) -> TrainingJob:
+    def cached(self, meter: Meter) -> TrainingJob:
         """The same job with all images decoded, on the device."""
         validation = self.validation
-        track.begin("reading the data", len(self.batches.examples) + len(validation), "images read")
+        meter.begin("reading the data", len(self.batches.examples) + len(validation), "images read")
         if isinstance(validation, Batches):
-            cache = DeviceCache.of(validation, track)
+            cache = DeviceCache.of(validation, meter)
             validation = DeviceBatches(cache, self.preprocessing, validation.batch_size)
-        return replace(self, batches=self.batches.cached(track), validation=validation)
+        return replace(self, batches=self.batches.cached(meter), validation=validation)
 
     @property
     def fingerprint(self) -> str:

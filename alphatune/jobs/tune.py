@@ -17,7 +17,7 @@ from msgspec import structs
 
 from alphatune.core.distributed import World, joined
 from alphatune.core.errors import AlphatuneError, UnsupportedModelError
-from alphatune.core.progress import ShowProgress, Tracker, as_tracker
+from alphatune.core.progress import Meter, ShowProgress, as_meter
 from alphatune.core.version import VERSION
 from alphatune.data.loading import Batches
 from alphatune.export.deployment import deployment_cost
@@ -108,13 +108,13 @@ def _tune(
         settings.race_delta,
         settings.granularity,
     )
-    track = as_tracker(progress)
-    prepared = prepare(settings, track)
+    meter = as_meter(progress)
+    prepared = prepare(settings, meter)
     module = prepared.opened.module
     weights_of(module)  # what cannot be written is refused before the work
     unpatch_(module)  # a tuned folder is tuned anew, from α = 0
     set_temperature_(module, 1.0)
-    averages = open_averages(settings, prepared, track)
+    averages = open_averages(settings, prepared, meter)
     found = survey(module)
     layers = prepared.probe.watched.account(found)
     too_small = _below(settings.min_positions, prepared.probe, layers)
@@ -137,7 +137,7 @@ def _tune(
     earlier = known.read() if known else None
     predictor = predictor_of(settings, prepared)
     with joined(prepared.opened.device) as world, ExitStack() as held:
-        track = track if world.first else Tracker()
+        meter = meter if world.first else Meter()
         everywhere = not world.any(earlier is None)
         if everywhere and known and earlier:
             if world.first:
@@ -156,10 +156,10 @@ def _tune(
                     journal.begin()
             tracking.begin(journal.folder / RUN_IDS)
         held.enter_context(journal.kept_when_interrupted())
-        track.begin("averages" if averages.batches() else "")
+        meter.begin("averages" if averages.batches() else "")
         if averages.batches():
-            track.later = -(-_expected(settings, len(prepared.batches)) // world.size)
-        replaced = replace_averages_(averages, settings, prepared, predictor, world, track)
+            meter.later = -(-_expected(settings, len(prepared.batches)) // world.size)
+        replaced = replace_averages_(averages, settings, prepared, predictor, world, meter)
         result = tune(
             module,
             prepared.batches,
@@ -179,7 +179,7 @@ def _tune(
             skip_unknown=settings.skip_unknown,
             world=world,
             journal=journal,
-            progress=track,
+            progress=meter,
         )
         if given_up := next(filter(None, world.gather(journal.given_up)), ""):
             result = replace(result, warnings=(*result.warnings, given_up))
@@ -199,7 +199,7 @@ def _tune(
                 replaced.before,
                 gates,
                 world.size,
-                track,
+                meter,
             )
 
         document = _by_the_first(world, settings, write)
@@ -284,7 +284,7 @@ def _write(
     original: Scores | None,
     gates: tuple[Gate, ...],
     processes: int,
-    track: Tracker,
+    meter: Meter,
 ) -> Tuned:
     """Write the tuned folder, whole or not at all.
 
@@ -309,12 +309,12 @@ def _write(
         warnings=(*prepared.warnings, *averages.warnings, *result.warnings, *remarks),
     )
     if result.alpha != result.baseline_alpha:
-        track.phase("timing inference")
+        meter.phase("timing inference")
         patch_(module, result.alpha, exclude=all_but(module, result.patched))
         document = structs.replace(document, deployment=_deployment(settings, prepared, result))
     stored = _stored(settings, prepared, result, original)
     document = structs.replace(document, gates=judge(gates, document, stored))
-    track.phase("writing the report")
+    meter.phase("writing the report")
     set_temperature_(module, result.temperature)
     output, keep = Path(settings.output), input_paths(settings)
     with filling(stage, output, overwrite=settings.overwrite, keep=keep):

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from alphatune.core.distributed import World
 from alphatune.core.errors import ConfigurationError, DataError, NumericError, UnsupportedModelError
-from alphatune.core.progress import ShowProgress, Tracker, as_tracker, shows_progress
+from alphatune.core.progress import Meter, ShowProgress, as_meter, shows_progress
 from alphatune.data.checksums import changed
 from alphatune.data.loading import Batches
 from alphatune.evaluation.predictor import Predictor
@@ -94,10 +94,10 @@ def calibrate_(
         DataError: no examples, or too few for a variance. On any error the model is as it was.
     """
     names = layers_to_calibrate(model)
-    track = as_tracker(progress)
-    track.phase("averages")
+    meter = as_meter(progress)
+    meter.phase("averages")
     with unweighted(model):
-        pooled, examples = pool_inputs(model, names, data, predictor, world, track)
+        pooled, examples = pool_inputs(model, names, data, predictor, world, meter)
     modules = dict(model.named_modules())
     reached = _checked(names, pooled)
     for name in reached:
@@ -137,16 +137,16 @@ def recalibrate_(
         raise ConfigurationError(f"unknown order {order!r}", f"one of: {', '.join(ORDERS)}")
     names = layers_to_recalibrate(model)
     modules = dict(model.named_modules())
-    track = as_tracker(progress)
-    track.phase("averages")
+    meter = as_meter(progress)
+    meter.phase("averages")
     with unweighted(model), _restored_on_error([modules[name] for name in names]):
         if order == "one-pass":
             with normalising_by_the_batch(modules[name] for name in names):
-                pooled, examples = pool_inputs(model, names, data, predictor, world, track)
+                pooled, examples = pool_inputs(model, names, data, predictor, world, meter)
             for name in _checked(names, pooled):
                 _give(modules[name], pooled[name], device_of(modules[name], model))
         else:
-            pooled, examples = _layer_by_layer(model, names, data, predictor, world, track)
+            pooled, examples = _layer_by_layer(model, names, data, predictor, world, meter)
     reached = tuple(name for name in names if name in pooled)
     return Calibration(examples, reached, tuple(n for n in names if n not in pooled), order)
 
@@ -255,7 +255,7 @@ def _layer_by_layer(
     data: Data,
     predictor: Predictor | None,
     world: World | None,
-    track: Tracker,
+    meter: Meter,
 ) -> tuple[dict[str, Moments], int]:
     """Measure each layer, in the order they run, with those before it normalising by their new averages."""
     if isinstance(data, Iterator):
@@ -267,14 +267,14 @@ def _layer_by_layer(
     modules = dict(model.named_modules())
     calls = count_calls(model, names, data, predictor, world)
     if isinstance(data, Batches):
-        track.expect(-(-len(data) // world.size) * len(calls))
+        meter.expect(-(-len(data) // world.size) * len(calls))
     pooled: dict[str, Moments] = {}
     seen: list[NDArray[np.int64]] = []
     examples = 0
     for place, (name, times) in enumerate(calls.items(), 1):
-        track.phase(f"averages: layer {place} of {len(calls)}")
+        meter.phase(f"averages: layer {place} of {len(calls)}")
         until = (name, times)
-        found, examples = pool_inputs(model, (name,), data, predictor, world, track, until=until, seen=seen)
+        found, examples = pool_inputs(model, (name,), data, predictor, world, meter, until=until, seen=seen)
         _checked((name,), found)
         if not np.array_equal(seen[0], seen[-1]):
             raise changed("other images")

@@ -21,7 +21,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from alphatune.core.distributed import World
 from alphatune.core.errors import DataError
-from alphatune.core.progress import ShowProgress, Tracker, as_tracker, shows_progress
+from alphatune.core.progress import Meter, ShowProgress, as_meter, shows_progress
 from alphatune.data.checksums import check_repeats, checksums
 from alphatune.data.custom_batches import as_loader, only_inputs
 from alphatune.data.custom_loader import LoaderBatches
@@ -52,10 +52,10 @@ def measure_moments(
     Args, raises: as for ``calibrate_``. Layers that no forward pass came to are left out.
     """
     names = tuple(x.name for x in survey(model) if x.status in ("patchable", "patched", "calibratable"))
-    track = as_tracker(progress)
-    track.phase("measuring")
+    meter = as_meter(progress)
+    meter.phase("measuring")
     with unweighted(model):
-        return pool_inputs(model, names, data, predictor, world, track)[0]
+        return pool_inputs(model, names, data, predictor, world, meter)[0]
 
 
 def pool_inputs(
@@ -64,7 +64,7 @@ def pool_inputs(
     data: Data,
     predictor: Predictor | None,
     world: World | None,
-    track: Tracker,
+    meter: Meter,
     *,
     until: tuple[str, int] | None = None,
     seen: list[NDArray[np.int64]] | None = None,
@@ -72,7 +72,7 @@ def pool_inputs(
     """Moments of the inputs of some layers over all data and processes, and the number of examples.
 
     Args:
-        track: told of every batch, and how many examples to expect, if that is not known already.
+        meter: told of every batch, and how many examples to expect, if that is not known already.
         seen: takes the checksums of a loader's images, sorted.
 
     Raises:
@@ -81,7 +81,7 @@ def pool_inputs(
     world = world or World()
     own = not isinstance(data, (Batches, LoaderBatches))  # which look for themselves
     if until is None:
-        track.expect(_share(data, world))
+        meter.expect(_share(data, world))
 
     def share() -> tuple[dict[str, Moments], int, NDArray[np.int64]]:
         sums = [np.empty(0, dtype=np.int64)]
@@ -93,7 +93,7 @@ def pool_inputs(
                 with nullcontext() if isinstance(data, Batches) else explaining_failure(inputs):
                     run(inputs)
                 done += len(inputs)
-                track.add(len(inputs))
+                meter.add(len(inputs))
             return watch.pooled, done, np.concatenate(sums)
 
     parts = world.run_on_all_ranks(share)

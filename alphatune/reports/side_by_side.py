@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from alphatune.core.errors import ConfigurationError
 from alphatune.core.metrics import INFO, METRICS, Measure, Metric
-from alphatune.core.progress import ShowProgress, Tracker, as_tracker
+from alphatune.core.progress import Meter, ShowProgress, as_meter
 from alphatune.core.version import VERSION
 from alphatune.reports.compared import Compared
 from alphatune.reports.comparison_remarks import remarks, why_other_data, why_unpaired
@@ -65,11 +65,11 @@ def compare_document(
     measures = _measures(first.metrics)
     if metric not in measures:
         raise ConfigurationError(f"{first.name} has no {metric} to rank by", f"one of: {', '.join(measures)}")
-    track = as_tracker(progress)
-    track.begin("comparing", len(METRICS) * (len(compared) - 1), "")
+    meter = as_meter(progress)
+    meter.begin("comparing", len(METRICS) * (len(compared) - 1), "")
     comparisons = _adjusted(
         [
-            _comparison(first, other, label, seed, track)
+            _comparison(first, other, label, seed, meter)
             for other, label in zip(compared[1:], LABELS[1:], strict=False)
         ]
     )
@@ -136,9 +136,9 @@ def _entry(one: Compared, label: str, rank: int | None) -> Entry:
     )
 
 
-def _comparison(first: Compared, other: Compared, label: str, seed: int, track: Tracker) -> Comparison:
-    track.phase(f"comparing A with {label}")
-    done = track.done
+def _comparison(first: Compared, other: Compared, label: str, seed: int, meter: Meter) -> Comparison:
+    meter.phase(f"comparing A with {label}")
+    done = meter.done
     reason = why_other_data(first, other)
     same = not reason
     reason = reason or why_unpaired(first, other)
@@ -147,11 +147,11 @@ def _comparison(first: Compared, other: Compared, label: str, seed: int, track: 
     if pairs is not None:
         for metric in METRICS:
             differences.append(_paired(*pairs, metric, seed))
-            track.add(1)
+            meter.add(1)
     elif same:
         names = cast("list[Measure]", _measures(first.metrics))
         differences = [_unpaired(first.metrics[name], other.metrics[name], name) for name in names]
-    track.add(done + len(METRICS) - track.done)
+    meter.add(done + len(METRICS) - meter.done)
     return Comparison(
         other=label,
         same_data=same,

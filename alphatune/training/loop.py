@@ -29,7 +29,7 @@ from alphatune.core.errors import (
     one_line,
     raise_if_machine_failed,
 )
-from alphatune.core.progress import ShowProgress, Tracker, as_tracker
+from alphatune.core.progress import Meter, ShowProgress, as_meter
 from alphatune.data.augmentation import derived_seed
 from alphatune.data.loading import Batch
 from alphatune.data.training_batches import TrainingBatches
@@ -93,18 +93,18 @@ def train(
     wrapped = parallel(model, world, device)  # type: ignore[arg-type]
     source = batches.between(state.step, total)
     began, saved = time.monotonic() - state.seconds, time.monotonic()
-    track, size = as_tracker(progress), batches.sampling.batch_size
+    meter, size = as_meter(progress), batches.sampling.batch_size
     validated = [validation_examples * _is_validated(recipe, 1 + epoch) for epoch in range(recipe.epochs)]
-    track.begin("waiting for the first batch")
-    track.add(size * state.step + sum(validated[: len(state.rows)]), resumed=True)
-    track.expect(size * (total - state.step) + sum(validated[len(state.rows) :]))
+    meter.begin("waiting for the first batch")
+    meter.add(size * state.step + sum(validated[: len(state.rows)]), resumed=True)
+    meter.expect(size * (total - state.step) + sum(validated[len(state.rows) :]))
 
     def stopping() -> bool:
         return world.any(stop())
 
     def keep() -> None:
         nonlocal saved
-        track.phase("saving")
+        meter.phase("saving")
         state.seconds = time.monotonic() - began
         save()
         saved = time.monotonic()
@@ -124,9 +124,9 @@ def train(
                 _require_finite(state, weights=True)
                 keep()
                 return False
-            track.phase(f"training, epoch {len(state.rows) + 1} of {recipe.epochs}")
+            meter.phase(f"training, epoch {len(state.rows) + 1} of {recipe.epochs}")
             boundary = _step(state, wrapped, batch, recipe, steps, world)
-            track.add(size)
+            meter.add(size)
             if boundary and state.step < epoch_end:
                 stopped = stopping() if world.size == 1 or state.step % 10 == 0 else False
                 if stopped or time.monotonic() - saved > 60 * save_minutes:
@@ -138,7 +138,7 @@ def train(
         share_buffers_(state.evaluated, world)
         try:
             with interruptible():
-                row = _finish_epoch(state, recipe, steps, evaluate, halt, track, validation_examples)
+                row = _finish_epoch(state, recipe, steps, evaluate, halt, meter, validation_examples)
         except Stopped:
             keep()  # at the end of the epoch, to be evaluated when the run goes on
             return False
@@ -254,7 +254,7 @@ def _finish_epoch(
     steps: int,
     evaluate: Evaluate | None,
     stop: Callable[[], bool],
-    track: Tracker,
+    meter: Meter,
     validation_examples: int,
 ) -> Epoch:
     """The row of the log: training figures of the epoch, and validation where it is due."""
@@ -268,16 +268,16 @@ def _finish_epoch(
         seconds=state.seconds,
     )
 
-    began = track.done
+    began = meter.done
 
     def watch(done: int, _total: int | None) -> None:
-        track.add(began + done - track.done)
+        meter.add(began + done - meter.done)
         if stop():  # by a signal whose exception was dropped
             raise Stopped
 
     if evaluate and _is_validated(recipe, epoch):
-        track.phase("validating")
+        meter.phase("validating")
         metrics = evaluate(state.evaluated, watch)
-        track.add(began + validation_examples - track.done)  # what other processes did
+        meter.add(began + validation_examples - meter.done)  # what other processes did
         row = replace(row, **{f"val_{name}": value for name, value in metrics.items() if name != "n"})
     return row

@@ -69,7 +69,7 @@ def compare_batch_statistics(
     predictor = replace(passes.predictor, compile=False)
     size = min(passes.data.batch_size, predictor.max_batch or passes.data.batch_size)
     n = len(passes.data)
-    passes.track.phase("batch statistics")
+    passes.meter.phase("batch statistics")
     passes.expect(2 * n)
     count = min(n, max(FEWEST_BATCHES, -(-n // size)))
 
@@ -82,7 +82,7 @@ def compare_batch_statistics(
             for batch in batches_of(passes.data, mine):
                 logits = predictor(predictor.prepare(batch.inputs))
                 parts.append(score_logits(logits, batch, where="with batch statistics"))
-                passes.track.add(len(batch))
+                passes.meter.add(len(batch))
             return parts
 
         return concatenate([part for parts in passes.world.run_on_all_ranks(share) for part in parts])

@@ -32,7 +32,7 @@ from alphatune.core.errors import (
     one_line,
     raise_if_machine_failed,
 )
-from alphatune.core.progress import ShowProgress, Tracker, as_tracker, shows_progress
+from alphatune.core.progress import Meter, ShowProgress, as_meter, shows_progress
 from alphatune.data.checksums import check_repeats, checksums_of
 from alphatune.data.custom_batches import as_loader
 from alphatune.data.custom_pairs import count_examples, custom_pairs, examples_in, moved
@@ -171,13 +171,13 @@ def tune_score(
         values = resolve_alphas(alphas, unpatched_alpha(model))
         expected = count_examples(loader)
         used = resolve_kernel(kernel, _device(model), worth_compiling=(expected or 0) >= COMPILED_FROM)
-        track = as_tracker(progress)
-        track.phase("sweeping alpha")
-        track.expect(None if expected is None else expected * len(values))
+        meter = as_meter(progress)
+        meter.phase("sweeping alpha")
+        meter.expect(None if expected is None else expected * len(values))
         started = time.perf_counter()
         with use_kernel(used):
             scores, strata, batch_size, watch, repeats = _score_all(
-                model, loader, score, values, dtype, track
+                model, loader, score, values, dtype, meter
             )
         layers = watch.account(layers)
         acting = tuple(name for name in names if name not in watch.inactive)
@@ -210,7 +210,7 @@ def _score_all(
     score: Score,
     alphas: Sequence[float],
     dtype: torch.dtype,
-    track: Tracker,
+    meter: Meter,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], int, Watched, str]:
     """Scores (alphas, n), what to spread over the folds (n,), the length of the longest batch, which layers the
     first batch ran, and a remark on repeats."""
@@ -244,7 +244,7 @@ def _score_all(
             parts.append(np.stack(rows))
             strata.append(_classes(targets, len(rows[0])))
             done += len(rows[0])
-            track.add(len(rows[0]) * len(alphas))
+            meter.add(len(rows[0]) * len(alphas))
     if done == 0:
         raise DataError("the data holds no example")
     known = [part for part in strata if part is not None]

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from alphatune.core.errors import ResourceError, is_out_of_memory
 from alphatune.core.metrics import INFO, Metric
-from alphatune.core.progress import Tracker
+from alphatune.core.progress import Meter
 from alphatune.data.prefetch import Batch
 from alphatune.evaluation.predictor import Predictor, evaluation_mode
 from alphatune.norms.patching import differentiable_alpha, example_weighted_layers, set_alpha_
@@ -125,7 +125,7 @@ class _Problem:
     units: Units
     metric: Metric
     temperature: bool
-    track: Tracker
+    meter: Meter
 
     def loss(self, theta: Tensor, log_temperature: Tensor, batch: Batch) -> Tensor:
         """The objective added up over a batch, differentiable."""
@@ -149,7 +149,7 @@ class _Problem:
                 totals = totals + score_temperatures(logits, batch.targets)[0].sum(1, dtype=np.float64)
             else:
                 totals += float(objective(logits, batch.targets, self.metric, 1.0).sum())
-            self.track.add(len(batch))
+            self.meter.add(len(batch))
         best = int(totals.argmin())
         t = TEMPERATURES[best] if self.temperature else 1.0
         return Fit(tuple(alphas.tolist()), t, step, float(totals[best]) / len(self.stopping))
@@ -167,7 +167,7 @@ def descend(
     temperature: bool,
     seed: int,
     journal: Entry | None = None,
-    track: Tracker | None = None,
+    meter: Meter | None = None,
 ) -> Fit:
     """Find the α of the units on some examples, as this module's text says.
 
@@ -179,7 +179,7 @@ def descend(
         metric: what to improve.
         temperature: tune T along.
         journal: where the state is kept.
-        track: told of every batch.
+        meter: told of every batch.
 
     Raises:
         ResourceError: the gradient of a single example does not fit into memory.
@@ -192,15 +192,15 @@ def descend(
     dtype = torch.float32 if predictor.dtype == torch.float16 else predictor.dtype
     runs = Predictor(model, dtype, predictor.channels_last, outputs=predictor.outputs)
     state = _State.begin(start, temperature)
-    track = track or Tracker()
-    before = track.done
-    problem = _Problem(runs, data, np.sort(order[:held]), units, metric, temperature, track)
+    meter = meter or Meter()
+    before = meter.done
+    problem = _Problem(runs, data, np.sort(order[:held]), units, metric, temperature, meter)
     plan = _plan(fitting, seed)
     center = torch.logit(torch.tensor(prior, dtype=torch.float64).clamp(NEAREST, 1 - NEAREST))
     with _unchanged(model), evaluation_mode(model):
         if journal and (saved := journal.read()):
             state.load(saved)
-            track.add(state.examples, resumed=True)
+            meter.add(state.examples, resumed=True)
         else:
             state.best = problem.look(start, 0)
             state.log_temperature.data.fill_(math.log(state.best.temperature))
@@ -209,7 +209,7 @@ def descend(
             rows = plan[state.step]
             for batch in data.take(np.sort(rows)):
                 _backward(problem, state, batch, 1 / len(rows))
-                track.add(len(batch))
+                meter.add(len(batch))
             with torch.enable_grad():
                 penalty = (state.theta - center).square().sum() / (2 * PRIOR**2 * len(fitting))
             penalty.backward()  # type: ignore[no-untyped-call]
@@ -222,7 +222,7 @@ def descend(
                 state.waits += 1
                 if found.objective < state.best.objective:
                     state.best, state.waits = found, 0
-                state.examples = track.done - before
+                state.examples = meter.done - before
                 if journal:
                     journal.write_when_due(state.to_dict)
     return state.best

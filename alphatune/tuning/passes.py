@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alphatune.core.distributed import World
-from alphatune.core.progress import Tracker
+from alphatune.core.progress import Meter
 from alphatune.data.prefetch import Batch
 from alphatune.evaluation.predictor import Predictor
 from alphatune.norms.patching import Alpha
@@ -46,7 +46,7 @@ class Passes:
     data: Data
     baseline: float  # the α of the unpatched model
     world: World
-    track: Tracker
+    meter: Meter
     journal: Journal | None = None
 
     def alpha(self, t: float) -> float:
@@ -55,7 +55,7 @@ class Passes:
 
     def expect(self, examples: int) -> None:
         """Say how much is still to be done, of which this process does its share."""
-        self.track.expect(-(-examples // self.world.size))
+        self.meter.expect(-(-examples // self.world.size))
 
     def measure(self, positions: NDArray[np.int64], ts: Sequence[float]) -> list[Scores]:
         """Exact scores of some examples at each t."""
@@ -123,7 +123,7 @@ class Passes:
             record: PassRecord[T] = PassRecord(self.journal, name)
             todo = self.world.batches_of(positions, self.data.batch_size)
             if record.examples:  # whole batches, so that the rest comes in the same ones
-                self.track.add(record.examples * len(alphas), resumed=True)
+                self.meter.add(record.examples * len(alphas), resumed=True)
                 todo = todo[record.examples :]
             if len(todo):
 
@@ -131,7 +131,7 @@ class Passes:
                     record.add(look(batch, logits), len(batch))
 
                 try:
-                    run(self.predictor, self.data.take(todo), alphas, keep, self.track)
+                    run(self.predictor, self.data.take(todo), alphas, keep, self.meter)
                 finally:  # what an interruption leaves is kept, too
                     record.end()
             return record.results

@@ -113,9 +113,9 @@ def refine(
     names = levels_of(granularity)
     units = {name: units_of(model, name, inputs) for name in names}
     joint = is_joint(metric, temperature)
-    track = passes.track
+    meter = passes.meter
 
-    track.phase("unpatched model")
+    meter.phase("unpatched model")
     passes.expect(expected_examples(n, granularity, joint))
     comparisons = len(names) if joint else max(1, len(names) - 1)
 
@@ -126,8 +126,8 @@ def refine(
     alphas = units["global"].alphas([passes.baseline])
     before: list[dict[str, Alpha]] = []
     for place, name in enumerate(names):
-        started, done = time.perf_counter(), track.done
-        track.phase("temperature" if name == "global" else f"descent: {name}")
+        started, done = time.perf_counter(), meter.done
+        meter.phase("temperature" if name == "global" else f"descent: {name}")
         passes.expect(_expected(n, names[place:], joint))
         unit = units[name]
         fits: list[Fit | None] = [None, None]
@@ -156,7 +156,7 @@ def refine(
                 accepted=accepted,
                 steps=tuple(fit.steps for fit in fits if fit),
                 seconds=time.perf_counter() - started,
-                passes=sum(passes.world.gather(track.done - done)) / n,
+                passes=sum(passes.world.gather(meter.done - done)) / n,
             )
         )
         if name == "global" or accepted:
@@ -167,7 +167,7 @@ def refine(
                 alphas = unit.alphas([overall])
             else:
                 alphas = unit.alphas(_average(unit, found))
-    track.phase("confirming")
+    meter.phase("confirming")
     if chosen not in ("plain", "global") or (chosen == "global" and joint):
         passes.expect(n + examples_of_descent(n))
         unit = next(each for each in units.values() if each.granularity == chosen)
@@ -303,7 +303,7 @@ def _fit_folds(
                 temperature=temperature,
                 seed=seed + fold,
                 journal=journal.entry(f"{units.granularity}-{fold}") if journal else None,
-                track=passes.track,
+                meter=passes.meter,
             )
             for fold in (0, 1)
             if fold % passes.world.size == passes.world.rank
@@ -341,7 +341,7 @@ def _fit_all(
             temperature=temperature,
             seed=seed,
             journal=journal.entry(f"{units.granularity}-all") if journal else None,
-            track=passes.track,
+            meter=passes.meter,
         )
 
     fit = next(fit for fit in passes.world.run_on_all_ranks(mine) if fit)

@@ -171,10 +171,10 @@ def search(
     first_range = min(limit, first_range or (FULL_RANGE if full else FIRST_RANGE))
     order = stratified_order(passes.data.targets, seed)
     n = len(order)
-    track, slack = passes.track, 0.0 if full else SLACK
+    meter, slack = passes.meter, 0.0 if full else SLACK
     race_delta = race_delta if INFO[metric].is_mean and not full else 0.0
     first, last = min(max(n // 20, PILOT[0]), PILOT[1]), int(LOOKS[-1] * n)
-    track.phase("pilot")
+    meter.phase("pilot")
     passes.expect(expected_examples(n, full))
     pilot, alive = look_at_pilot(
         passes, np.sort(order[:first]), metric, tolerance, race_delta, last, first_range, limit, full
@@ -184,7 +184,7 @@ def search(
     parts, baselines, leaders, challenged, seen = [], [], [0.0], [], 0
     stops = sorted({max(first, int(share * n)) for share in LOOKS})
     for number, stop in enumerate(stops, 1):
-        track.phase(f"search {number} of {len(stops)}")
+        meter.phase(f"search {number} of {len(stops)}")
         passes.expect((last - seen) * len(nodes) + _expected_after(n, last, len(nodes) if full else 0))
         lot = np.sort(order[seen:stop])
         part, baseline, at_leader = passes.curve(lot, nodes, grid[:alive], leaders[-1])
@@ -220,7 +220,7 @@ def search(
         )  # fmt: skip
         # That the range was too small is what all lots said: none can test what was chosen before it.
         return replace(wider, leaders=(), challenged=())
-    track.phase("confirming")
+    meter.phase("confirming")
     passes.expect(_expected_after(n, seen, len(nodes) if full else 0))
     if full:
         part, baseline, _ = passes.curve(np.sort(order[seen:]), nodes, grid, 0.0)

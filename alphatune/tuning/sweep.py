@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from alphatune.core.errors import NumericError
-from alphatune.core.progress import Tracker
+from alphatune.core.progress import Meter
 from alphatune.data.prefetch import Batch
 from alphatune.evaluation.predictor import Predictor, evaluation_mode, score_logits
 from alphatune.norms.patching import Alpha, set_alpha_
@@ -64,7 +64,7 @@ def run(
     batches: Iterable[Batch],
     alphas: Sequence[float | Mapping[str, Alpha]],
     consume: Consume,
-    track: Tracker,
+    meter: Meter,
 ) -> None:
     """Hand every batch's logits at all α to ``consume``; what precedes the first layer runs once a batch."""
     model = predictor.model
@@ -84,7 +84,7 @@ def run(
                 logits.append(predictor(inputs))
             prefix.forget()
             consume(batch, logits)
-            track.add(len(batch) * len(alphas))
+            meter.add(len(batch) * len(alphas))
 
 
 def _prefix(predictor: Predictor) -> contextlib.AbstractContextManager[SharedPrefix]:

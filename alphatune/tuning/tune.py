@@ -16,7 +16,7 @@ import alphatune
 from alphatune.core.distributed import World
 from alphatune.core.errors import ConfigurationError, DataError, one_line
 from alphatune.core.metrics import INFO, METRICS, Metric
-from alphatune.core.progress import ShowProgress, as_tracker, shows_progress
+from alphatune.core.progress import ShowProgress, as_meter, shows_progress
 from alphatune.data.custom_loader import LoaderBatches
 from alphatune.data.examples import Examples
 from alphatune.data.label_order import ENOUGH, check_label_order, is_ambiguous, near_chance
@@ -209,8 +209,8 @@ def tune(
     check_choices(metric, accept, curve, curve_tolerance, race_delta, granularity)
     resolve_alphas(alphas)  # an error in them should not wait for the model
     tensor = next(iter((*model.parameters(), *model.buffers())), torch.zeros(()))
-    track = as_tracker(progress)
-    batches = data if isinstance(data, Batches) else LoaderBatches(data, tensor.device, track)
+    meter = as_meter(progress)
+    batches = data if isinstance(data, Batches) else LoaderBatches(data, tensor.device, meter)
     examples = data.examples if isinstance(data, Batches) else None
     fresh = predictor is None  # the commands have looked at the outputs already
     predictor = predictor or Predictor(model, dtype)
@@ -241,13 +241,13 @@ def tune(
                 "more examples, or `granularity=global` without `temperature`",
             )
         used = resolve_kernel(kernel, tensor.device, worth_compiling=n >= COMPILED_FROM)
-        started, done = time.perf_counter(), track.done
+        started, done = time.perf_counter(), meter.done
         values = resolve_alphas(alphas, unpatched_alpha(model))
         automatic = isinstance(alphas, str) and alphas == "auto"  # an array would compare each number
         searching = automatic and n >= FEWEST_TO_SEARCH
-        passes = Passes(predictor, batches, values[0], world or World(), track, journal)
+        passes = Passes(predictor, batches, values[0], world or World(), meter, journal)
         joint, after = is_joint(metric, temperature), 2 * n * batch_stats
-        track.later = (after + refining * examples_of_refinement(n, granularity, joint)) // passes.world.size
+        meter.later = (after + refining * examples_of_refinement(n, granularity, joint)) // passes.world.size
         with use_kernel(used):
             found, note = None, ""
             if examples is not None and is_ambiguous(examples):  # hours should not go to the wrong labels
@@ -279,7 +279,7 @@ def tune(
                         return swept.alphas[best_index(swept, metric, positions)]
                     return passes.alpha(best_on(found, positions, metric))
 
-                track.later = after // passes.world.size
+                meter.later = after // passes.world.size
                 refinement = refine(
                     passes,
                     choose_global,
@@ -308,16 +308,16 @@ def tune(
         kernel=used,
         kernel_build_seconds=build_seconds(used),
         seconds=seconds,
-        passes=sum(passes.world.gather(track.done - done)) / n,
+        passes=sum(passes.world.gather(meter.done - done)) / n,
         warnings=(),
     )
-    track.later = 0
+    meter.later = 0
     if batch_stats:
         compared = compare_batch_statistics(
             passes, swept.baseline, seed=seed, exclude=exclude, skip_unknown=skip_unknown
         )
         result = replace(result, batch_statistics=compared)
-    track.expect(0)
+    meter.expect(0)
     return replace(result, warnings=(*said, *order, *([note] if note else []), *_warnings(result, model)))
 
 
@@ -402,7 +402,7 @@ def check_choices(
 def _swept(passes: Passes, alphas: tuple[float, ...], limit: float) -> Sweep:
     """Measure all examples at those α that are within a limit of the unpatched model's."""
     ts = [t for t in (abs(passes.baseline - alpha) for alpha in alphas) if t <= limit]
-    passes.track.phase("sweeping alpha")
+    passes.meter.phase("sweeping alpha")
     passes.expect(len(passes.data) * len(ts))
     scores = passes.measure(np.arange(len(passes.data)), ts)
     return Sweep(alphas[: len(ts)], tuple(scores))
