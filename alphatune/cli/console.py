@@ -106,7 +106,7 @@ def show_next(commands: Sequence[tuple[str, str]]) -> None:
 
 
 def table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[object]]) -> Table:
-    """A plain table; columns are (heading, side), cells are taken literally.
+    """A plain table of (heading, side) columns; cells are printed as they are, not as markup.
 
     The side is "left", "right", or "number": right, and never broken.
     """

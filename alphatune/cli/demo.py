@@ -81,7 +81,7 @@ def _show(document: DemoDocument, output: str) -> None:
     from rich.text import Text
 
     from alphatune.cli import console
-    from alphatune.cli.tune import show_result
+    from alphatune.cli.tune_result import show_result
 
     out, shift, alpha = console.stdout(), document.shift, document.tune.chosen.alpha
     n = document.images.validation

@@ -34,7 +34,7 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
 
 
 def one_of(meant: Sequence[str], otherwise: str = "") -> str:
-    """The question whether one of these was meant, or another hint where there are none."""
+    """``did you mean A, B or C?``, or another hint where there is nothing to suggest."""
     if not meant:
         return otherwise
     return f"did you mean {' or '.join(filter(None, (', '.join(meant[:-1]), meant[-1])))}?"

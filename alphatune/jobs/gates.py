@@ -4,8 +4,8 @@ All output is kept when a gate fails: the folder and the whole result are
 written, the reason is said, and the exit code is 1.
 
 With ``gate_on="interval"`` a limit has to be kept by the whole 95 % interval: a gate passes where it is sure that the
-gain is at least G, or the loss at most V, as in a test for non-inferiority. Where the interval holds the limit, it
-cannot tell; that is no pass, and the reason says how many images would tell.
+gain is at least G, or the loss at most V, as in a test for non-inferiority. Where the limit lies inside the interval
+the gate is undecided: it does not pass, and the reason says how many images would decide it.
 """
 
 from __future__ import annotations

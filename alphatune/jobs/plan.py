@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from alphatune.core.errors import AlphatuneError
-from alphatune.core.metrics import INFO, SCORE
+from alphatune.core.metrics import SCORE
 from alphatune.data.loading import Batches
 from alphatune.evaluation.predictor import evaluation_mode
 from alphatune.jobs.opening import Prepared, predictor_of, resolved_paths
@@ -25,7 +25,7 @@ from alphatune.results.tune import ScoreTuneDocument, Tuned, TuneDocument
 from alphatune.settings import TuneSettings
 from alphatune.statistics.gain import CONFIDENCE
 from alphatune.statistics.gain_table import planned_power
-from alphatune.tuning.granularity import GRANULARITIES
+from alphatune.tuning.refinement import is_joint, levels_of
 from alphatune.tuning.search import FEWEST_TO_SEARCH, LOOKS, PILOT, PILOT_NODES
 
 #: images that are timed
@@ -86,9 +86,9 @@ def plan_power(settings: TuneSettings, plan: ImagesPlan, alphas: Sequence[float]
     )
     known = earlier.power if earlier and same else None
     choice: Choice = "progressive" if _searches(settings, plan.data.n) else "cross-fitted"
-    confidence, joint = CONFIDENCE, settings.temperature and INFO[settings.metric].sees_confidence
+    confidence, joint = CONFIDENCE, is_joint(settings.metric, settings.temperature)
     if settings.granularity != "global" or joint:
-        choice, levels = "halves", GRANULARITIES.index(settings.granularity) + joint
+        choice, levels = "halves", len(levels_of(settings.granularity)) - 1 + joint
         confidence = 1 - (1 - CONFIDENCE) / max(1, levels)
     return planned_power(settings.metric, plan.data.n, choice, known, settings.min_gain, confidence)
 
@@ -142,10 +142,9 @@ def _phases(settings: TuneSettings, n: int, alphas: int, averages: Sequence[floa
     else:
         add("sweeping alpha", alphas, alphas)
     if settings.granularity != "global" or settings.temperature:
-        joint = settings.temperature and INFO[settings.metric].sees_confidence
+        joint = is_joint(settings.metric, settings.temperature)
         add("unpatched model and temperature", 1, 1)
-        names = GRANULARITIES[: GRANULARITIES.index(settings.granularity) + 1]
-        for name in names:
+        for name in levels_of(settings.granularity):
             fitted = joint or name != "global"
             add(f"descent: {name}" if fitted else "temperature", *(LEVEL if fitted else (1, 2)))
         add("last descent, and confirming", *LAST)

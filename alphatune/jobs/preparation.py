@@ -84,8 +84,9 @@ def _text(value: object) -> str:
 
 def announce(lines: Iterable[str], say: Say | None) -> None:
     """Tell somebody who wants to know, before the work begins."""
-    for line in lines if say else ():
-        say(line)  # type: ignore[misc]
+    if say:
+        for line in lines:
+            say(line)
 
 
 def preparation(settings: ModelSettings, source: Source, preprocessing: Preprocessing) -> Preparation:

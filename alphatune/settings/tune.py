@@ -61,7 +61,7 @@ class TuneSettings(EvaluateSettings):
         Literal["global", "stage", "layer", "channel"],
         Option(
             common=True,
-            help="One alpha (global), or one a stage, layer or channel where that wins out of fold.",
+            help="One α (global), or one per stage, layer or channel where that wins out of fold.",
             group=TUNING,
             applies_to=IMAGES,
         ),
