@@ -13,7 +13,7 @@ from msgspec.structs import asdict
 
 from alphatune.reports.scores import StoredScores, Thumbnail
 from alphatune.results.tune import ScoreTuneDocument, Tuned, TuneDocument
-from alphatune.statistics.gain import paired_difference
+from alphatune.statistics.gain import change_intervals, paired_difference
 from alphatune.statistics.scores import Scores, summarise
 
 COMMAND = (
@@ -69,13 +69,19 @@ def made_result(stored: StoredScores, *, metric: str = "loss", kept: bool = Fals
     curve = []
     for alpha in (0.0, 0.03, 0.06, 0.09, 0.12, 0.15):
         scores = {0.0: before, 0.06: best, 0.12: after}.get(alpha, best)
-        ci = (
+        changes = (
             {} if n < 2 else {m: list(paired_difference(scores, before, m)) for m in ("top1", "top5", "loss")}
         )
         curve.append(
-            {"alpha": alpha, "measured": alpha in (0.0, 0.06, 0.12), **asdict(summarise(scores)), "ci": ci}
+            {
+                "alpha": alpha,
+                "measured": alpha in (0.0, 0.06, 0.12),
+                **asdict(summarise(scores)),
+                "ci": changes,
+            }
         )
     chosen = before if kept else after
+    ci = {} if kept or n < 2 else {m: list(ends) for m, ends in change_intervals(after, before).items()}
     baseline = asdict(summarise(before))
     return {
         "schema": 1, "command": "tune", "alphatune": "0.1.0",
@@ -105,7 +111,7 @@ def made_result(stored: StoredScores, *, metric: str = "loss", kept: bool = Fals
         "metric": metric, "baseline_alpha": 0.0, "accept": "significant", "curve": curve, "baseline": baseline,
         "best": {"top1": 0.06, "top5": 0.06, "loss": 0.06 if kept else 0.12, "ece": 0.12} | {metric: 0.06 if kept else 0.12},
         "chosen": {
-            "alpha": 0.0 if kept else 0.12, "temperature": 1.0, "metrics": asdict(summarise(chosen)),
+            "alpha": 0.0 if kept else 0.12, "temperature": 1.0, "metrics": asdict(summarise(chosen)), "ci": ci,
         },
         "refinement": None,
         "search": {"nodes": [0.0, 0.06, 0.15], "range": [0.0, 0.15], "choosing": 300, "confirming": 100,
@@ -147,7 +153,7 @@ def refined(
     ]  # fmt: skip
     return document | {
         "gain": gain,
-        "chosen": {"alpha": alpha, "temperature": temperature, "metrics": metrics},
+        "chosen": {"alpha": alpha, "temperature": temperature, "metrics": metrics, "ci": document["chosen"]["ci"]},
         "refinement": {
             "granularity": "layer", "chosen": "layer", "with_temperature": True, "temperature_gain": gain,
             "levels": levels,

@@ -267,7 +267,8 @@ def test_numbers_are_those_of_the_result() -> None:
             share = metric in ("top1", "top5")
             much = f"{100 * change:+.2f} points" if share else f"{change:+.4f}"
             much = f"{100 * change / before:+.1f} %" if metric == "loss" else much
-            word = f"{much} {'better' if better else 'worse'}"
+            low, high = document["chosen"]["ci"][metric]
+            word = f"{much} {'undecided' if low <= 0 <= high else 'better' if better else 'worse'}"
         assert f"{before:.4f} → {after:.4f} {word}" in words
     for point in document["curve"]:
         assert f"{point['alpha']:g} {point['top1']:.4f}" in words

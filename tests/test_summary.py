@@ -43,6 +43,21 @@ def test_figures_are_those_of_the_document(metric: str, kept: bool) -> None:
     assert summary.gains[0].label == HERE
 
 
+@pytest.mark.parametrize("metric", ["top1", "top5", "loss", "ece"])
+def test_no_change_is_called_better_without_an_interval_that_says_so(metric: str) -> None:
+    made = made_result(made_scores())
+    made["baseline"][metric] = 0.5
+    up = 1 if metric.startswith("top") else -1
+    for ends, verdict in (((-0.1, 0.1), "undecided"), ((0.05, 0.1), "better"), ((-0.1, -0.05), "worse")):
+        made["chosen"]["ci"][metric] = sorted(up * end for end in ends)
+        made["chosen"]["metrics"][metric] = 0.5 + up * (sum(ends) / 2 or 0.01)
+        (figure,) = (f for f in summarise_tune(typed(made)).figures if f.metric == metric)
+        assert figure.verdict == verdict
+    made["chosen"] |= {"ci": {}, "temperature": 1.5}  # as an earlier version wrote it
+    (figure,) = (f for f in summarise_tune(typed(made)).figures if f.metric == metric)
+    assert figure.verdict == ""
+
+
 def test_a_temperature_stands_beside_alpha() -> None:
     document = typed(refined(made_result(made_scores())))
     summary = summarise_tune(document)

@@ -34,6 +34,7 @@ from alphatune.results.tune import (
     TuneDocument,
 )
 from alphatune.results.values import Dtype
+from alphatune.statistics.gain import change_intervals
 from alphatune.tuning.batch_stats_baseline import BatchStatistics as ComparedStatistics
 from alphatune.tuning.curve import CurvePoint
 from alphatune.tuning.refinement import Refinement as Refined
@@ -66,7 +67,7 @@ def tune_document(
         curve=tuple(_point(point) for point in result.curve),
         baseline=result.baseline,
         best=Best(**{str(metric): alpha for metric, alpha in decision.best.items()}),
-        chosen=Chosen(alpha=_alpha(decision.alpha), temperature=result.temperature, metrics=result.chosen),
+        chosen=_chosen(result),
         refinement=None if result.refinement is None else _refinement(result.refinement),
         search=_search(result),
         passes=result.passes,
@@ -102,6 +103,15 @@ def environment(device: torch.device, dtype: torch.dtype) -> Environment:
         dtype=cast("Dtype", str(dtype).removeprefix("torch.")),
         threads=torch.get_num_threads(),
     )
+
+
+def _chosen(result: TuneResult) -> Chosen:
+    """What is deployed, with intervals where it is not the unpatched model and there are examples to tell."""
+    before, after = result.sweep.baseline, result.chosen_scores
+    ci: Any = {}
+    if result.changes_model and len(before) > 1:
+        ci = change_intervals(after, before, seed=result.seed)
+    return Chosen(alpha=_alpha(result.alpha), temperature=result.temperature, metrics=result.chosen, ci=ci)
 
 
 def _point(point: CurvePoint) -> Point:

@@ -11,7 +11,7 @@ from alphatune.reports.power import power_sentence
 from alphatune.results.alpha import alpha_text
 from alphatune.results.document import Part
 from alphatune.results.gain import Gain
-from alphatune.results.tune import ScoreTuneDocument, Tuned, TuneDocument
+from alphatune.results.tune import Chosen, ScoreTuneDocument, Tuned, TuneDocument
 from alphatune.statistics.gain import FEWEST_TO_REFINE
 
 HERE, NEW = "on these images", "expected on new images"
@@ -41,10 +41,10 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse``, or ``undecided`` where the interval of the change holds 0; "" without a change."""
-        if self.change == 0:
+        """``better``, ``worse``, or ``undecided`` where the interval of the change holds 0; "" where none is known."""
+        if self.change == 0 or self.interval is None:
             return ""
-        if self.interval is not None and self.interval[0] <= 0 <= self.interval[1]:
+        if self.interval[0] <= 0 <= self.interval[1]:
             return "undecided"
         return "better" if self.change * INFO[self.metric].sign > 0 else "worse"
 
@@ -239,12 +239,13 @@ def _worth(of: str, name: str, gain: Gain) -> Worth:
 
 
 def _interval(document: Tuned, metric: Measure) -> tuple[float, float] | None:
-    """Of the change of a metric on these images, where it is a point of the curve."""
-    alpha: object = document.chosen.alpha
-    if document.chosen.temperature != 1:
+    """Of the change of a metric on these images, where it is known."""
+    chosen = document.chosen
+    if isinstance(chosen, Chosen) and metric in chosen.ci:
+        return chosen.ci[metric]
+    if chosen.temperature != 1:  # as an earlier version wrote it
         return None
-    if document.decision.keep_baseline:
-        alpha = document.best[document.metric]
+    alpha: object = document.best[document.metric] if document.decision.keep_baseline else chosen.alpha
     point = next((p for p in document.curve if p.alpha == alpha), None)
     return point.ci.get(metric) if point else None
 

@@ -66,6 +66,7 @@ class Chosen(Part, frozen=True, kw_only=True):
     alpha: ModelAlpha
     temperature: Positive = 1.0
     metrics: Metrics
+    ci: Intervals = field(default_factory=dict)
 
     @property
     def on_curve(self) -> bool:

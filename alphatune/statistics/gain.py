@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from alphatune.core.metrics import INFO, SCORE, Measure, Metric
+from alphatune.core.metrics import INFO, MEANS, SCORE, Measure, Metric
 from alphatune.results.gain import Gain, Scheme
 from alphatune.statistics.intervals import mean_interval, proportion_interval
 from alphatune.statistics.scores import Scores, expected_calibration_error
@@ -100,6 +100,12 @@ def paired_difference(scores: Scores, baseline: Scores, metric: Metric) -> tuple
     """
     difference = per_example(scores, metric) - per_example(baseline, metric)
     return paired_interval(INFO[metric].sign * difference)
+
+
+def change_intervals(scores: Scores, baseline: Scores, *, seed: int = 0) -> dict[Metric, tuple[float, float]]:
+    """95 % interval of every metric's change over the same examples, in the metric's own direction."""
+    low, high = paired_gain(scores, baseline, "ece", seed=seed).ci
+    return {m: paired_difference(scores, baseline, m) for m in MEANS} | {"ece": (-high, -low)}
 
 
 def paired_interval(difference: FloatArray) -> tuple[float, float]:
