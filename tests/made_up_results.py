@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import asdict
 
-from alphatune.reports.scores import StoredScores, Thumbnail
+from alphatune.reports.scores import ShiftExample, StoredScores, Thumbnail
 from alphatune.results.tune import ScoreTuneDocument, Tuned, TuneDocument
 from alphatune.statistics.gain import change_intervals, paired_difference
 from alphatune.statistics.scores import Scores, summarise
@@ -124,7 +124,8 @@ def made_result(stored: StoredScores, *, metric: str = "loss", kept: bool = Fals
         },
         "batch_statistics": None,
         "decision": {"keep_baseline": kept, "significant": not kept, "reason": f"the gain in {metric} is as it is"},
-        "power": None, "calibration": None, "recalibration": None, "gates": [], "cache": None,
+        "power": None, "shift": None, "repairs": None, "label_curve": None,
+        "calibration": None, "recalibration": None, "gates": [], "cache": None,
         "artifacts": [{"path": "model.safetensors", "sha256": "cd" * 32}, {"path": "run.toml", "sha256": "ef" * 32}],
         "warnings": ["a warning with <tags> & ampersands"],
         "deployment": None if kept else {
@@ -178,7 +179,8 @@ def scored(document: dict[str, Any], name: str = "mean IoU") -> dict[str, Any]:
         for p in document["curve"]
     ]
     n = document["data"]["n"]
-    kept = {k: v for k, v in document.items() if k not in ("calibration", "recalibration")}
+    unknown = ("calibration", "recalibration", "shift", "repairs", "label_curve")
+    kept = {k: v for k, v in document.items() if k not in unknown}
     env = {k: v for k, v in document["env"].items() if k not in ("workers", "cache")}
     return kept | {
         "metric": "score", "score": {"source": "my.py:iou", "name": name}, "curve": points, "env": env,
@@ -213,3 +215,173 @@ def _scores(targets: np.ndarray, logits: np.ndarray) -> Scores:
         top5=(probabilities > own[:, None]).sum(axis=1) < 5,
         confidence=probabilities.max(axis=1).astype(np.float32),
     )
+
+
+#: top-1 before and after, its interval, by condition: one gets worse and one may have
+CONDITIONS = (
+    ("clean", (), 0.8100, 0.8060, (-0.0102, 0.0022)),
+    ("contrast", (3,), 0.6110, 0.7230, (0.0910, 0.1330)),
+    ("gaussian-noise", (2, 3, 4), 0.3650, 0.6010, (0.2105, 0.2615)),
+    ("fog", (1, 2, 3, 4, 5), 0.7540, 0.7350, (-0.0322, -0.0058)),
+    ("jpeg", (1, 3, 5), 0.4970, 0.5190, (0.0031, 0.0409)),
+)  # fmt: skip
+
+
+def shifted(
+    document: dict[str, Any],
+    *,
+    chosen: str = "affine",
+    names: tuple[str, ...] = (),
+    metric: str = "top1",
+    over: str = "mean",
+) -> dict[str, Any]:
+    """The same tuned over five conditions by top-1, or by loss, beside what is free.
+
+    Args:
+        chosen: the repair that is deployed.
+        names: of the conditions, in place of the usual ones.
+    """
+    called = names or tuple(name for name, *_ in CONDITIONS)
+    conditions, n = [], document["data"]["n"]
+    for index, (_, severities, before, after, ends) in enumerate(CONDITIONS):
+        ci = {"top1": list(ends), "loss": [-2 * ends[1], -2 * ends[0]], "ece": [-0.01, 0.01]}
+        curve = [
+            {"alpha": a, "value": _value(metric, before + (after - before) * a / 0.12), "measured": a in (0, 0.12)}
+            for a in (0.0, 0.03, 0.06, 0.09, 0.12, 0.15)
+        ]  # fmt: skip
+        conditions.append(
+            {
+                "name": called[index], "made": bool(severities) and not names,
+                "severities": list(severities), "source": "a folder",
+                "baseline": _metrics(n, before), "chosen": _metrics(n, after), "ci": ci, "curve": curve,
+            }
+        )  # fmt: skip
+    befores, afters = ([c[key] for c in conditions] for key in ("baseline", "chosen"))
+    pick = min if metric == "top1" else max
+    unseen = [
+        {"condition": name, "gain": _gain(document, metric, delta, half)}
+        for name, delta, half in zip(called[1:], (0.081, 0.154, -0.031, 0.012), (0.02, 0.02, 0.01, 0.03), strict=True)
+    ]  # fmt: skip
+    means = [_mean(n, befores), _mean(n, afters)]
+    shift = {
+        "over": over, "conditions": conditions, "unseen": unseen,
+        "worst": [pick(m[metric] for m in befores), pick(m[metric] for m in afters)],
+        "unseen_mean": _gain(document, metric, 0.054, 0.0123),
+        "guards": [
+            {"condition": called[0], "metric": "top1", "margin": 0.005, "cost": 0.004, "bound": 0.0091, "passed": False,
+             "reason": "top-1 may fall by up to 0.91 points, more than 0.50"},
+            {"condition": called[3], "metric": "loss", "margin": None, "cost": -0.01, "bound": 0.0312, "passed": True,
+             "reason": "it is not significantly worse"},
+        ],
+    }  # fmt: skip
+    finer = chosen in ("stage", "layer", "channel")
+    alpha = (
+        {"bn1": 0.1, "layer1.bn": 0.02, "layer2.bn": 0.3} if finer else 0.12 if chosen == "global" else 0.0
+    )
+    ci = {"top1": [0.051, 0.083], "loss": [-0.166, -0.102], "ece": [-0.01, 0.01]}
+    point = document["curve"][0] | means[0]
+    return document | {
+        "metric": metric, "baseline": means[0], "curve": [point, *document["curve"][1:]], "shift": shift,
+        "chosen": {"alpha": alpha, "temperature": 1.0, "metrics": means[1], "ci": ci},
+        "gain": _gain(document, metric, 0.0671, 0.011), "deployment": None,
+        "repairs": _repairs(document, metric, chosen, means[0], dict(zip(called, befores, strict=True))),
+    }  # fmt: skip
+
+
+def compared(document: dict[str, Any], *, chosen: str = "affine") -> dict[str, Any]:
+    """The same, with finer α beside what is free, without shifts."""
+    metrics = document["chosen"]["metrics"]
+    alpha = {"bn1": 0.1, "layer1.bn": 0.02, "layer2.bn": 0.3} if chosen == "layer" else 0.0
+    kept = document["chosen"] | {"alpha": alpha, "temperature": 1.3 if chosen == "temperature" else 1.0}
+    return document | {
+        "chosen": kept, "deployment": None,
+        "repairs": _repairs(document, document["metric"], chosen, metrics, {}),
+    }  # fmt: skip
+
+
+def by_labels(document: dict[str, Any]) -> dict[str, Any]:
+    """The same, with what each repair is worth by number of labelled images."""
+    rows = []
+    for images in (25, 100, 400, 1500):
+        for index, repair in enumerate(
+            ("plain", "temperature", "averages", "affine", "global", "layer", "channel")
+        ):
+            gain = 0.0 if repair == "plain" else 0.01 * index * (1 - 40 / images)
+            seen = {
+                "value": 0.55 + 2 * gain,
+                "ci": [2 * gain - 0.02, 2 * gain + 0.02] if index else [0.0, 0.0],
+            }
+            rows.append(
+                {
+                    "images": images, "repair": repair, "seen": seen,
+                    "clean": {"value": 0.81 + gain / 4, "ci": [gain / 4 - 0.01, gain / 4 + 0.01] if index else [0.0, 0.0]},
+                    "unseen": {"value": 0.6 + gain, "ci": [gain - 0.03, gain + 0.03] if index else [0.0, 0.0]},
+                }
+            )  # fmt: skip
+    crossings = ["On clean images γ and β overtake one α between 100 and 400 labelled images."]
+    return document | {
+        "label_curve": {"metric": "top1", "tested_on": 3000, "rows": rows, "crossings": crossings}
+    }  # fmt: skip
+
+
+def made_examples(names: tuple[str, ...] = (), side: int = 32) -> tuple[ShiftExample, ...]:
+    """Four pictures of each condition."""
+    rng = np.random.default_rng(1)
+    called = names or tuple(name for name, *_ in CONDITIONS)
+    return tuple(
+        ShiftExample(
+            name, severities[0] if severities else 0, rng.integers(0, 255, (side, side, 3), dtype=np.uint8)
+        )
+        for name, (_, severities, *_) in zip(called, CONDITIONS, strict=True)
+        for _ in range(4)
+    )
+
+
+def _repairs(
+    document: dict[str, Any], metric: str, chosen: str, plain: dict[str, Any], conditions: dict[str, Any]
+) -> dict[str, Any]:
+    """What each is worth, from plain to one α a channel; the best is γ and β."""
+    tried = []
+    for name, numbers, delta in (
+        ("plain", 0, 0.0), ("temperature", 1, 0.001), ("averages", 0, -0.021), ("affine", 1376, 0.0671),
+        ("global", 1, 0.041), ("layer", 19, 0.0612), ("channel", 688, 0.0669),
+    ):  # fmt: skip
+        metrics = plain | {"top1": plain["top1"] + delta, "loss": plain["loss"] - delta}
+        sign = 1 if metric == "top1" else -1
+        tried.append(
+            {
+                "name": name, "numbers": numbers, "free": name in ("plain", "temperature", "averages", "affine"),
+                "with_temperature": name == "temperature", "metrics": metrics, "objective": sign * metrics[metric],
+                "by_condition": {
+                    c: m | {"top1": m["top1"] + delta, "loss": m["loss"] - delta} for c, m in conditions.items()
+                },
+                "over_plain": None if name == "plain" else _gain(document, metric, delta, 0.0131),
+                "behind_best": None if name == "affine" else _gain(document, metric, 0.0671 - delta, 0.0093),
+                "guarded": name == "channel", "seconds": 12.0,
+            }
+        )  # fmt: skip
+    reason = "γ and β cost nothing at inference, and no other repair is significantly better"
+    if chosen != "affine":
+        reason = f"it is the cheapest that is not significantly behind: {chosen}"
+    return {"choose": "cheapest", "chosen": chosen, "best": "affine", "reason": reason, "tried": tried}
+
+
+def _value(metric: str, top1: float) -> float:
+    return top1 if metric == "top1" else 2 * (1 - top1)
+
+
+def _metrics(n: int, top1: float) -> dict[str, Any]:
+    return {"n": n, "top1": top1, "top5": 0.5 + top1 / 2, "loss": 2 * (1 - top1), "ece": 0.05}
+
+
+def _mean(n: int, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"n": n} | {
+        key: sum(m[key] for m in metrics) / len(metrics) for key in ("top1", "top5", "loss", "ece")
+    }
+
+
+def _gain(document: dict[str, Any], metric: str, delta: float, half: float) -> dict[str, Any]:
+    return document["gain"] | {
+        "metric": metric, "delta": delta, "ci": [delta - half, delta + half], "significant": delta > half,
+        "scheme": "cross-fitted", "folds": 2, "fold_alphas": [],
+    }  # fmt: skip

@@ -24,6 +24,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from alphatune.core.errors import ConfigurationError, DataError, ResourceError
+from alphatune.core.extras import install_line
 from alphatune.data import cache as cache_module
 from alphatune.data import custom_loader
 from alphatune.data.available_memory import available_memory
@@ -542,7 +543,7 @@ def test_a_decoder_that_is_not_installed(image_folder: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     with pytest.raises(ConfigurationError, match="needs the package torchcodec") as error:
         open_data(image_folder).decoded_by("torchcodec")
-    assert error.value.hint == 'pip install "alphatune[torchcodec]"'
+    assert error.value.hint == install_line("torchcodec")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -560,9 +560,22 @@ def test_no_number(run: Run, job: list, tmp_path: Path, option: str, text: str) 
     assert code == 2, err
 
 
-def test_forgotten_checkpoint_is_pointed_out(run: Run, image_folder: Path, tmp_path: Path) -> None:
-    args = [TINY, "--data", image_folder, *COMMON, "-o", tmp_path / "out", "--dry-run"]
-    assert "no --checkpoint was given" in run("tune", *args)[2]
+@pytest.mark.parametrize("command", ["tune", "evaluate"])
+def test_a_forgotten_checkpoint_is_named_as_the_cause(
+    run: Run, image_folder: Path, tmp_path: Path, command: str
+) -> None:
+    args = [TINY, "--data", image_folder, *COMMON, *(["-o", tmp_path / "out"] if command == "tune" else [])]
+    code, _, err = run(command, *args)
+    assert code == 0
+    assert "no --checkpoint was given" in err
+    assert "all 2 norm layers are as before training" in err
+    assert "order of the labels" not in err  # which is not the cause
+
+
+def test_resuming_says_what_it_goes_on_from(run: Run, job: list, tmp_path: Path) -> None:
+    code, _, err = run("tune", *job, "--alphas", "0,0.1", "-o", tmp_path / "out", "--resume")
+    assert code == 0
+    assert "nothing was saved" in err
 
 
 def test_failure_in_json_is_one_object(run: Run, job: list, tmp_path: Path) -> None:

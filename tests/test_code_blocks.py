@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from code_blocks import PAGES, ROOT, Block, Statement, blocks_of, statements, transcript
 from conftest import CLASSES, needs_torch, write_images
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from alphatune.core.toml import tomllib
@@ -143,7 +143,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Pa
     made = [
         "tune", "alphatune.models.digits:convnet", "--model-kwargs", f"num_classes={len(CLASSES)}", "--data",
         image_folder, "--input-size", "1,12,12", *PREPARED[2:], "--workers", 0, "--alphas", "0,0.1", "--metric", "loss",
-        "--accept", "best", "-o", root / "tuned", "-q",
+        "--accept", "best", "--no-pretrained", "-o", root / "tuned", "-q",
     ]  # fmt: skip
     code, _, stderr = call([str(word) for word in made])
     assert code == 0, stderr
@@ -175,7 +175,8 @@ def before_quickstart(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def before_onnx(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    return {"images": np.zeros((2, 3, 32, 32), np.float32)}
+    Image.new("RGB", (60, 40), "red").save("photo.jpg")
+    return {}
 
 
 def before_pt2(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

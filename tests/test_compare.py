@@ -285,7 +285,7 @@ def test_other_data_are_shown_side_by_side_and_it_says_why(tmp_path: Path) -> No
     scores = made_up()
     a = evaluation(tmp_path / "a.npz", scores, ("ant", "bee"))
     cases = {
-        "150 of them with the same position": (scores.take(slice(0, 150)), ("ant", "bee")),
+        "of which 150 have the same position": (scores.take(slice(0, 150)), ("ant", "bee")),
         "the labels of 1 of 200": (
             replace(scores, targets=np.r_[9, scores.targets[1:]].astype(np.int32)),
             (),

@@ -15,6 +15,7 @@ import torch
 from conftest import Run
 from jsonschema import Draft202012Validator
 
+from alphatune.core.extras import install_line
 from alphatune.core.toml import tomllib
 from alphatune.jobs import machine
 from alphatune.jobs.doctor import to_document
@@ -139,7 +140,7 @@ def test_extras_name_what_they_lack_and_the_line_that_adds_it() -> None:
     assert (found["there"].status, found["there"].hint) == ("ok", "")
     assert found["onnx"].status == "missing"
     assert "no-such-package-of-ours" in found["onnx"].detail
-    assert found["onnx"].hint == 'pip install "alphatune[onnx]"'
+    assert found["onnx"].hint == install_line("onnx")
     assert "older than >=9999" in found["future"].detail
 
 

@@ -243,7 +243,8 @@ def test_nothing_goes_on_with_other_data(
     data, checkpoint = tmp_path / "data", tmp_path / "weights.pth"
     shutil.copytree(image_folder, data)
     shutil.copy(tiny_checkpoint, checkpoint)
-    words = [*tune, "--data", data, "--checkpoint", checkpoint, "--checkpoint-minutes", 0]
+    words = [*tune, "--checkpoint", checkpoint, "--checkpoint-minutes", 0]
+    words[words.index("--data") + 1] = data
     place = {"ALPHATUNE_CACHE": str(tmp_path / "cache") if cache == "on" else "off"}
     code, err = run_forked(words, environment={"FAULT": "gpu 9"} | place)
     assert code == 5, err

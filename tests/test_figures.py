@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from made_up_results import HOSTILE, made_result, made_scores, refined, typed
+from made_up_results import HOSTILE, by_labels, made_result, made_scores, refined, shifted, typed
 from PIL import Image
 from scipy import stats
 
@@ -20,8 +20,10 @@ from alphatune.reports.curve import curve_frame, split_curve
 from alphatune.reports.drawings import draw_all
 from alphatune.reports.figures.canvas import shown, text_width
 from alphatune.reports.figures.classes import draw_classes
+from alphatune.reports.figures.conditions import draw_conditions
 from alphatune.reports.figures.curves import draw_curve
 from alphatune.reports.figures.depth import draw_depth
+from alphatune.reports.figures.labels import draw_labels
 from alphatune.reports.per_class import (
     ENDS,
     FEWEST,
@@ -289,3 +291,46 @@ def test_help_draws_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("chosen", ["global", "affine"])
+def test_each_condition_has_a_panel_with_its_own_scale(chosen: str) -> None:
+    made = shifted(made_result(made_scores()), chosen=chosen)
+    drawing = draw_conditions(typed(made))
+    assert drawing is not None
+    written = [e.text for e in ElementTree.fromstring(drawing.svg).iter(f"{SVG}text")]
+    for condition in made["shift"]["conditions"]:
+        assert condition["name"] in written
+        best = max(point["value"] for point in condition["curve"])
+        assert (
+            f"{condition['name']} {condition['baseline']['top1']:.4f} at α = 0, best {best:.4f}"
+            in drawing.text
+        )
+    assert "each with a scale of its own" in drawing.text
+    labels = [key.label for key in drawing.keys]
+    assert labels == ["α = 0 (plain)", "measured", "chosen α" if chosen == "global" else "chosen"]
+    for condition in made["shift"]["conditions"]:
+        condition["curve"] = []
+    assert draw_conditions(typed(made)) is None
+
+
+def test_repairs_by_number_of_labels_have_a_line_each_and_a_panel_for_each_kind() -> None:
+    made = by_labels(made_result(made_scores()))
+    curve = typed(made).label_curve
+    assert curve is not None
+    drawing = draw_labels(curve)
+    assert drawing is not None
+    written = [e.text for e in ElementTree.fromstring(drawing.svg).iter(f"{SVG}text")]
+    assert {"clean", "shifts tuned on", "shifts not tuned on", "25", "100", "400", "1500"} <= set(written)
+    assert len(drawing.keys) == 7
+    assert drawing.svg.count("FillBetweenPolyCollection") == 18  # plain has no band
+    made["label_curve"]["rows"] = [
+        row | {"seen": None, "unseen": None} for row in made["label_curve"]["rows"]
+    ]
+    only_clean = typed(made).label_curve
+    assert only_clean is not None
+    assert "shifts" not in draw_labels(only_clean).text  # type: ignore[union-attr]
+    made["label_curve"]["rows"] = [row for row in made["label_curve"]["rows"] if row["images"] == 25]
+    one_number = typed(made).label_curve
+    assert one_number is not None
+    assert draw_labels(one_number) is None

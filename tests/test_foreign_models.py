@@ -26,7 +26,17 @@ from alphatune.models.weights import left_out, weights_of
 
 
 def evaluate(run: Run, factory: str, data: Path, *more: object) -> tuple[int, str, str]:
-    return run("evaluate", f"{FOREIGN}:{factory}", "--data", data, *SIZE, "--format", "json", *more)
+    return run(
+        "evaluate",
+        f"{FOREIGN}:{factory}",
+        "--no-pretrained",
+        "--data",
+        data,
+        *SIZE,
+        "--format",
+        "json",
+        *more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +135,8 @@ def test_the_rest_is_refused_by_name(
 ) -> None:
     model = [f"{FOREIGN}:given", "--model-kwargs", f"kind={kind}", "--device", "cpu"]
     data = ["--data", image_folder] if what in ("evaluate", "tune", "train") else []
+    if what in ("evaluate", "tune"):
+        data += ["--no-pretrained"]
     if what in ("tune", "train"):
         data += ["--output", tmp_path / "out"]
     found, _, err = run(
@@ -241,7 +253,7 @@ def test_shared_and_parametrised_weights_are_all_there() -> None:
 
 def test_quantised_weights_are_refused_before_the_work(run: Run, image_folder: Path, tmp_path: Path) -> None:
     code, _, err = run(
-        "tune", f"{FOREIGN}:given", "--model-kwargs", "kind=quantised", "--data", image_folder, *SIZE,
+        "tune", f"{FOREIGN}:given", "--model-kwargs", "kind=quantised", "--no-pretrained", "--data", image_folder, *SIZE,
         "--output", tmp_path / "out",
     )  # fmt: skip
     assert code == 4

@@ -27,7 +27,7 @@ from alphatune.data import workers
 from alphatune.data.workers import PREFETCH, WORKER_BYTES, affordable_workers
 
 MIB = 2**20
-IMAGES = ("--input-size", 224, "--crop-pct", 1, "--mean", 0.5, "--std", 0.25)
+IMAGES = ("--input-size", 224, "--crop-pct", 1, "--mean", 0.5, "--std", 0.25, "--no-pretrained")
 
 
 @pytest.fixture(scope="module")

@@ -35,8 +35,9 @@ from alphatune.statistics.gain import CONFIDENCE, paired_gain
 from alphatune.statistics.intervals import mean_interval, proportion_interval
 from alphatune.statistics.scores import Scores, concatenate, expected_calibration_error
 from alphatune.statistics.selection_bias import Limits, limits_of_choosing
+from alphatune.tuning.ordering import stratified_order
 from alphatune.tuning.passes import Passes
-from alphatune.tuning.search import LOOKS, stratified_order
+from alphatune.tuning.search import LOOKS
 from alphatune.tuning.selection import best_index, cross_fitted_gain, progressive_gain, select_by_score
 from alphatune.tuning.sweep import Sweep
 from alphatune.tuning.temperature import TemperatureScores, score_temperatures

@@ -24,11 +24,12 @@ from made_up_results import (
     written,
 )
 
+from alphatune.reports.changes import NEW
 from alphatune.reports.html import render_html
 from alphatune.reports.markdown import render_markdown
 from alphatune.reports.palette import DARK, LIGHT, READABLE, contrast
 from alphatune.reports.scores import StoredScores
-from alphatune.reports.summary import NEW, summarise_tune
+from alphatune.reports.summary import summarise_tune
 from alphatune.settings.naming import as_options
 
 RENDERS_FIGURES = True

@@ -137,6 +137,7 @@ class Brightness(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.bn = nn.BatchNorm2d(3, affine=False)
+        torch.nn.init.constant_(self.bn.running_mean, 1e-7)  # 0 would say that nothing was trained
         self.register_buffer("greys", torch.tensor([[int(name) / 12] for name in TEXT]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -107,8 +107,8 @@ def start(rank: int, port: int, tmp_path: Path, images: Path, factory: str = "sl
 def command(tmp_path: Path, images: Path, factory: str) -> tuple[object, ...]:
     return (
         sys.executable, "-m", "alphatune", "tune", f"{tmp_path / 'faulty.py'}:{factory}", "--data", images,
-        "--input-size", 12, "--crop-pct", 1, "--mean", 0.5, "--std", 0.25, "--workers", 0, "--batch-size", 1,
-        "--alphas", "0:0.5:21", "-o", tmp_path / "out",
+        "--no-pretrained", "--input-size", 12, "--crop-pct", 1, "--mean", 0.5, "--std", 0.25, "--workers", 0,
+        "--batch-size", 1, "--alphas", "0:0.5:21", "-o", tmp_path / "out",
     )  # fmt: skip
 
 

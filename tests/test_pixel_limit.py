@@ -131,6 +131,7 @@ SHAPE = ["--model-kwargs", "num_classes=3", "--input-size", 16, "--crop-pct", 1,
 @pytest.mark.parametrize("job", ["evaluate", "tune", "inspect", "train"])
 def test_on_the_command_line(run: Run, folder: Path, tmp_path: Path, job: str) -> None:
     words: list[object] = [job, NET, "--data", folder, *SHAPE, "--workers", 0]
+    words += ["--no-pretrained"] if job in ("evaluate", "tune") else []
     if job == "train":
         words += ["--split", "x", "--epochs", 1, "-o", tmp_path / "out"]
         words = [w for w in words if w not in ("--split", "x")] + ["--val-fraction", 0.25, "--batch-size", 4]
@@ -145,7 +146,18 @@ def test_on_the_command_line(run: Run, folder: Path, tmp_path: Path, job: str) -
 
 
 def test_skipped_it_is_named(run: Run, folder: Path) -> None:
-    words: list[object] = ["evaluate", NET, "--data", folder, *SHAPE, "--workers", 0, "--format", "json"]
+    words: list[object] = [
+        "evaluate",
+        NET,
+        "--no-pretrained",
+        "--data",
+        folder,
+        *SHAPE,
+        "--workers",
+        0,
+        "--format",
+        "json",
+    ]
     code, out, _ = run(*words, "--max-pixels", 1199, "--on-bad-image", "skip")
     assert code == 0
     data = json.loads(out)["data"]
@@ -160,7 +172,18 @@ def test_from_a_configuration_and_in_a_process_of_its_own(run: Run, tmp_path: Pa
         (photographs / name).parent.mkdir(parents=True)
         (photographs / name).write_bytes(png(*size) if size[0] < 20_000 else png(*size)[:80])
     (tmp_path / "run.toml").write_text("max_pixels = 80000000\n")
-    words = ["evaluate", NET, "--data", photographs, *SHAPE, "--workers", 1, "--batch-size", 1]
+    words = [
+        "evaluate",
+        NET,
+        "--no-pretrained",
+        "--data",
+        photographs,
+        *SHAPE,
+        "--workers",
+        1,
+        "--batch-size",
+        1,
+    ]
     done = command(*words)
     assert done.returncode == 3
     assert (

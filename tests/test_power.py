@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -275,8 +276,8 @@ def test_the_sentence() -> None:
     assert power_sentence(document) == ""  # an earlier version did not know
     (power,) = planned_power("top1", 2000, "cross-fitted", None, None)[:1]
     sentence = power_sentence(replace_power(document, power))
-    assert sentence.startswith("With 2 000 images a gain of 0.")
-    assert "points in top-1 is found in 4 of 5 runs; a gain of 0." in sentence
+    assert sentence.startswith("With 2 000 images, a gain of 0.")
+    assert "points in top-1 has an 80 % chance of being found significant; a gain of 0." in sentence
     assert sentence.endswith("000.")
     assert gain_text("top1", 0.01) == "1 point"
     assert gain_text("top1", 0.00561) == "0.57 points"  # never less than it takes
@@ -315,9 +316,12 @@ def test_the_command(run: Run, tiny_checkpoint: Path, image_folder: Path, tmp_pa
     assert code == 0
     assert not (tmp_path / "out").exists()
     text = " ".join(stdout.split())
-    assert "found in 4 of 5 runs" in text
+    assert text.count("0.4 points") == 1  # in the table
+    assert "80 % chance" in text
+    command = text.partition("Next:")[2]
+    assert shlex.split(command)[:2] == ["alphatune", "tune"]
+    assert "--plan" not in command
     assert "Assumed" in text
-    assert "0.4 points" in text
     assert "plain evaluations" in text
     _, stdout, _ = run(*words, "--dry-run", "--format", "json")
     plan = json.loads(stdout)

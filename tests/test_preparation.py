@@ -23,6 +23,8 @@ from alphatune.models.cifar import CifarResNet
 from alphatune.models.sources import build
 from alphatune.settings import EvaluateSettings
 
+#: asks for a model as its factory makes it
+RANDOM = ("--no-pretrained",)
 #: models of one's own: one that declares 224, one that declares a size and nothing else
 MODELS = """
 from tiny import tiny
@@ -170,7 +172,7 @@ def test_whoever_gives_the_size_goes_on(
     assert "are 12×12, and are enlarged 4.5-fold" in stderr.splitlines()[0]
     (tmp_path / "run.toml").write_text('input_size = "48"\n')
     assert run("evaluate", *given, "--config", tmp_path / "run.toml")[0] == 0
-    settings: dict[str, Any] = {"model": TINY, "data": str(image_folder), "workers": "0"}
+    settings: dict[str, Any] = {"model": TINY, "data": str(image_folder), "workers": "0", "pretrained": False}
     run_evaluate(EvaluateSettings(**settings, input_size="48"))
     with pytest.raises(ConfigurationError, match="enlarged"):
         run_evaluate(EvaluateSettings(**settings))
@@ -191,10 +193,12 @@ def test_a_tuned_folder_goes_on_as_it_was_tuned(
 
 
 def test_large_images_are_made_smaller_without_ado(run: Run, large_images: Path) -> None:
-    code, _, stderr = run("evaluate", TINY, "--data", large_images, "--workers", 0, "--input-size", "200")
+    code, _, stderr = run(
+        "evaluate", TINY, *RANDOM, "--data", large_images, "--workers", 0, "--input-size", "200"
+    )
     assert code == 0, stderr
     assert "enlarged" not in stderr
-    code, _, stderr = run("evaluate", TINY, "--data", large_images, "--workers", 0)
+    code, _, stderr = run("evaluate", TINY, *RANDOM, "--data", large_images, "--workers", 0)
     assert code == 0, stderr  # 224 is assumed, and said
     assert "preprocessing assumed" in stderr
 
@@ -210,8 +214,8 @@ def test_most_images_decide(run: Run, large_images: Path, tmp_path: Path) -> Non
                 (image.resize((16, 12)) if number < thumbnails else image).save(
                     root / folder.name / file.name
                 )
-    assert run("evaluate", TINY, "--data", many, "--workers", 0)[0] == 0
-    code, _, stderr = run("evaluate", TINY, "--data", few, "--workers", 0)
+    assert run("evaluate", TINY, *RANDOM, "--data", many, "--workers", 0)[0] == 0
+    code, _, stderr = run("evaluate", TINY, *RANDOM, "--data", few, "--workers", 0)
     assert code == 2
     assert "are 16×12" in stderr
 
@@ -279,7 +283,7 @@ def test_it_is_said_before_the_work_and_once(
         return evaluate(*args, **how)
 
     monkeypatch.setattr(job, "evaluate", watched)
-    given = ["evaluate", f"{models}:sized", "--data", image_folder, "--workers", 0]
+    given = ["evaluate", f"{models}:sized", *RANDOM, "--data", image_folder, "--workers", 0]
     code, _, after = run(*given, "--mean", "0.5")
     assert code == 0
     declared, assumed = before[0].splitlines()

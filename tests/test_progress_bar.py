@@ -83,7 +83,17 @@ def fetched():
     return Slow()
 """)
     seen = on_terminal(
-        ["evaluate", name.replace("Slow", "fetched"), "--data", many, *SIZE, "--batch-size", 64], 80
+        [
+            "evaluate",
+            name.replace("Slow", "fetched"),
+            "--no-pretrained",
+            "--data",
+            many,
+            *SIZE,
+            "--batch-size",
+            64,
+        ],
+        80,
     )
     assert seen.code == 0, seen.screens[-1]
     assert any(line.startswith("fetching:  33%") for line in seen.lines)
@@ -93,19 +103,30 @@ def fetched():
 
 @pytest.mark.parametrize("words", [("--quiet",), ("--dry-run",)])
 def test_no_bar_where_nobody_wants_one(many: Path, words: tuple[str, ...], tmp_path: Path) -> None:
-    seen = on_terminal(["evaluate", TINY, "--data", many, *SIZE, "--limit", 64, *words], 80)
+    seen = on_terminal(
+        ["evaluate", TINY, "--no-pretrained", "--data", many, *SIZE, "--limit", 64, *words], 80
+    )
     assert seen.code == 0
     assert not any("loading" in line or "evaluating" in line or BAR in line for line in seen.lines)
 
 
 def test_no_bar_in_a_pipe(image_folder: Path, run: Run) -> None:
-    code, _, err = run("evaluate", TINY, "--data", image_folder, *SIZE)
+    code, _, err = run("evaluate", TINY, "--no-pretrained", "--data", image_folder, *SIZE)
     assert code == 0
     assert not any(text in err for text in (BAR, "loading", "evaluating", "\x1b"))
 
 
 def test_an_answer_to_ctrl_c(many: Path, tmp_path: Path) -> None:
-    words = ["evaluate", write_slow_network(tmp_path), "--data", many, *SIZE, "--batch-size", 4]
+    words = [
+        "evaluate",
+        write_slow_network(tmp_path),
+        "--no-pretrained",
+        "--data",
+        many,
+        *SIZE,
+        "--batch-size",
+        4,
+    ]
     seen = on_terminal(words, 80, interrupt_at="evaluating  ")
     assert seen.code == 130
     assert seen.screens[-1][-2:] == ["Stopping.", "error: interrupted"]
@@ -116,7 +137,7 @@ def test_an_answer_to_ctrl_c(many: Path, tmp_path: Path) -> None:
 
 def test_a_tune_goes_on_after_ctrl_c(many: Path, tmp_path: Path) -> None:
     words = ["tune", write_slow_network(tmp_path, 0.002), "--data", many, *SIZE, "--batch-size", 16, "--alphas", "0,0.1",
-             "-o", tmp_path / "out", "--format", "json"]  # fmt: skip
+             "--no-pretrained", "-o", tmp_path / "out", "--format", "json"]  # fmt: skip
     seen = on_terminal(words, 80, interrupt_at=r" [56]\d %")  # not every number is drawn
     assert seen.code == 130
     assert "Stopping; --resume goes on." in seen.screens[-1]

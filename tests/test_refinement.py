@@ -22,12 +22,13 @@ from alphatune.norms.patching import get_alpha, patch_, patched
 from alphatune.statistics.gain import paired_gain
 from alphatune.statistics.scores import Scores
 from alphatune.tuning import descent
-from alphatune.tuning.descent import descend, objective
+from alphatune.tuning.descent import descend, smooth_objective
 from alphatune.tuning.granularity import units_of
 from alphatune.tuning.journal import open_journal
+from alphatune.tuning.objective import Objective
+from alphatune.tuning.ordering import stratified_order
 from alphatune.tuning.passes import Passes
 from alphatune.tuning.refinement import refine
-from alphatune.tuning.search import stratified_order
 
 Data = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -142,7 +143,13 @@ def test_temperature_takes_what_is_calibration() -> None:
     alone = alphatune.tune(network, data, metric="loss", alphas="0,0.02,0.05", accept="best")
     assert any("can be calibration" in w for w in alone.warnings)
     finer = alphatune.tune(
-        network, data, metric="loss", alphas="0,0.02,0.05", accept="best", granularity="stage"
+        network,
+        data,
+        metric="loss",
+        alphas="0,0.02,0.05",
+        accept="best",
+        granularity="stage",
+        rivals="none",
     )
     level = finer.refinement.level  # type: ignore[union-attr]
     only = level.calibrated.loss >= plain.calibrated.loss
@@ -159,7 +166,7 @@ def test_every_example_is_scored_at_what_others_chose() -> None:
 
     with patched(model):
         found = refine(
-            passes_over(model, data), choose, 0.3, "global", metric="loss", temperature=True, accept="best",
+            passes_over(model, data), choose, 0.3, "global", objective=Objective("loss"), temperature=True, accept="best",
             keep_global=True, seed=3,
         )  # fmt: skip
     order = stratified_order(torch.cat([y for _, y in data]).numpy(), 3)
@@ -187,15 +194,17 @@ def test_a_descent_improves_and_leaves_the_model_alone(metric: str) -> None:
     batches = LoaderBatches(data, torch.device("cpu"))
     start = torch.full((2,), 0.1, dtype=torch.float64)
     arguments: Any = (Predictor(model), batches, np.arange(800), units, start)
-    fit = descend(*arguments, prior=0.1, metric=metric, temperature=False, seed=0)
-    assert fit == descend(*arguments, prior=0.1, metric=metric, temperature=False, seed=0)
+    fit = descend(*arguments, prior=0.1, objective=Objective(metric), temperature=False, seed=0)
+    assert fit == descend(*arguments, prior=0.1, objective=Objective(metric), temperature=False, seed=0)
     assert fit.steps > 0
     targets = torch.cat([y for _, y in data])
 
     def value(alphas: Any) -> float:
         with patched(model), torch.no_grad():
             patch_(model, units.alphas(alphas))
-            return float(objective(torch.cat([model(x) for x, _ in data]), targets, metric, 1.0).mean())  # type: ignore[arg-type]
+            return float(
+                smooth_objective(torch.cat([model(x) for x, _ in data]), targets, metric, 1.0).mean()
+            )  # type: ignore[arg-type]
 
     assert value(fit.alphas) < value(start) - 0.005
     assert get_alpha(model) == pytest.approx({"noisy": 0.2, "telling": 0.2})
@@ -213,7 +222,7 @@ def test_few_examples_move_many_units_only_a_little() -> None:
         units = units_of(model, "layer", data[0][0])
         fit = descend(
             Predictor(model), LoaderBatches(data, torch.device("cpu")), np.arange(n), units,
-            torch.full((2,), 0.1, dtype=torch.float64), prior=0.1, metric="loss", temperature=False, seed=0,
+            torch.full((2,), 0.1, dtype=torch.float64), prior=0.1, objective=Objective("loss"), temperature=False, seed=0,
         )  # fmt: skip
         moved.append(fit.alphas[0])
     assert 0.1 < moved[0] < moved[1]
@@ -223,14 +232,14 @@ def test_objectives() -> None:
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 0.0]])
     targets = torch.tensor([0, 2])
     torch.testing.assert_close(
-        objective(logits, targets, "loss", 2.0),
+        smooth_objective(logits, targets, "loss", 2.0),
         nn.functional.cross_entropy(logits / 2, targets, reduction="none"),
     )
     margins = torch.tensor([2.0 - 0.0, 0.0 - 3.0])
-    torch.testing.assert_close(objective(logits, targets, "top1", 1.0), torch.sigmoid(-margins))
+    torch.testing.assert_close(smooth_objective(logits, targets, "top1", 1.0), torch.sigmoid(-margins))
     many = torch.arange(10.0).expand(1, 10)  # the fifth largest other of class 3 is 5
     torch.testing.assert_close(
-        objective(many, torch.tensor([3]), "top5", 1.0), torch.sigmoid(torch.tensor([2.0]))
+        smooth_objective(many, torch.tensor([3]), "top5", 1.0), torch.sigmoid(torch.tensor([2.0]))
     )
 
 
@@ -249,7 +258,7 @@ def test_a_descent_goes_on_to_the_same_result(after: int, tmp_path: Path) -> Non
         batches = LoaderBatches(data, torch.device("cpu"))
         return descend(
             Predictor(model), batches, np.arange(800), units, start,
-            prior=0.1, metric="loss", temperature=True, seed=0, journal=journal, meter=as_meter(progress),
+            prior=0.1, objective=Objective("loss"), temperature=True, seed=0, journal=journal, meter=as_meter(progress),
         )  # fmt: skip
 
     whole = run()
@@ -296,7 +305,7 @@ def test_a_gradient_that_does_not_fit_is_made_in_halves(monkeypatch: pytest.Monk
     def run() -> descent.Fit:
         return descend(
             Predictor(model), LoaderBatches(data, torch.device("cpu")), np.arange(300), units,
-            torch.full((2,), 0.1, dtype=torch.float64), prior=0.1, metric="loss", temperature=False, seed=0,
+            torch.full((2,), 0.1, dtype=torch.float64), prior=0.1, objective=Objective("loss"), temperature=False, seed=0,
         )  # fmt: skip
 
     whole = run()

@@ -7,10 +7,20 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up_results import HOSTILE, made_result, made_scores, refined, typed
+from made_up_results import (
+    HOSTILE,
+    by_labels,
+    made_examples,
+    made_result,
+    made_scores,
+    refined,
+    shifted,
+    typed,
+)
 
 from alphatune.reports.html import render_html
 from alphatune.reports.palette import DARK, LIGHT
@@ -51,12 +61,17 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 
 
 @pytest.mark.parametrize(("scheme", "palette"), [(1, LIGHT), (0, DARK)], ids=["light", "dark"])
-def test_the_page(tmp_path: Path, scheme: int, palette: dict[str, str]) -> None:
+@pytest.mark.parametrize("shifts", [False, True], ids=["plain", "shifts"])
+def test_the_page(tmp_path: Path, scheme: int, palette: dict[str, str], shifts: bool) -> None:
     stored = made_scores(classes=len(HOSTILE), names=HOSTILE)
     gates = [
         {"name": name, "limit": 0, "value": None, "passed": False, "reason": name * 9} for name in HOSTILE
     ]
     document = refined(made_result(stored)) | {"warnings": [name * 9 for name in HOSTILE], "gates": gates}
+    if shifts:
+        names = (*HOSTILE[:4], HOSTILE[-1])
+        document = by_labels(shifted(document, names=names))
+        stored = replace(stored, examples=made_examples(names))
     page, _ = render_html(typed(document), stored)
     frames = "".join(FRAME.format(width=width, page=html.escape(page)) for width in WIDTHS)
     (tmp_path / "outer.html").write_text(f"<!doctype html><meta charset=utf-8>{frames}{SCRIPT}")

@@ -193,7 +193,7 @@ def test_the_command_goes_on(
     assert segments >= 5
     code, _, err = run(*job, "-o", out, "--resume", "--seed", 1)
     assert code == 3
-    assert "other settings" in err
+    assert "other settings, model or data: --seed" in err
     # In a process of its own as well: what code is loaded here is other code.
     run_whole([*job, "-o", out, "--resume"])
     assert sorted(os.listdir(tmp_path)) == ["out"]  # noqa: PTH208

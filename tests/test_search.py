@@ -18,8 +18,9 @@ from alphatune.norms.patching import patched, set_alpha_
 from alphatune.statistics.scores import summarise
 from alphatune.tuning import search as search_module
 from alphatune.tuning.curve_scores import join
+from alphatune.tuning.ordering import stratified_order
 from alphatune.tuning.passes import Passes
-from alphatune.tuning.search import FIRST_RANGE, stratified_order
+from alphatune.tuning.search import FIRST_RANGE
 from alphatune.tuning.tune import Curve, TuneResult
 
 N = 1600

@@ -67,7 +67,7 @@ def test_a_file_of_tune_serves_commands_whose_options_it_holds(
 ) -> None:
     """What they cannot take is named, as it changes nothing here."""
     settings = TuneSettings(model=TINY, data=str(image_folder), input_size="12", crop_pct=1.0, mean="0.5", std="0.5",
-                            workers="0", alphas="0.1", metric="loss")  # fmt: skip
+                            pretrained=False, workers="0", alphas="0.1", metric="loss")  # fmt: skip
     (tmp_path / "run.toml").write_text(to_toml(settings))
     for command in ("evaluate", "inspect"):
         code, _, err = run(command, "--config", tmp_path / "run.toml", "--limit", 8)
@@ -178,7 +178,7 @@ def test_a_setting_of_the_run_is_not_on_the_page(name: str) -> None:
 
 def test_evaluate_leaves_unknown_norms_alone_where_it_says_so(run: Run, image_folder: Path) -> None:
     words = ["evaluate", TINY.replace(":tiny", ":odd"), "--data", image_folder, "--input-size", 12, "--workers", 0,
-             "--alpha", 0.1, "--limit", 8]  # fmt: skip
+             "--no-pretrained", "--alpha", 0.1, "--limit", 8]  # fmt: skip
     code, _, err = run(*words)
     assert code == 4
     assert "--skip-unknown" in err

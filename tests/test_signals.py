@@ -105,7 +105,7 @@ def evaluate(
 
 def evaluation(tmp_path: Path, data: Path, happens: str, *more: str) -> list[object]:
     (tmp_path / "own.py").write_text(NET.format(happens=happens))
-    return ["evaluate", f"{tmp_path / 'own.py'}:Net", "--data", data, "--workers", 0, "--input-size", 12,
+    return ["evaluate", f"{tmp_path / 'own.py'}:Net", "--no-pretrained", "--data", data, "--workers", 0, "--input-size", 12,
             "--mean", 0.5, "--std", 0.25, "--batch-size", 1, "--limit", 16, *more]  # fmt: skip
 
 

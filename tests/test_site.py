@@ -141,7 +141,11 @@ def test_the_reference_has_every_option_with_its_default() -> None:
             assert group
             elsewhere += group[1]
         for param in command.params:
-            if param.param_type_name != "option" or param.name == "help_all":
+            if (
+                param.param_type_name != "option"
+                or param.name == "help_all"
+                or getattr(param, "hidden", False)
+            ):
                 continue
             for option in param.opts:
                 place = shared if re.search(rf"`{option}[ `]", elsewhere) else own

@@ -191,3 +191,13 @@ def test_paths_that_nothing_is_like(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_suggesting_imports_no_torch() -> None:
     code = "import sys, alphatune.cli.main, alphatune.core.suggestions; assert 'torch' not in sys.modules, 'torch'"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, timeout=60)
+
+
+@pytest.mark.parametrize("words", [("--alphas", "0", "0.1", "0.2"), ("--mean", "0.5", "0.5")])
+def test_a_list_with_spaces(run: Run, words: tuple[str, ...]) -> None:
+    code, _, err = run("tune", "resnet18", "--data", "d", *words)
+    assert code == 2
+    assert "separated by commas" in err
+    code, _, err = run("tune", "resnet18", "imagenet", "--data", "d")
+    assert code == 2
+    assert "commas" not in err

@@ -9,7 +9,8 @@ import pytest
 from conftest import TINY, Run
 from made_up_results import made_result, made_scores, refined, scored, typed, written
 
-from alphatune.reports.summary import HERE, NEW, summarise_tune
+from alphatune.reports.changes import HERE, NEW
+from alphatune.reports.summary import summarise_tune
 
 WRITTEN = sorted(file.stem for file in (Path(__file__).parent / "written").glob("tune*.json"))
 
@@ -55,7 +56,7 @@ def test_no_change_is_called_better_without_an_interval_that_says_so(metric: str
         assert figure.verdict == verdict
     made["chosen"] |= {"ci": {}, "temperature": 1.5}  # as an earlier version wrote it
     (figure,) = (f for f in summarise_tune(typed(made)).figures if f.metric == metric)
-    assert figure.verdict == ""
+    assert figure.verdict == "untested"
 
 
 def test_a_temperature_stands_beside_alpha() -> None:
@@ -115,3 +116,50 @@ def test_the_next_commands_run(
         )
         code, _, err = run(*words[1:])
         assert code == 0, err
+
+
+def searched(**changes: object) -> dict:
+    """A search whose gain may be luck."""
+    made = made_result(made_scores(), metric="top1", kept=True)
+    made["gain"] |= {"scheme": "progressive", "significant": False, "delta": 0.004, "ci": [-0.008, 0.016]}
+    return made | changes
+
+
+def commands(made: dict) -> dict[str, str]:
+    """The next commands by what is added to the folder's name, in a folder of another name than it was written to."""
+    steps = summarise_tune(typed(made), "out").next
+    return {shlex.split(step.command)[-1].removeprefix("out-"): step.command for step in steps}
+
+
+def test_a_limit_is_raised_before_more_images_are_asked_for() -> None:
+    made = searched()
+    n = made["baseline"]["n"]
+    words = shlex.split(commands(made)["more"])
+    assert ("MORE_IMAGES" in words, "--limit" in words) == (True, False)
+    base = made["command_line"]
+    words = shlex.split(commands(made | {"command_line": f"{base} --limit {n}"})["more"])
+    assert "MORE_IMAGES" not in words  # there are more at hand
+    assert int(words[words.index("--limit") + 1]) > n
+    words = shlex.split(commands(made | {"command_line": f"{base} --limit {10 * n}"})["more"])
+    assert "MORE_IMAGES" in words
+    assert int(words[words.index("--limit") + 1]) > 10 * n  # which run.toml would hold them to
+
+
+def test_nobody_is_asked_for_images_that_nobody_has() -> None:
+    caption = {s.command: s.caption for s in summarise_tune(typed(searched()), "out").next}
+    assert any("0.4 points" in text for text in caption.values())  # the gain that is meant
+    far = searched()
+    far["gain"] |= {"delta": 0.00001}
+    assert "more" not in commands(far)
+    assert "list" in commands(far)
+
+
+def test_an_exact_list_follows_a_search_that_could_not_tell() -> None:
+    made = searched()
+    best = made["best"]["top1"]
+    words = shlex.split(commands(made)["list"])
+    low, high, count = map(float, words[words.index("--alphas") + 1].split(":"))
+    assert low == 0 < best < high
+    assert count == 11
+    made["gain"]["scheme"] = "cross-fitted"  # which was a list
+    assert "list" not in commands(made)

@@ -141,11 +141,12 @@ def test_the_next_command_works(job: list[object], tmp_path: Path) -> None:
 @pytest.mark.parametrize("norm", ["batch-group", "group", "renorm"])
 def test_other_norms_load_back_as_they_were_trained(job: list[object], tmp_path: Path, norm: str) -> None:
     output = tmp_path / "run"
-    document = json.loads(
-        run(
-            *job, "--norm", norm, "--groups", 4, "--examples-per-group", 5, "-o", output, "--format", "json"
-        ).stdout
-    )
+    sizes = {
+        "batch-group": ["--groups", 4, "--examples-per-group", 5],
+        "group": ["--groups", 4],
+        "renorm": [],
+    }
+    document = json.loads(run(*job, "--norm", norm, *sizes[norm], "-o", output, "--format", "json").stdout)
     model = alphatune.load(output, trust_code=True)
     kinds = {type(m).__name__ for m in model.modules() if hasattr(m, "running_mean")}
     assert (
@@ -212,7 +213,7 @@ def test_a_saved_configuration_repeats_a_run(trained: Path, tmp_path: Path) -> N
 
 def test_dry_run_writes_nothing(job: list[object], tmp_path: Path) -> None:
     done = run(*job, "-o", tmp_path / "run", "--dry-run", "--norm", "ghost", "--ghost-size", 4)
-    assert "trained as ghost" in done.stdout
+    assert "trained with ghost norm, " in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -401,7 +402,8 @@ def test_inception_trains_with_its_auxiliary_head(image_folder: Path, tmp_path: 
 @pytest.mark.parametrize("norm", ["batch", "ghost"])
 def test_two_processes(job: list[object], tmp_path: Path, norm: str) -> None:
     """Ghost batches of 5 in two shares of 10 are those of one batch of 20: the same run but for rounding."""
-    args = [*job, "--batch-size", 20, "--norm", norm, "--ghost-size", 5, "--format", "json"]
+    size = ["--ghost-size", 5] if norm == "ghost" else []
+    args = [*job, "--batch-size", 20, "--norm", norm, *size, "--format", "json"]
     done, _ = run_distributed(2, ["train", *args, "-o", tmp_path / "two"], environment=ENV)
     assert done.returncode == 0, done.stderr[-2000:]
     document = json.loads(done.stdout)
@@ -483,7 +485,10 @@ def test_a_run_that_another_process_stopped_is_not_finished(
         (["--val-data", "nowhere"], 2, "val"),
         (["--classes-per-batch", 3], 2, "divide"),
         (["--sync-bn"], 2, "CUDA"),
-        (["--sync-bn", "--norm", "ghost"], 2, "sync-bn"),
+        (["--sync-bn", "--norm", "ghost"], 2, "--sync-bn does not go with --norm ghost (it is for batch)"),
+        (["--ghost-size", 16], 2, "--ghost-size does not go with --norm batch (it is for ghost)"),
+        (["--norm", "renorm", "--groups", 4], 2, "--groups does not go with --norm renorm"),
+        (["--norm", "group", "--examples-per-group", 4], 2, "--examples-per-group does not go with --norm group"),
         (["--device", "cuda:7"], 2, "no device"),
         (["--resume", "--overwrite"], 2, "give one"),
         (["--model-kwargs", "num_classes=7"], 2, "4 classes"),

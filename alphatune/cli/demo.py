@@ -39,7 +39,7 @@ def demo(
     """Try it in a minute, without data of your own or a network connection.
 
     Trains a small network on the handwritten digits that scikit-learn ships, shifts the validation images as
-    another scanner might, and tunes α on these. Needs pip install "alphatune\\[demo]".
+    another scanner might, and tunes α on these. Needs scikit-learn: pip install ".\\[demo]" in the clone.
 
     [bold]Examples[/bold]
 

@@ -51,6 +51,9 @@ def evaluate(
     alphatune evaluate resnet50.a1_in1k --data imagenet/val --alpha 0.02 --format json
     # any model at one alpha; the result as JSON
 
+    alphatune evaluate tuned --data imagenet/val --shift common
+    # also with noise, blur, JPEG, ..., and the mean corruption error
+
     alphatune evaluate resnet50.a1_in1k --data imagenet/val --scores stock.npz
     # keep the scores of every image for alphatune compare
     """
@@ -108,3 +111,37 @@ def _show(document: EvaluateDocument) -> None:
     out = console.stdout()
     out.print(Text(document.model.source))  # as a title it would be wrapped to the width of the table
     out.print(console.table("", [("", "left"), ("", "right")], rows))
+    if document.conditions:
+        _show_conditions(document)
+
+
+def _show_conditions(document: EvaluateDocument) -> None:
+    from alphatune.cli import console
+
+    rows = [
+        (
+            each.name,
+            _levels(each.severities),
+            each.metrics.n,
+            *(f"{each.metrics[name]:.4f}" for name in ("top1", "loss", "ece")),
+        )
+        for each in document.conditions
+    ]
+    columns = [("condition", "left"), ("severity", "left")]
+    columns += [(heading, "number") for heading in ("examples", "top-1", "loss", "ECE")]
+    out = console.stdout()
+    out.print()
+    out.print(console.table("", columns, rows))
+    if error := document.mean_corruption_error:
+        out.print(
+            f"mean corruption error {error.mean:.4f} over {error.shifts} shift{'s' if error.shifts > 1 else ''}, "
+            f"{error.relative:.4f} more than the clean error; 1 − top-1, not divided by AlexNet's as in ImageNet-C"
+        )
+
+
+def _levels(severities: tuple[int, ...]) -> str:
+    """``3``, ``2-4``, or nothing for images as they are."""
+    if not severities:
+        return ""
+    first, last = severities[0], severities[-1]
+    return f"{first}-{last}" if len(severities) == last - first + 1 > 1 else ",".join(map(str, severities))

@@ -144,7 +144,7 @@ def _going_on(argv: list[str]) -> str:
     """How to go on with a command that was interrupted, if it can be."""
     can = argv[:1] in (["train"], ["tune"]) and not any(word.startswith("--score") for word in argv)
     instead = " in place of `overwrite`" if argv[:1] == ["train"] and "--overwrite" in argv else ""
-    return f"the same command with `resume`{instead} goes on" if can else ""
+    return f"the same command with `resume`{instead} goes on from what was saved" if can else ""
 
 
 def _say_stopping() -> None:

@@ -25,6 +25,7 @@ from alphatune.core.errors import ConfigurationError
 from alphatune.core.suggestions import did_you_mean
 from alphatune.core.toml import tomllib
 from alphatune.settings import KINDS, ModelSettings
+from alphatune.settings.conditions import split_clean
 from alphatune.settings.model import DEVICE
 from alphatune.settings.option import OUTPUT, RUNNING, Declared, Option, declared
 
@@ -56,7 +57,9 @@ def takes(kind: type[ModelSettings]) -> Callable[[Command], Command]:
         # Not typing.get_type_hints, which adds an Optional before Python 3.11, and loses the metadata with it.
         signature = inspect.signature(function, eval_str=True)
         own = {name: each for name, each in signature.parameters.items() if name != "settings"}
-        parameters = [_parameter("ctx", typer.Context), *map(_typer_parameter, declared(kind))]
+        shared = {each.option.given_by for each in declared(kind)}
+        parameters = [_parameter("ctx", typer.Context)]
+        parameters += [_typer_parameter(each, repeated=each.name in shared) for each in declared(kind)]
         parameters += [_parameter(name, each.annotation, each.default) for name, each in own.items()]
         parameters.append(_parameter("help_all", HelpAll, False))
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -67,11 +70,17 @@ def takes(kind: type[ModelSettings]) -> Callable[[Command], Command]:
     return decorate
 
 
-def _typer_parameter(each: Declared) -> inspect.Parameter:
-    """A setting as a parameter that typer reads; where we keep a tuple, typer gives a list."""
+def _typer_parameter(each: Declared, *, repeated: bool = False) -> inspect.Parameter:
+    """A setting as a parameter that typer reads; where we keep a tuple, typer gives a list.
+
+    Args:
+        repeated: whether its option may be given several times for one value, as it holds another setting's, too.
+    """
     type_, default = each.type, inspect.Parameter.empty if each.default is MISSING else each.default
     if get_origin(type_) is tuple:
         type_, default = list[str] | None, None
+    elif repeated:
+        type_ = list[str]
     return _parameter(each.name, Annotated[type_, typer_option(each.option, each.name)], default)
 
 
@@ -91,6 +100,7 @@ def typer_option(option: Option, name: str) -> Any:
         min=option.minimum,
         max=option.maximum,
         show_default=option.show_default,
+        hidden=option.given_by is not None,
         autocompletion=_completing(option.suggestions) if option.suggestions else None,
     )
 
@@ -120,6 +130,9 @@ def _settings(ctx: typer.Context, kind: type[ModelSettings]) -> ModelSettings:
     with contextlib.suppress(FileNotFoundError):
         require_utf8(str(Path.cwd()))  # paths are written as they hold from anywhere
     given = {each.name: ctx.params[each.name] for each in declared(kind)}
+    if "conditions" in given and given["data"]:
+        given["data"], others = split_clean(given["data"])
+        given["conditions"] = others or given["conditions"]
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     return kind(**{k: v for k, v in values.items() if v is not None})
 
@@ -145,7 +158,10 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
         )
     if foreign := sorted(values.keys() - _NAMES[command]):
         ctx.meta[_PASSED_OVER] = f"options of other commands in {path} were passed over: {', '.join(foreign)}"
-    saved = {each.name for each in declared(KINDS[command]) if each.option.saved}
+    options = declared(KINDS[command])
+    saved = {each.name for each in options if each.option.saved}
+    for name in values.keys() & {each.option.given_by for each in options}:
+        values[name] = [values[name]]  # as its option, which may be repeated, takes it
     ctx.default_map = {**(ctx.default_map or {}), **{k: v for k, v in values.items() if k in saved}}
     return path
 

@@ -12,7 +12,7 @@ from alphatune.settings import TrainSettings
 
 if TYPE_CHECKING:  # results are not waited for by --help
     from alphatune.results.plan import TrainPlan
-    from alphatune.results.training import Epoch, TrainDocument
+    from alphatune.results.training import Epoch, TrainDocument, TrainedNorm
 
 
 @o.takes(TrainSettings)
@@ -63,6 +63,18 @@ def train(
         _show_result(document, settings)
 
 
+def norm_text(norm: TrainedNorm) -> str:
+    """A normalisation of training and its sizes: ``ghost norm, 16 examples per group``."""
+    examples = {"ghost": norm.ghost_batch_size, "batch-group": norm.examples_per_group}.get(norm.kind)
+    groups = norm.num_groups if norm.kind in ("group", "batch-group") else None
+    parts = [f"{norm.kind} norm"]
+    if groups is not None:
+        parts.append(f"at most {groups} channel group{'' if groups == 1 else 's'}")
+    if examples is not None:
+        parts.append(f"{examples} example{'' if examples == 1 else 's'} per group")
+    return ", ".join(parts)
+
+
 def _show_epoch(row: Epoch) -> None:
     from alphatune.cli import console
 
@@ -78,8 +90,8 @@ def _show_plan(plan: TrainPlan) -> None:
     model, data, env = plan.model, plan.data, plan.env
     rows = [
         ("model", f"{model.source} {model.checkpoint}, {model.parameters / 1e6:.2f} M parameters"),
-        ("norm layers", f"{model.norm_layers}, trained as {model.norm.kind}"),
-        ("newly made", ", ".join(model.new_weights) or "nothing" if model.checkpoint else "everything"),
+        ("norm layers", f"{model.norm_layers}, trained with {norm_text(model.norm)}"),
+        ("new weights", ", ".join(model.new_weights) or "none" if model.checkpoint else "all"),
         ("data", f"{data.source}: {data.train} to train on, {data.validation} to validate"),
         ("classes", data.classes),
         ("preprocessing", ", ".join(f"{k} {v}" for k, v in data.preprocessing.items())),
@@ -88,7 +100,8 @@ def _show_plan(plan: TrainPlan) -> None:
         ("decay", ", ".join(f"{k} {v:g}" for k, v in env.decay.items())),
         (
             "device",
-            f"{env.device}, {env.dtype}, {env.processes} process(es), {env.workers} workers",
+            f"{env.device}, {env.dtype}, {env.processes} process{'' if env.processes == 1 else 'es'}, "
+            f"{env.workers} workers",
         ),
         ("output", plan.settings["output"]),
     ]
@@ -107,7 +120,8 @@ def _show_result(document: TrainDocument, settings: TrainSettings) -> None:
             rows.append((part, document.data[part], *values))
     columns = [("", "left"), *((name, "right") for name in ("examples", "top-1", "top-5", "loss", "ECE"))]
     model = document.model
-    title = f"{model.source}, norm {model.norm.kind}, {len(document.epochs)} epochs"
+    count = f"{len(document.epochs)} epoch{'' if len(document.epochs) == 1 else 's'}"
+    title = f"{model.source}\n{norm_text(model.norm)}, {count}"  # in two lines, as a table breaks a long one
     out = console.stdout()
     out.print(console.table(title, columns, rows))
     out.print(
@@ -136,4 +150,5 @@ def _tune_command(settings: TrainSettings, document: TrainDocument) -> str:
     ):
         if value is not None:
             command += [option, str(value)]
+    command += ["--output", f"{settings.output.rstrip('/')}-tuned"]  # a second network has one of its own
     return shlex.join(command)

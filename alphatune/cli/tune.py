@@ -39,6 +39,9 @@ def tune(
     alphatune tune resnet50 --data imagenet/val --metric loss --granularity layer --temperature
     # one α per layer where it helps, and a temperature beside it
 
+    alphatune tune resnet50 --data imagenet/val --shift common
+    # for noise, blur, exposure and compression that the training images lack
+
     alphatune tune my_model.py:build --checkpoint best.pth --data my_model.py:loader --score my_model.py:iou
     # another task: your loader and your score
     """
@@ -46,10 +49,11 @@ def tune(
     from alphatune.cli.custom_score import show_score_plan
     from alphatune.cli.tune_result import show_result
     from alphatune.jobs.fast_lookup import look_up_tune
-    from alphatune.jobs.gates import failures
+    from alphatune.jobs.gates import failures, passes
     from alphatune.reports.step_summary import append_step_summary
     from alphatune.results.plan import ImagesPlan, ScorePlan
     from alphatune.results.serialisation import to_json
+    from alphatune.settings.saved import to_command
 
     say = console.Announcements(quiet)
     document: Tuned | ImagesPlan | ScorePlan | None = None if plan else look_up_tune(settings)
@@ -73,10 +77,15 @@ def tune(
         print(settings.output)
     elif isinstance(document, ImagesPlan):
         _show_plan(document)
+        console.show_next([(to_command("tune", settings), "")])
     elif isinstance(document, ScorePlan):
         show_score_plan(document, settings.output)
+        console.show_next([(to_command("tune", settings), "")])
     else:
         show_result(document, settings.output, verbose=verbose)
+    if tuned and not quiet:
+        for sentence in passes(tuned):
+            console.note(sentence)
     if tuned and (failed := failures(tuned)):
         console.fail(failed)
         raise typer.Exit(1)
@@ -84,16 +93,17 @@ def tune(
 
 def _show_plan(plan: ImagesPlan) -> None:
     from alphatune.cli import console
+    from alphatune.reports.power import count_text
 
     model, data, env = plan.model, plan.data, plan.env
     searched = plan.work is not None and any(phase.name == "pilot" for phase in plan.work.phases)
     rows = [
         ("model", f"{model.source} {model.checkpoint}"),
         ("norm layers", f"{len(model.patched)} of {model.norm_layers} would be example-weighted"),
-        ("data", f"{data.source}: {data.n} examples, {data.classes} classes"),
+        ("data", f"{data.source}: {count_text(data.n)} images, {data.classes} classes"),
         ("preprocessing", ", ".join(f"{k} {v}" for k, v in data.preprocessing.items())),
         *(
-            (name, f"{averages.data.n} examples of {averages.data.source}")
+            (name, f"{count_text(averages.data.n)} images of {averages.data.source}")
             for name, averages in (("calibration", plan.calibration), ("recalibration", plan.recalibration))
             if averages
         ),
@@ -138,7 +148,7 @@ def show_power(powers: tuple[Power, ...], name: str, things: str) -> None:
     from alphatune.reports.power import assumption, needed_rows, power_words
 
     out = console.stdout()
-    out.print(Text(power_words(powers, name, things), style="bold"))
+    out.print(Text(power_words(powers, name, things, needs=False), style="bold"))
     out.print(Text(assumption(powers), style="dim"))
     columns = [(f"a gain in {name} of", "right"), (f"needs {things}", "right")]
     out.print(console.table("", columns, needed_rows(powers)))

@@ -22,6 +22,7 @@ def show_result(document: Tuned, output: str, *, verbose: bool = False, onward: 
     from rich.text import Text
 
     from alphatune.cli import console
+    from alphatune.cli.shift_tables import shift_details, shift_tables
     from alphatune.reports.averages import averages_sentences
     from alphatune.reports.batch_statistics import batch_statistics_sentence
     from alphatune.reports.power import power_sentence
@@ -31,19 +32,28 @@ def show_result(document: Tuned, output: str, *, verbose: bool = False, onward: 
     if verbose:
         _show_details(document)
     out.print(Text(summary.decision, style="bold"))
-    out.print(Text(as_options(summary.sentence)))
+    for sentence in (summary.sentence, *summary.notes):
+        out.print(Text(as_options(sentence)))
     for sentence in averages_sentences(document):
         out.print(Text(sentence))
     out.print()
     out.print(_figures(document, summary))
-    if any(figure.best_is_estimate for figure in summary.figures):
-        out.print(Text("~ estimated", style="dim"))
     out.print()
     if compared := document.batch_statistics:
         out.print(Text(batch_statistics_sentence(compared)))
         out.print()
     if summary.gains:
         out.print(_gains(summary))
+        out.print()
+    for table in shift_tables(document):
+        out.print(table)
+        out.print()
+    if document.label_curve and document.label_curve.crossings:
+        for sentence in document.label_curve.crossings:
+            out.print(Text(as_options(sentence)))
+        out.print()
+    for table in shift_details(document) if verbose else ():
+        out.print(table)
         out.print()
     power = "" if verbose else power_sentence(document)  # which is among the details
     for line in filter(None, [power, *summary.missed]):
@@ -59,7 +69,9 @@ def show_result(document: Tuned, output: str, *, verbose: bool = False, onward: 
 def _figures(document: Tuned, summary: Summary) -> Table:
     """The metrics at the unpatched model's α, at what was chosen, and at the best α of each."""
     from alphatune.cli import console
-    from alphatune.reports.summary import metric_name, value_text
+    from alphatune.reports.changes import value_text
+    from alphatune.reports.power import count_text
+    from alphatune.reports.summary import metric_name
 
     columns = [("", "left"), (summary.before_name, "number")]
     if name := summary.after_name:
@@ -75,17 +87,20 @@ def _figures(document: Tuned, summary: Summary) -> Table:
         if figure.after is not None:
             after = (value_text(figure.metric, figure.after), figure.change_text, figure.verdict)
         rows.append((figure.label, value_text(figure.metric, figure.before), *after, best))
-    count = "1 example" if document.data.n == 1 else f"{document.data.n} examples"
+    things = "example" if document.metric == "score" else "image"
+    count = f"{count_text(document.data.n)} {things}{'' if document.data.n == 1 else 's'}"
     title = f"{count}, tuned by {metric_name(document, document.metric)}"
     if summary.after_name and not summary.taken:
         title += f"; {summary.after_name} was not taken"
+    if any(figure.best_is_estimate for figure in summary.figures):
+        title += "; ~ estimated"
     return console.table(title, [*columns, ("best", "left")], rows)
 
 
 def _gains(summary: Summary) -> Table:
     """What the choice is worth on these images, and on new ones."""
     from alphatune.cli import console
-    from alphatune.reports.summary import change_text
+    from alphatune.reports.changes import change_text
 
     names = list(dict.fromkeys(worth.name for worth in summary.gains))
     rows = []
@@ -126,14 +141,16 @@ def _show_details(document: Tuned) -> None:
 def _curve(document: Tuned) -> Table:
     """Every α, with the paired interval of its change where there is room for it."""
     from alphatune.cli import console
-    from alphatune.reports.summary import change_text, known_best, metric_name, value_text
+    from alphatune.reports.changes import change_text, value_text
+    from alphatune.reports.repairs import free_repair
+    from alphatune.reports.summary import known_best, metric_name
 
     metrics: tuple[Measure, ...] = ("score",) if document.metric == "score" else METRICS
     best = {metric: known_best(document, metric) for metric in metrics}
     rows = []
     for point in document.curve:
         marks = [] if point.measured else ["~"]
-        if point.alpha == document.chosen.alpha:
+        if point.alpha == document.chosen.alpha and free_repair(document) is None:
             marks.append("chosen")
         if named := [metric_name(document, metric) for metric, alpha in best.items() if alpha == point.alpha]:
             marks.append(f"best {', '.join(named)}")
@@ -161,8 +178,9 @@ def _curve(document: Tuned) -> Table:
 def _sparklines(document: Tuned) -> list[str]:
     """The curve as bars, and between which values they stand."""
     from alphatune.cli import console
+    from alphatune.reports.changes import value_text
     from alphatune.reports.curve import split_curve
-    from alphatune.reports.summary import metric_name, value_text
+    from alphatune.reports.summary import metric_name
 
     points = split_curve(document).joined
     if len(points) < 3:

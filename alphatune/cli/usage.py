@@ -11,6 +11,7 @@ from alphatune.core.errors import ConfigurationError, one_line
 from alphatune.core.suggestions import did_you_mean
 from alphatune.settings.naming import as_options as as_options
 
+_EXTRA = re.compile(r"[Uu]nexpected extra argument(?:\(s\)|s)? \((.+?)\)")
 _NO_CHOICE = re.compile(r"'([^']*)' is not one of (.+?)\.?$")
 
 
@@ -21,6 +22,12 @@ def explain(error: typer.TyperException) -> tuple[str, str]:
         return f"no such option: {option}", _meant(error, option)
     if choice := _NO_CHOICE.search(message):
         return message, did_you_mean(choice[1], re.findall(r"'([^']*)'", choice[2]), "see --help")
+    if extra := _EXTRA.search(message):
+        listed = all(re.fullmatch(r"[-+.\d]+", word) for word in extra[1].split())
+        return (
+            message,
+            "the values of a list are separated by commas, without spaces" if listed else "see --help",
+        )
     return message, "see --help"
 
 

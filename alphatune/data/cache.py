@@ -51,6 +51,9 @@ class ImageStore:
         if self.source.examples.load is None:
             positions = np.arange(len(self.present))  # a stream decodes whatever it passes
         missing = positions[~self.present[positions]]
+        missing = missing[
+            np.sort(np.unique(missing, return_index=True)[1])
+        ]  # an image may come several times
         if len(missing) == 0:
             return
         start = 0
@@ -64,7 +67,7 @@ class ImageStore:
     def read(self, positions: np.ndarray, *, pin: bool) -> Tensor:
         """Images that are there; a view where nothing has to be moved."""
         first, last = int(positions[0]), int(positions[-1])
-        if last - first + 1 == len(positions) and (not pin or self.images.is_pinned()):
+        if (np.diff(positions) == 1).all() and (not pin or self.images.is_pinned()):
             return self.images[first : last + 1]
         images = torch.empty((len(positions), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=pin)
         np.take(self._pixels, positions, axis=0, out=images.numpy(), mode="clip")  # clip: straight into out

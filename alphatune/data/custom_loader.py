@@ -58,6 +58,16 @@ class LoaderBatches:
         return targets if self._positions is None else targets[self._positions]
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of the conditions: there are none."""
+        return ()
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The id of each example, (n,) int64: its place in the loader; reads the loader if no pass did."""
+        return np.arange(len(self._source.read())) if self._positions is None else self._positions
+
+    @property
     def batch_size(self) -> int:
         """The length of the loader's longest batch; reads the loader if no pass did."""
         self._source.read()

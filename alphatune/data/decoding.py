@@ -14,6 +14,7 @@ import PIL
 from PIL import Image
 
 from alphatune.core.errors import ConfigurationError, one_line
+from alphatune.core.extras import install_line
 from alphatune.data.bit_depth import to_eight_bits
 from alphatune.data.pixel_limit import check_encoded, check_size, open_header, pil_limit, usual_limit
 
@@ -89,7 +90,7 @@ def _decode_image() -> Any:
     except ImportError:  # also a version before 0.16, which has no such function
         raise ConfigurationError(
             "`decoder=torchcodec` needs the package torchcodec, 0.16 or newer",
-            'pip install "alphatune[torchcodec]"',
+            install_line("torchcodec"),
         ) from None
     except (OSError, RuntimeError) as error:  # built for another torch
         raise ConfigurationError(

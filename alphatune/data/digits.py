@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from alphatune.core.errors import ConfigurationError, ResourceError
+from alphatune.core.extras import install_line
 
 Pixels = NDArray[np.uint8]
 
@@ -35,7 +36,7 @@ def read_digits() -> tuple[Pixels, NDArray[np.int64]]:
     except ImportError:
         raise ConfigurationError(
             "the demo's images come with scikit-learn, which is not installed",
-            'pip install "alphatune[demo]"',
+            install_line("demo"),
         ) from None
     values, targets = load_digits(return_X_y=True)
     pixels = np.round(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # 17 grey levels, 0 to 16

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alphatune.core.errors import AlphatuneError, ConfigurationError, DataError, one_line
+from alphatune.core.extras import install_line
 from alphatune.data.examples import Examples
 from alphatune.data.image_tables import examples_of_table
 from alphatune.data.saved_tables import open_saved, saved_splits
@@ -40,9 +41,7 @@ def open_hub_table(
     try:
         import datasets  # type: ignore[import-untyped]
     except ImportError:
-        raise ConfigurationError(
-            "hfds/ data need the package datasets", 'pip install "alphatune[hfds]"'
-        ) from None
+        raise ConfigurationError("hfds/ data need the package datasets", install_line("hfds")) from None
     try:
         with silenced():
             builder = datasets.load_dataset_builder(name, cache_dir=cache)

@@ -45,6 +45,16 @@ class Batches:
         return self.examples.targets
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of the conditions: there are none."""
+        return ()
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The id of each example, (n,) int64: its place in the source."""
+        return self.examples.indices
+
+    @property
     def cache(self) -> str:
         """Where decoded images are kept for a further pass: none, ram or disk."""
         return "none"

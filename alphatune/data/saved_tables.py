@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alphatune.core.errors import AlphatuneError, ConfigurationError, DataError, one_line
+from alphatune.core.extras import install_line
 from alphatune.data.examples import Examples
 from alphatune.data.image_tables import examples_of_table
 from alphatune.data.silenced import silenced
@@ -47,9 +48,7 @@ def open_saved(
     try:
         import datasets  # type: ignore[import-untyped]
     except ImportError:
-        raise ConfigurationError(
-            f"{text} needs the package datasets", 'pip install "alphatune[hfds]"'
-        ) from None
+        raise ConfigurationError(f"{text} needs the package datasets", install_line("hfds")) from None
     try:
         with silenced():
             table = datasets.load_from_disk(str(folder / name if name else folder))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alphatune.core.errors import ConfigurationError, DataError, one_line
+from alphatune.core.extras import install_line
 from alphatune.core.suggestions import did_you_mean_path
 from alphatune.data.compressed import compression
 from alphatune.data.inventory import natural_key
@@ -129,7 +130,7 @@ def _braces(text: str) -> list[str]:
         if "{" not in text:
             return [text]
         raise ConfigurationError(
-            "patterns in braces need the package braceexpand", 'pip install "alphatune[wds]"'
+            "patterns in braces need the package braceexpand", install_line("wds")
         ) from None
     try:
         return list(braceexpand.braceexpand(text))

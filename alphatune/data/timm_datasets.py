@@ -12,6 +12,7 @@ from timm.data import create_dataset
 from torchvision.datasets import ImageFolder
 
 from alphatune.core.errors import AlphatuneError, ConfigurationError, DataError, one_line
+from alphatune.core.extras import install_line
 from alphatune.data.examples import Examples, FileLoad, Load
 from alphatune.data.hub_tables import open_hub_table
 from alphatune.data.shards import is_remote, locate
@@ -80,7 +81,7 @@ def _open_by_timm(
             )
     except ImportError as error:
         raise ConfigurationError(
-            f"{prefix}/ data need the package {error.name or prefix}", f'pip install "alphatune[{prefix}]"'
+            f"{prefix}/ data need the package {error.name or prefix}", install_line(prefix)
         ) from None
     except AlphatuneError:
         raise

@@ -25,6 +25,7 @@ from alphatune.core.errors import (
     one_line,
     raise_if_machine_failed,
 )
+from alphatune.core.extras import install_line
 from alphatune.core.versions import ONNX, require_torch
 from alphatune.export.agreement import Run
 from alphatune.export.program import WITHOUT_A_GRAPH, quiet
@@ -49,7 +50,7 @@ def require_onnx() -> None:
             raise ConfigurationError(
                 f"`format=onnx` needs the packages {', '.join(PACKAGES[:-1])} and {PACKAGES[-1]}; {name} "
                 + ("is not installed" if absent else f"cannot be imported: {one_line(error)}"),
-                'pip install "alphatune[onnx]", or in a clone: pip install ".[onnx]"',
+                install_line("onnx"),
             ) from None
 
 

@@ -9,8 +9,11 @@ from msgspec.structs import replace
 from alphatune.core.hashing import sha256
 from alphatune.core.progress import ShowProgress, as_meter
 from alphatune.core.version import VERSION
+from alphatune.data.conditions import Conditions
 from alphatune.data.label_order import check_label_order, near_chance
+from alphatune.data.loading import Batches
 from alphatune.evaluation.predictor import evaluate
+from alphatune.jobs.conditions import corruption_error, describe_conditions, open_conditions
 from alphatune.jobs.describe import describe_data, describe_env, describe_model, describe_plan, model_alpha
 from alphatune.jobs.opening import predictor_of, prepare
 from alphatune.jobs.preparation import Say, announce
@@ -27,7 +30,7 @@ from alphatune.results.model import EvaluatedModel
 from alphatune.results.plan import ImagesPlan
 from alphatune.settings import EvaluateSettings
 from alphatune.statistics.scores import summarise
-from alphatune.tuning.remarks import remark_on_inactive
+from alphatune.tuning.remarks import remark_on_inactive, remark_on_untrained
 
 
 def run_evaluate(
@@ -51,6 +54,7 @@ def run_evaluate(
         check_scores_file(kept, overwrite=overwrite)
     meter = as_meter(progress)
     prepared = prepare(settings, meter)
+    conditions = open_conditions(settings, prepared, meter)
     meter.begin("evaluating")
     module = prepared.opened.module
     if settings.alpha is not None:
@@ -67,19 +71,22 @@ def run_evaluate(
     if weighted:
         leave_inactive(layers)  # raises where no layer acts
     patched = tuple(la.name for la in layers if la.name in weighted and la.status != "inactive")
-    worth = len(prepared.batches) >= COMPILED_FROM
+    data: Batches | Conditions = conditions or prepared.batches
+    worth = len(data) >= COMPILED_FROM
     with use_kernel(resolve_kernel(settings.kernel, prepared.opened.device, worth_compiling=worth)):
         measured = evaluate(
             module,
-            prepared.batches,
+            data,
             predictor=predictor_of(settings, prepared),
-            total=len(prepared.batches),
+            total=len(data),
             progress=meter,
         )
     examples = prepared.batches.examples
-    summary = summarise(measured)
-    remarks = check_label_order(examples, measured.targets, measured.predicted)
-    remarks += near_chance(measured.targets, summary.top1)
+    clean = measured.take(slice(len(prepared.batches)))  # the first of the conditions
+    summary = summarise(clean)
+    remarks = check_label_order(examples, clean.targets, clean.predicted)
+    remarks += remark_on_untrained(module) or near_chance(clean.targets, summary.top1)
+    described = describe_conditions(conditions, measured) if conditions else ()
     document = EvaluateDocument(
         alphatune=VERSION,
         model=describe_model(prepared.opened, layers, prepared.probe, patched).extended(
@@ -88,8 +95,11 @@ def run_evaluate(
         data=describe_data(prepared.batches, prepared.skipped),
         env=describe_env(settings, prepared),
         metrics=summary,
+        conditions=described,
+        mean_corruption_error=corruption_error(described),
         warnings=(
             *prepared.warnings,
+            *(conditions.warnings if conditions else ()),
             *remarks,
             *(remark_on_inactive(layers, len(patched)) if weighted else ()),
         ),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from alphatune.core.errors import ConfigurationError
 from alphatune.core.metrics import INFO, METRICS, SCORE, Measure, Metric
+from alphatune.core.suggestions import did_you_mean
 from alphatune.results.document import Part
 from alphatune.results.tune import Gate as JudgedGate
 from alphatune.results.tune import Tuned
@@ -93,12 +94,18 @@ def failures(document: Tuned) -> list[str]:
     return [f"gate {g.name} failed: {g.reason}" for g in document.gates if not g.passed]
 
 
+def passes(document: Tuned) -> list[str]:
+    """A sentence on each gate that passed."""
+    return [f"gate {g.name} passed: {g.reason}" for g in document.gates if g.passed]
+
+
 def _metric_and_limit(text: str, option: str, known: tuple[Measure, ...]) -> tuple[Measure, float]:
     name, _, value = text.partition("=")
     metric = next((metric for metric in known if metric == name), None)
     if metric is None:
         raise ConfigurationError(
-            f"{option} takes METRIC=VALUE, got {text!r}", f"METRIC is one of: {', '.join(known)}"
+            f"{option} takes METRIC=VALUE, got {text!r}",
+            did_you_mean(name, known, f"METRIC is one of: {', '.join(known)}"),
         )
     return metric, _number(value, f"{option[:-1]}={metric}`")
 
@@ -126,24 +133,20 @@ def _judged(
         images: that the interval rests on, and any other would be a multiple of.
     """
     value, interval, passed, undecided = found.value, found.interval if by_interval else None, False, False
+    why = ""
     if value is None:
-        verdict = "failed, because it is not known"
+        pass  # the words say why
     elif not by_interval or (interval and interval[0] == interval[1]):  # nothing changed, for sure
         passed = _keeps(value, limit, least)
-        verdict = "passed" if passed else "failed"
     elif interval is None:
-        verdict = "failed, because its interval is not known"
+        why = "; its interval is not known"
     else:
         worse_end, better_end = interval if least else reversed(interval)
         passed = _keeps(worse_end, limit, least)
         undecided = not passed and _keeps(better_end, limit, least)
-        verdict = (
-            "passed, because the whole interval keeps to it"
-            if passed
-            else "failed, because the whole interval is beyond it"
-        )
+        why = f"; the whole interval {'keeps to the limit' if passed else 'is beyond the limit'}"
         if undecided:
-            verdict = f"undecided, {_enough(value, limit, interval, images)} images would decide it"
+            why = f"; the interval holds the limit, and {_enough(value, limit, interval, images)} images would decide it"
     words = found.words
     if interval is not None and interval[0] < interval[1]:
         of = "" if least else " of how much worse"
@@ -155,7 +158,7 @@ def _judged(
         interval=interval,
         passed=passed,
         undecided=undecided,
-        reason=f"{asked}; {words}: {verdict}",
+        reason=f"{asked}; {words}{why}",
     )
 
 
@@ -256,13 +259,13 @@ def _judged_classes(
     named = ", ".join(each.text(by_interval, bool(failed)) for each in shown[:NAMED])
     named += f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
     if failed:
-        verdict = f"failed for {len(failed)} of {_classes(len(judged))}"
+        verdict = f"{len(failed)} of {_classes(len(judged))} got worse by more: {named}"
     elif undecided:
         needed = images_a_class(stored, metric, limit, len(judged))
         enough = f"; {rough_count(needed)} images a class would decide it" if needed else ""
-        verdict = f"undecided for {len(undecided)} of {_classes(len(judged))}{enough}"
+        verdict = f"{len(undecided)} of {_classes(len(judged))} may have got worse by more: {named}{enough}"
     else:
-        verdict = f"passed for all {len(judged)} classes"
+        verdict = f"none of {_classes(len(judged))} did; worst: {named}"
     return JudgedGate(
         name=name,
         limit=limit,
@@ -270,7 +273,7 @@ def _judged_classes(
         interval=worst.alone if by_interval else None,
         passed=not failed and not undecided,
         undecided=bool(undecided) and not failed,
-        reason=f"{asked}; {'worst: ' if not failed and not undecided else ''}{named}: {verdict}{not_judged}",
+        reason=f"{asked}; {verdict}{not_judged}",
     )
 
 
@@ -305,7 +308,7 @@ def _gain(document: Tuned, stored: StoredScores | None) -> Reading:
     if document.decision.keep_baseline:
         parts = _kept(document)
         if not parts:
-            return Reading(0.0, "the plain model is kept, a gain of 0", (0.0, 0.0))
+            return Reading(0.0, "the plain model is kept, so the gain is 0", (0.0, 0.0))
         values = [value for _, value, _ in parts if value is not None]
         if len(values) < len(parts):
             return unknown
@@ -385,7 +388,7 @@ def _require_significant() -> Gate:
         found = bool(document.decision.significant)
         if kept:
             found = any(significant for _, _, significant in _kept(document))
-            words = f"the plain model is kept: {document.decision.reason}"
+            words = f"the plain model is kept, because {document.decision.reason}"
         if not kept or _kept(document):
             words = "the gain" if gain is None or kept else (
                 f"the gain, {gain.delta:.6g} with a {100 * gain.confidence:.3g} % interval of {gain.ci[0]:.4g} to "
@@ -397,8 +400,7 @@ def _require_significant() -> Gate:
             limit=1.0,
             value=float(found),
             passed=found,
-            reason=f"the gain in {_name(document, document.metric)} has to be significant; {words}: "
-            f"{'passed' if found else 'failed'}",
+            reason=f"the gain in {_name(document, document.metric)} has to be significant; {words}",
         )
 
     return Gate(name, judged)
@@ -415,8 +417,8 @@ def _max_latency_ratio(limit: float) -> Gate:
 
 
 def _latency(document: Tuned) -> Reading:
-    if document.decision.keep_baseline:  # a temperature costs next to nothing
-        return Reading(1.0, "the norm layers are those of the plain model, 1 time")
+    if document.chosen.alpha == document.baseline_alpha:  # a temperature costs next to nothing
+        return Reading(1.0, "the norm layers are plain, as those of the model that was given, 1 time")
     cost = document.deployment
     if cost is None:
         return Reading(None, "its time was not measured")

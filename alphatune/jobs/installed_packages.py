@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from alphatune.core.errors import one_line
+from alphatune.core.extras import install_line
 from alphatune.core.version import VERSION
 from alphatune.core.versions import TORCH_FOR, torch_allows
 from alphatune.results.diagnosis import Finding
@@ -118,7 +119,7 @@ def find_extras(requirements: Sequence[Requirement] | None = None) -> Iterator[F
                     f"{requirement.name} {versions[requirement.name]} is older than {requirement.versions}"
                 )
         detail = ", ".join(lacking or [f"{name} {version}" for name, version in versions.items()])
-        fix = f'pip install "alphatune[{extra}]"' if lacking else ""
+        fix = install_line(extra) if lacking else ""
         yield Finding(
             EXTRAS, extra, "missing" if lacking else "ok", detail, fix, {"versions": versions, "install": fix}
         )

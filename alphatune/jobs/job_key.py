@@ -33,6 +33,7 @@ from alphatune.models.neighbours import files_of_neighbours
 from alphatune.models.output import is_bundle
 from alphatune.reports.result import environment
 from alphatune.settings import TuneSettings
+from alphatune.settings.conditions import parse_named
 from alphatune.settings.saved import decisive
 
 _OF_THE_MACHINE = ("platform", "threads")
@@ -128,7 +129,8 @@ def _inputs(settings: TuneSettings, prepared: Prepared, others: tuple[Batches, .
     found += [file for file in (settings.class_map, settings.labels) if file]
     if settings.labels:
         found.append(str(Path(settings.labels).parent))  # where the meaning of its numbers may lie
-    sources = (settings.data, settings.calibrate, settings.recalibrate)
+    further = [parse_named(text)[1] for text in settings.conditions]
+    sources = (settings.data, settings.calibrate, settings.recalibrate, *further)
     for data, batches in zip([s for s in sources if s], (prepared.batches, *others), strict=True):
         examples = batches.examples
         files = files_of(examples) if Path(data).exists() else None

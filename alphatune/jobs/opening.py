@@ -17,6 +17,7 @@ from alphatune.core.errors import ConfigurationError, one_line, raise_if_machine
 from alphatune.core.progress import Meter
 from alphatune.data.cache import with_cache
 from alphatune.data.class_map import only_present
+from alphatune.data.conditions import check_names
 from alphatune.data.datasets import open_data, opens_by_name
 from alphatune.data.examples import Examples, Unreadable
 from alphatune.data.inventory import files_not_read
@@ -24,6 +25,7 @@ from alphatune.data.loading import Batches, automatic_batch_size
 from alphatune.data.preprocessing import Preprocessing, parse_numbers
 from alphatune.data.readable import skipped_warning, without_unreadable
 from alphatune.data.shards import absolute_pattern, is_pattern
+from alphatune.data.shifts import Shift, parse_shifts
 from alphatune.data.splits import open_splits
 from alphatune.data.workers import affordable_workers, automatic_workers
 from alphatune.evaluation.predictor import Predictor
@@ -38,6 +40,7 @@ from alphatune.models.outputs import EXAMPLES, check_outputs_
 from alphatune.models.probe import Probe, probe
 from alphatune.models.sources import Source, build, parse_model_kwargs
 from alphatune.settings import EvaluateSettings, ModelSettings, TuneSettings
+from alphatune.settings.conditions import CLEAN, parse_named
 
 S = TypeVar("S", bound=EvaluateSettings)
 P = TypeVar("P", bound=ModelSettings)
@@ -165,13 +168,13 @@ def prepare(settings: EvaluateSettings, meter: Meter | None = None) -> Prepared:
     """Open model and data, and check that classes and input size fit each other."""
     if settings.dtype not in DTYPES:
         raise ConfigurationError(f"unknown dtype {settings.dtype!r}", f"one of: {', '.join(DTYPES)}")
+    named_conditions(settings)
     opened = open_model(settings)
     if settings.channels_last:
         opened.module.to(memory_format=torch.channels_last)
     if settings.kernel != "auto":
         resolve_kernel(settings.kernel, opened.device)  # one that cannot run is an error before anything runs
-    examples = _open_examples(settings, opened.preprocessing.image_mode).decoded_by(settings.decoder)
-    examples = examples.at_most(settings.max_pixels)
+    examples = open_examples(settings, settings.data, opened.preprocessing.image_mode)
     announcement = opened.preparation.check(examples)
     seen = probe(
         opened.module,
@@ -180,7 +183,7 @@ def prepare(settings: EvaluateSettings, meter: Meter | None = None) -> Prepared:
         widths=(len(examples.classes),) if examples.classes else (),
         wanted=settings.logits,
     )
-    _check_classes(examples, seen.num_classes)
+    check_classes(examples, seen.num_classes)
     if settings.classes_only_present:
         examples = only_present(examples)
     notes = [*opened.warnings, *opened.preparation.warnings(), *examples.warnings]
@@ -198,9 +201,26 @@ def prepare(settings: EvaluateSettings, meter: Meter | None = None) -> Prepared:
     batches, skipped = without_unreadable(batches, settings.on_bad_image, meter)
     notes += [*fewer, *skipped_warning(settings.data, skipped, total), *seen.warnings]
     notes += check_outputs_(opened.module, _first_images(batches))
-    # An evaluation is one pass, and keeps nothing unless told to.
-    where = "none" if settings.cache == "auto" and not isinstance(settings, TuneSettings) else settings.cache
-    return Prepared(opened, with_cache(batches, where), seen, tuple(notes), skipped, announcement)
+    cached = with_cache(batches, cache_for(settings))
+    return Prepared(opened, cached, seen, tuple(notes), skipped, announcement)
+
+
+def cache_for(settings: EvaluateSettings) -> str:
+    """Where decoded images are kept: an evaluation sees each once, unless shifts are made of it, and keeps nothing."""
+    once = not isinstance(settings, TuneSettings) and not settings.shift
+    return "none" if settings.cache == "auto" and once else settings.cache
+
+
+def named_conditions(settings: EvaluateSettings) -> tuple[tuple[Shift, ...], tuple[tuple[str, str], ...]]:
+    """The shifts to make, and names and data of further images.
+
+    Raises:
+        ConfigurationError: text that names neither, or two conditions of one name.
+    """
+    shifts = parse_shifts(settings.shift)
+    named = tuple(map(parse_named, settings.conditions))
+    check_names([CLEAN, *(shift.name for shift in shifts), *(name for name, _ in named)])
+    return shifts, named
 
 
 def _first_images(batches: Batches) -> Tensor:
@@ -240,12 +260,13 @@ def resolved_paths(settings: P) -> P:
         for name in ("checkpoint", "class_map", "labels", "data_root")
         if (path := getattr(settings, name, None))
     }
+    root = getattr(settings, "data_root", None)
     for name in ("data", "val_data", "calibrate", "recalibrate"):
-        data = getattr(settings, name, None)
-        root = getattr(settings, "data_root", None)
-        if data and not opens_by_name(data, root):
-            below_root = () if root else ("wds/",)
-            absolute[name] = _absolute(data, *below_root, "hfds/", "hfids/")
+        if data := getattr(settings, name, None):
+            absolute[name] = _absolute_data(data, root)
+    if isinstance(settings, EvaluateSettings):
+        named = map(parse_named, settings.conditions)
+        absolute["conditions"] = tuple(f"{name}={_absolute_data(data, root)}" for name, data in named)
     for name in ("model", "data", "score"):  # file.py:function
         location, colon, function = (getattr(settings, name, None) or "").rpartition(":")
         if location.endswith(".py"):
@@ -255,6 +276,15 @@ def resolved_paths(settings: P) -> P:
     elif settings.model.startswith("local-dir:"):
         absolute["model"] = _absolute(settings.model, "local-dir:")
     return replace(settings, **absolute)
+
+
+def _absolute_data(data: str, root: str | None) -> str:
+    """DATA as it holds from any folder; a name of a dataset below ``data_root`` stays as it is."""
+    return (
+        data
+        if opens_by_name(data, root)
+        else _absolute(data, *(() if root else ("wds/",)), "hfds/", "hfids/")
+    )
 
 
 def _absolute(path: str, *schemes: str) -> str:
@@ -268,7 +298,7 @@ def _absolute(path: str, *schemes: str) -> str:
     return f"{scheme}{Path(rest).absolute()}" if scheme and Path(rest).exists() else path
 
 
-def _open_examples(settings: EvaluateSettings, image_mode: str) -> Examples:
+def open_examples(settings: EvaluateSettings, data: str, image_mode: str) -> Examples:
     """The examples that DATA names; with ``val_fraction`` those that training holds out of them."""
     how: dict[str, Any] = {
         "data_root": settings.data_root,
@@ -282,12 +312,15 @@ def _open_examples(settings: EvaluateSettings, image_mode: str) -> Examples:
         "split_seed": settings.split_seed,
     }
     if settings.val_fraction is None:
-        return open_data(settings.data, split=settings.split, **how)
-    fraction = settings.val_fraction
-    return open_splits(settings.data, train_split=settings.split, val_fraction=fraction, **how).validation
+        examples = open_data(data, split=settings.split, **how)
+    else:
+        fraction = settings.val_fraction
+        examples = open_splits(data, train_split=settings.split, val_fraction=fraction, **how).validation
+    return examples.decoded_by(settings.decoder).at_most(settings.max_pixels)
 
 
-def _check_classes(examples: Examples, outputs: int) -> None:
+def check_classes(examples: Examples, outputs: int) -> None:
+    """Refuse labels that cannot be those of a model's outputs; raises ConfigurationError."""
     if examples.class_map and len(examples.classes) != outputs:
         raise ConfigurationError(
             f"the class map {examples.class_map} names {len(examples.classes)} classes, the model has {outputs} outputs",

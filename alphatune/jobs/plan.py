@@ -12,6 +12,7 @@ import numpy as np
 
 from alphatune.core.errors import AlphatuneError
 from alphatune.core.metrics import SCORE
+from alphatune.data.conditions import Conditions
 from alphatune.data.loading import Batches
 from alphatune.evaluation.predictor import evaluation_mode
 from alphatune.jobs.opening import Prepared, predictor_of, resolved_paths
@@ -26,7 +27,8 @@ from alphatune.settings import TuneSettings
 from alphatune.statistics.gain import CONFIDENCE
 from alphatune.statistics.gain_table import planned_power
 from alphatune.tuning.refinement import is_joint, levels_of
-from alphatune.tuning.search import FEWEST_TO_SEARCH, LOOKS, PILOT, PILOT_NODES
+from alphatune.tuning.search import FEWEST_TO_SEARCH, LOOKS, PILOT, PILOT_NODES, looks_at
+from alphatune.tuning.step_back import SHARES
 
 #: images that are timed
 TIMED = 32
@@ -36,6 +38,8 @@ TIMED_AT = 0.05
 USUAL_NODES, FULL_NODES = (2, 5), (5, 8)
 #: plain evaluations that a level of finer α takes, two descents and two exact passes; the last descent
 LEVEL, LAST = (5, 10), (0, 6)
+#: that the free repairs take on both halves, and one fit of them on one half
+RIVALS, ONE_FIT = (6, 40), (1, 16)
 
 Range = tuple[float, float]
 
@@ -46,15 +50,17 @@ def plan_work(
     alphas: Sequence[float],
     others: Sequence[Batches],
     exclude: Sequence[str],
+    conditions: Conditions | None,
 ) -> PlannedWork:
     """The phases of a tune, what each costs, and the time, from a few images.
 
     Args:
         others: images that moving averages are measured on.
         exclude: layers that are left alone.
+        conditions: that are tuned over; an evaluation is one of all of them.
     """
-    n = len(prepared.batches)
-    phases = tuple(_phases(settings, n, len(alphas), [len(batches) / n for batches in others]))
+    n = len(prepared.batches if conditions is None else conditions)
+    phases = tuple(_phases(settings, n, len(alphas), [len(b) / n for b in others], conditions))
     low, high = (sum(phase.evaluations[i] for phase in phases) for i in (0, 1))
     timed = _time(settings, prepared, exclude)
     seconds = None
@@ -70,9 +76,11 @@ def plan_work(
     )
 
 
-def plan_power(settings: TuneSettings, plan: ImagesPlan, alphas: Sequence[float]) -> tuple[Power, ...]:
-    """What the images will be able to tell; nothing where there is no α to compare."""
-    if len(alphas) < 2:
+def plan_power(
+    settings: TuneSettings, plan: ImagesPlan, alphas: Sequence[float], conditions: Conditions | None
+) -> tuple[Power, ...]:
+    """What the images will be able to tell; nothing where there is no α to compare, or several conditions."""
+    if len(alphas) < 2 or conditions is not None:
         return ()
     earlier = _earlier(settings)
     same = (
@@ -121,7 +129,13 @@ def _searches(settings: TuneSettings, n: int) -> bool:
     return settings.alphas == "auto" and n >= FEWEST_TO_SEARCH
 
 
-def _phases(settings: TuneSettings, n: int, alphas: int, averages: Sequence[float]) -> list[Phase]:
+def _phases(
+    settings: TuneSettings,
+    n: int,
+    alphas: int,
+    averages: Sequence[float],
+    conditions: Conditions | None,
+) -> list[Phase]:
     found = []
 
     def add(name: str, low: float, high: float) -> None:
@@ -136,18 +150,30 @@ def _phases(settings: TuneSettings, n: int, alphas: int, averages: Sequence[floa
         pilot = PILOT_NODES * min(max(n // 20, PILOT[0]), PILOT[1]) / n
         add("pilot", pilot, 2 * pilot)
         few, most = FULL_NODES if full else USUAL_NODES
-        seen = 1 if full else LOOKS[-1]
-        add(f"search in {len(LOOKS)} steps", few * seen, most * seen)
-        add("confirming", 0 if full else 1 - LOOKS[-1], 1 if full else 2 - LOOKS[-1])
+        looks = LOOKS if conditions is None else looks_at(conditions.ids)
+        seen = 1 if full else looks[-1]
+        add(f"search in {len(looks)} steps", few * seen, most * seen)
+        if conditions is not None:
+            add("guarded conditions", 0, len(SHARES) / len(conditions.names))
+        add("confirming", 0 if full else 1 - looks[-1], 1 if full else 2 - looks[-1])
     else:
         add("sweeping alpha", alphas, alphas)
-    if settings.granularity != "global" or settings.temperature:
+    compares = conditions is not None and settings.rivals == "free"
+    if settings.granularity != "global" or settings.temperature or compares:
         joint = is_joint(settings.metric, settings.temperature)
         add("unpatched model and temperature", 1, 1)
         for name in levels_of(settings.granularity):
             fitted = joint or name != "global"
             add(f"descent: {name}" if fitted else "temperature", *(LEVEL if fitted else (1, 2)))
+        if settings.rivals == "free":
+            add("running statistics, γ and β", RIVALS[0] if compares else 0, RIVALS[1])
         add("last descent, and confirming", *LAST)
+    if conditions is not None:
+        fits = (len(conditions.names) - 1) * ONE_FIT[1] if compares else 1
+        add("shifts that are left out", 0, fits)
+    if settings.label_counts:
+        counts = settings.label_counts.count(",") + 1
+        add("numbers of labels", 10 * counts, 2 * counts * (4 + 4 * ONE_FIT[1]))
     if settings.batch_stats:
         add("batch statistics", 2, 2)
     return found

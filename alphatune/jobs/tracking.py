@@ -18,6 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from alphatune.core.errors import ConfigurationError, one_line
+from alphatune.core.extras import install_line
 from alphatune.core.suggestions import did_you_mean
 from alphatune.jobs.trackers import TRACKERS, Job, Outcome, Summary, Tracker
 from alphatune.reports.summary import summarise_tune
@@ -49,7 +50,7 @@ def check_trackers(names: Iterable[str]) -> None:
         if importlib.util.find_spec(name) is None:
             raise ConfigurationError(
                 f"`log_to={name}` needs the package {name}, which is not installed",
-                f"pip install 'alphatune[{name}]'",
+                install_line(name),
             )
 
 

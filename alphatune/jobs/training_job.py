@@ -40,6 +40,7 @@ from alphatune.models.sources import Source, parse_model_kwargs
 from alphatune.models.weights import weights_of
 from alphatune.norms.conversion import Norm
 from alphatune.settings import TrainSettings
+from alphatune.settings.option import IMAGES, check_applies
 from alphatune.training.recipe import Recipe
 
 
@@ -82,8 +83,7 @@ class TrainingJob:
 def prepare_training(settings: TrainSettings, device: torch.device, world: World) -> TrainingJob:
     """Open the data, build and convert the model, and check that they fit each other."""
     recipe = recipe_of(settings)
-    if settings.norm != "batch" and settings.sync_bn:
-        raise ConfigurationError(f"`sync_bn` is for `norm=batch`, got `norm={settings.norm}`")
+    check_applies(settings, frozenset({settings.norm, *IMAGES}), f"`norm={settings.norm}`")
     image_mode = (
         "L" if settings.input_size and settings.input_size.replace("x", ",").startswith("1,") else "RGB"
     )

@@ -16,22 +16,24 @@ import torch
 from msgspec import structs
 
 from alphatune.core.distributed import World, joined
-from alphatune.core.errors import AlphatuneError, UnsupportedModelError
+from alphatune.core.errors import AlphatuneError, ConfigurationError, UnsupportedModelError, one_line
 from alphatune.core.progress import Meter, ShowProgress, as_meter
 from alphatune.core.version import VERSION
+from alphatune.data.conditions import Conditions
 from alphatune.data.loading import Batches
 from alphatune.export.deployment import deployment_cost
 from alphatune.jobs.averages import DescribedAverages, describe_averages, open_averages, replace_averages_
+from alphatune.jobs.conditions import open_conditions
 from alphatune.jobs.custom_score import run_score
 from alphatune.jobs.describe import describe_data, describe_env, describe_model, describe_plan
 from alphatune.jobs.fast_lookup import remember
 from alphatune.jobs.gates import Gate, judge, open_gates
 from alphatune.jobs.job_key import find_result, quick_key
-from alphatune.jobs.opening import DTYPES, Prepared, predictor_of, prepare, resolved
+from alphatune.jobs.opening import DTYPES, Prepared, digits, predictor_of, prepare, resolved
 from alphatune.jobs.plan import plan_power, plan_work
 from alphatune.jobs.preparation import Say, announce
 from alphatune.jobs.result_cache import write_again
-from alphatune.jobs.thumbnails import make_thumbnails
+from alphatune.jobs.thumbnails import make_shift_examples, make_thumbnails
 from alphatune.jobs.tracking import RUN_IDS, Tracking, tracked
 from alphatune.models.bundle import write_model
 from alphatune.models.output import beside, check_output, claimed, filling
@@ -45,6 +47,7 @@ from alphatune.reports.deployment import cost_summary
 from alphatune.reports.folder import write_reports
 from alphatune.reports.result import tune_document
 from alphatune.reports.scores import ORIGINAL, StoredScores, Thumbnail
+from alphatune.reports.shift_document import describe_shift
 from alphatune.results.bench import Deployment
 from alphatune.results.environment import TuneEnvironment
 from alphatune.results.model import Model
@@ -115,6 +118,10 @@ def _tune(
     unpatch_(module)  # a tuned folder is tuned anew, from α = 0
     set_temperature_(module, 1.0)
     averages = open_averages(settings, prepared, meter)
+    conditions = open_conditions(settings, prepared, meter)
+    data = prepared.batches if conditions is None else conditions
+    others = (*averages.batches(), *(each.batches for each in (conditions.sources[1:] if conditions else ())))
+    counts = label_counts(settings)
     found = survey(module)
     layers = prepared.probe.watched.account(found)
     too_small = _below(settings.min_positions, prepared.probe, layers)
@@ -130,10 +137,10 @@ def _tune(
         planned = describe_plan(settings, prepared, names, alphas, **averages.plan())
         return structs.replace(
             planned,
-            work=plan_work(settings, prepared, alphas, averages.batches(), exclude),
-            power=plan_power(settings, planned, alphas),
+            work=plan_work(settings, prepared, alphas, averages.batches(), exclude, conditions),
+            power=plan_power(settings, planned, alphas, conditions),
         )
-    known = find_result(settings, prepared, averages.batches())
+    known = find_result(settings, prepared, others)
     earlier = known.read() if known else None
     predictor = predictor_of(settings, prepared)
     with joined(prepared.opened.device) as world, ExitStack() as held:
@@ -149,7 +156,9 @@ def _tune(
             lambda: held.enter_context(claimed(output)) if world.first else output
         )
         stage = claims[0]
-        journal = _journal(settings, prepared, world, averages.batches())
+        journal = _journal(settings, prepared, world, others)
+        if settings.resume and world.first:
+            announce([_resumed(journal)], say)
         if world.first:
             if settings.log_to:
                 with suppress(OSError):  # without it a resumed job is another run of its trackers
@@ -158,11 +167,11 @@ def _tune(
         held.enter_context(journal.kept_when_interrupted())
         meter.begin("averages" if averages.batches() else "")
         if averages.batches():
-            meter.later = -(-_expected(settings, len(prepared.batches)) // world.size)
+            meter.later = -(-_expected(settings, len(data)) // world.size)
         replaced = replace_averages_(averages, settings, prepared, predictor, world, meter)
         result = tune(
             module,
-            prepared.batches,
+            data,
             alphas=settings.alphas,
             metric=settings.metric,
             accept=settings.accept,
@@ -171,6 +180,11 @@ def _tune(
             race_delta=settings.race_delta,
             granularity=settings.granularity,
             temperature=settings.temperature,
+            objective=settings.objective,
+            guard=settings.guard,
+            rivals=settings.rivals,
+            choose=settings.choose,
+            label_counts=counts,
             batch_stats=settings.batch_stats,
             seed=settings.seed,
             kernel=settings.kernel,
@@ -200,6 +214,7 @@ def _tune(
                 gates,
                 world.size,
                 meter,
+                conditions,
             )
 
         document = _by_the_first(world, settings, write)
@@ -224,6 +239,18 @@ def _by_the_first(world: World, settings: TuneSettings, write: Callable[[], Tune
     world.run_on_all_ranks(written)
     shutil.rmtree(_journal_folder(settings), ignore_errors=True)  # in each, as they may share no disk
     return documents[0] if documents else None
+
+
+def label_counts(settings: TuneSettings) -> tuple[int, ...]:
+    """The numbers of `label_counts`; raises ConfigurationError for anything else."""
+    texts = [text for text in settings.label_counts.replace(" ", "").split(",") if text]
+    counts = [digits(text) for text in texts]
+    if not all(counts):
+        raise ConfigurationError(
+            f"`label_counts` takes whole numbers from 1, got {one_line(settings.label_counts, 80)!r}",
+            "such as `label_counts=50,200,1000`",
+        )
+    return tuple(count for count in counts if count)
 
 
 def _expected(settings: TuneSettings, n: int) -> int:
@@ -274,6 +301,14 @@ def _journal(
     return next(mine for turn in turns if (mine := turn[world.rank]))
 
 
+def _resumed(journal: Journal) -> str:
+    """What a run goes on from, in a sentence."""
+    if count := len(list(journal.folder.glob("*.pt"))):
+        parts = "1 part of the work is" if count == 1 else f"{count} parts of the work are"
+        return f"continuing from {journal.folder}, where {parts} saved"
+    return f"nothing was saved in {journal.folder}: starting from the beginning"
+
+
 def _write(
     stage: Path,
     settings: TuneSettings,
@@ -285,6 +320,7 @@ def _write(
     gates: tuple[Gate, ...],
     processes: int,
     meter: Meter,
+    conditions: Conditions | None,
 ) -> Tuned:
     """Write the tuned folder, whole or not at all.
 
@@ -306,15 +342,17 @@ def _write(
         ),
         calibration=averages.calibration,
         recalibration=averages.recalibration,
+        shift=None if conditions is None else describe_shift(result, conditions),
         warnings=(*prepared.warnings, *averages.warnings, *result.warnings, *remarks),
     )
     if result.alpha != result.baseline_alpha:
         meter.phase("timing inference")
         patch_(module, result.alpha, exclude=all_but(module, result.patched))
         document = structs.replace(document, deployment=_deployment(settings, prepared, result))
-    stored = _stored(settings, prepared, result, original)
+    stored = _stored(settings, prepared, result, original, conditions)
     document = structs.replace(document, gates=judge(gates, document, stored))
     meter.phase("writing the report")
+    result.candidate.apply_(module)  # α is in place
     set_temperature_(module, result.temperature)
     output, keep = Path(settings.output), input_paths(settings)
     with filling(stage, output, overwrite=settings.overwrite, keep=keep):
@@ -324,7 +362,11 @@ def _write(
 
 
 def _stored(
-    settings: TuneSettings, prepared: Prepared, result: TuneResult, original: Scores | None
+    settings: TuneSettings,
+    prepared: Prepared,
+    result: TuneResult,
+    original: Scores | None,
+    conditions: Conditions | None,
 ) -> StoredScores:
     """What a report is drawn from: scores before and after, and pictures of what flipped."""
     swept, best = result.sweep, result.decision.best[result.metric]
@@ -336,8 +378,10 @@ def _stored(
     after = result.chosen_scores if result.changes_model else runs.get("best")
     thumbnails: tuple[Thumbnail, ...] = ()
     if after is not None and settings.thumbnails:
-        thumbnails = make_thumbnails(prepared.batches, swept.baseline, after, settings.thumbnails)
-    return StoredScores(runs, prepared.batches.examples.classes, thumbnails)
+        data = prepared.batches if conditions is None else conditions
+        thumbnails = make_thumbnails(data, swept.baseline, after, settings.thumbnails)
+    examples = () if conditions is None else make_shift_examples(conditions)
+    return StoredScores(runs, prepared.batches.examples.classes, thumbnails, examples)
 
 
 def _deployment(settings: TuneSettings, prepared: Prepared, result: TuneResult) -> Deployment | None:

@@ -39,7 +39,9 @@ def refusal(path: str, found: Sequence[Match], expected: Expected) -> Checkpoint
             f"{len(match.missing)} of {len(expected.state)} keys are missing, e.g. {match.missing[0]!r}"
         )
     if match.unknown:
-        parts.append(f"{len(match.unknown)} are unknown to the model, e.g. {match.unknown[0]!r}")
+        parts.append(
+            f"{len(match.unknown)} keys of the file are unknown to the model, e.g. {match.unknown[0]!r}"
+        )
     if match.shapes:
         parts.append(
             f"{len(match.shapes)} have another shape, e.g. {_shapes(match, match.shapes[0], expected)}"

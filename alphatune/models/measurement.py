@@ -79,7 +79,6 @@ def pool_inputs(
         ConfigurationError: a loader gave many images twice.
     """
     world = world or World()
-    own = not isinstance(data, (Batches, LoaderBatches))  # which look for themselves
     if until is None:
         meter.expect(_share(data, world))
 
@@ -87,8 +86,8 @@ def pool_inputs(
         sums = [np.empty(0, dtype=np.int64)]
         with _watching(model, names, predictor, until) as (watch, run):
             done = 0
-            for inputs in _inputs(model, data, world):
-                if own and inputs.ndim > 2:  # rows of a table may well repeat
+            for inputs, checked in _inputs(model, data, world):
+                if not checked and inputs.ndim > 2:  # rows of a table may well repeat
                     sums.append(checksums(inputs))
                 with nullcontext() if isinstance(data, Batches) else explaining_failure(inputs):
                     run(inputs)
@@ -124,7 +123,7 @@ def count_calls(
 
     def share() -> Counter[str]:
         with _watching(model, names, predictor, None) as (watch, run):
-            for inputs in itertools.islice(_inputs(model, data, world), 1):
+            for inputs, _ in itertools.islice(_inputs(model, data, world), 1):
                 with explaining_failure(inputs):
                     run(inputs[:2])
             return watch.calls
@@ -148,17 +147,17 @@ def _watching(
         yield watch, lambda inputs: runner(runner.prepare(inputs))
 
 
-def _inputs(model: nn.Module, data: Data, world: World) -> Iterator[Tensor]:
-    """This process's share of the batches, on the model's device."""
+def _inputs(model: nn.Module, data: Data, world: World) -> Iterator[tuple[Tensor, bool]]:
+    """This process's share of the batches, on the model's device, and whether repeats were looked for already."""
     if isinstance(data, (Batches, LoaderBatches)):
         mine = world.batches_of(np.arange(len(data)), data.batch_size)
         for batch in data.take(mine) if len(mine) else ():
-            yield batch.inputs
+            yield batch.inputs, True
         return
     device = device_of(model, model)
     for item in itertools.islice(from_workers(as_loader(data)), world.rank, None, world.size):
-        inputs = item.inputs if isinstance(item, Batch) else only_inputs(item)
-        yield inputs.to(device)
+        ours = isinstance(item, Batch)  # of one of the above
+        yield (item.inputs if ours else only_inputs(item)).to(device), ours
 
 
 @contextmanager

@@ -37,6 +37,12 @@ def examine(model: nn.Module) -> tuple[Health, ...]:
     return tuple(reports)
 
 
+def untouched(model: nn.Module) -> int:
+    """How many layers keep moving averages, where all are as they were made, mean 0 and variance 1; else 0."""
+    averages = [found for module in model.modules() if (found := moving_averages(module)) is not None]
+    return len(averages) if all(_is_initial(*each) for each in averages) else 0
+
+
 def require_health(model: nn.Module) -> None:
     """Raise NumericError, naming the layer, if any moving average is impossible."""
     for health in examine(model):
@@ -59,8 +65,12 @@ def _problem(mean: torch.Tensor, variance: torch.Tensor) -> str:
 
 
 def _remark(mean: torch.Tensor, variance: torch.Tensor) -> str:
-    if bool((mean == 0).all()) and bool((variance == 1).all()):
+    if _is_initial(mean, variance):
         return "mean 0 and variance 1 in all channels: never trained, or folded into the weights"
     if dead := int((variance < 1e-12).sum()):
         return f"running_var is zero in {dead} of {variance.numel()} channels: they were constant in training"
     return ""
+
+
+def _is_initial(mean: torch.Tensor, variance: torch.Tensor) -> bool:
+    return bool((mean == 0).all()) and bool((variance == 1).all())

@@ -124,8 +124,8 @@ def build(spec: str, *, pretrained: bool = True, model_kwargs: Mapping[str, Any]
     if Path(spec).is_dir() and not timm.is_model(spec.partition(".")[0]):
         if (Path(spec) / "checkpoint.pt").is_file() and (Path(spec) / "run.toml").is_file():
             raise ConfigurationError(
-                f"the folder {spec} holds a training that has not ended",
-                "the same train command with `resume` ends it",
+                f"the folder {spec} holds an unfinished training run",
+                "finish it by the same train command with `resume`",
             )
         raise ConfigurationError(f"the folder {spec} was not written by alphatune and has no config.json")
     if Path(spec).is_file():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from alphatune.reports.repairs import changes_model, deployed_name, free_repair
 from alphatune.reports.scores import StoredScores
 from alphatune.results.alpha import alpha_text
-from alphatune.results.tune import Chosen, ScoreChosen, Tuned
+from alphatune.results.tune import Tuned
 from alphatune.statistics.scores import Scores
 
 
@@ -44,9 +45,9 @@ def compare_runs(document: Tuned, stored: StoredScores | None) -> Comparison | N
     """
     if stored is None:
         return None
-    chosen, plain = document.chosen, plain_name(document)
-    if chosen.alpha != document.baseline_alpha or chosen.temperature != 1:
-        return Comparison(stored.baseline, stored.chosen, plain, chosen_name(chosen), True)
+    plain = plain_name(document)
+    if changes_model(document):
+        return Comparison(stored.baseline, stored.chosen, plain, chosen_name(document), True)
     if "best" not in stored.runs:
         return None
     name = f"α = {document.best[document.metric]:g}"
@@ -57,7 +58,15 @@ def plain_name(document: Tuned) -> str:
     return f"α = {document.baseline_alpha:g} (plain)"
 
 
-def chosen_name(chosen: Chosen | ScoreChosen) -> str:
+def chosen_name(document: Tuned) -> str:
     """Short: it is the entry of a legend and the head of a column."""
+    if free_repair(document) is not None:
+        return deployed_name(document)
+    chosen = document.chosen
     name = f"α = {alpha_text(chosen.alpha)}"
     return name if chosen.temperature == 1 else f"{name}, T = {chosen.temperature:g}"
+
+
+def is_on_curve(document: Tuned) -> bool:
+    """Whether what is deployed is a point of the curve over α."""
+    return document.chosen.on_curve and free_repair(document) is None

@@ -13,6 +13,7 @@ from alphatune.core.metrics import INFO, Measure
 from alphatune.reports.per_class import FEWEST, class_names
 from alphatune.reports.scores import StoredScores
 from alphatune.results.power import MOST_EXAMPLES
+from alphatune.statistics.conditions import by_image, first_of_image, has_conditions
 from alphatune.statistics.gain import CONFIDENCE
 from alphatune.statistics.intervals import Interval, mean_interval, proportion_interval
 from alphatune.statistics.power import POWER, connor, spread_of
@@ -44,8 +45,11 @@ class ClassRegression:
 
 def class_regressions(stored: StoredScores, metric: Measure) -> list[ClassRegression]:
     """Of each class that has examples, by label: the model that was given against the tuned one."""
-    worse = _worse(stored, metric)
-    _, index, counts = np.unique(stored.chosen.targets, return_inverse=True, return_counts=True)
+    worse, targets = _worse(stored, metric), stored.chosen.targets
+    ids = stored.chosen.ids
+    if has_conditions(ids):
+        targets = targets[first_of_image(ids)]
+    _, index, counts = np.unique(targets, return_inverse=True, return_counts=True)
     same = np.array_equal(stored.original.loss, stored.chosen.loss)
     found = []
     parts = np.split(worse[np.argsort(index, kind="stable")], np.cumsum(counts)[:-1])
@@ -65,7 +69,8 @@ def images_a_class(stored: StoredScores, metric: Measure, limit: float, classes:
     """
     if limit <= 0:
         return None
-    spread = spread_of(_worse(stored, metric), INFO[metric].is_share)
+    worse = _worse(stored, metric)
+    spread = spread_of(worse, INFO[metric].is_share and bool(np.isin(worse, (-1, 0, 1)).all()))
     power = 1 - (1 - POWER) / classes  # all have to pass
     if spread.discordant is None:
         z = float(ndtri(0.5 + CONFIDENCE / 2) + ndtri(power))
@@ -79,13 +84,13 @@ def _worse(stored: StoredScores, metric: Measure) -> NDArray[np.float64]:
     before, after = (
         getattr(scores, metric).astype(np.float64) for scores in (stored.original, stored.chosen)
     )
-    worse: NDArray[np.float64] = INFO[metric].sign * (before - after)
+    worse: NDArray[np.float64] = by_image(INFO[metric].sign * (before - after), stored.chosen.ids)
     return worse
 
 
 def _interval(worse: NDArray[np.float64], metric: Measure, confidence: float) -> Interval | None:
     z = float(ndtri(0.5 + confidence / 2))
-    if INFO[metric].is_share:
+    if INFO[metric].is_share and np.isin(worse, (-1, 0, 1)).all():
         return proportion_interval(int((worse > 0).sum()), int((worse < 0).sum()), len(worse), -z, z)
     if len(worse) < FEWEST:
         return None

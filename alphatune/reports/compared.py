@@ -152,11 +152,12 @@ def _compared(
     if isinstance(document, EvaluateDocument):
         if run:
             raise ConfigurationError(f"{path} is an evaluation, which has no run {run!r}", f"give {path}")
-        run, metrics = evaluation_scores.RUN, document.metrics
+        run, metrics = evaluation_scores.RUN, document.metrics  # of the clean images
+        own = evaluation_scores.clean_scores(stored.runs[run]) if stored else None
     else:
         run = run or "chosen"
         metrics = document.baseline if run == "baseline" else document.chosen.metrics
-    own = stored.runs.get(run) if stored else None
+        own = stored.runs.get(run) if stored else None
     if run == "best":
         if own is None:
             raise ConfigurationError(

@@ -86,7 +86,7 @@ def _other_examples(first: Scores, other: Scores) -> str:
     if not np.array_equal(first.ids, other.ids):
         shared = len(np.intersect1d(first.ids, other.ids))
         counts = f"{len(first)} and {len(other)}"
-        return f"the examples are others: {counts}, {shared} of them with the same position in their data"
+        return f"the examples differ: {counts}, of which {shared} have the same position in their data"
     if different := int((first.targets != other.targets).sum()):
         return f"the labels of {different} of {len(first)} examples differ: other data, or another class map"
     return ""

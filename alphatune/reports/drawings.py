@@ -9,13 +9,15 @@ from alphatune.core.metrics import REPORTED, SCORE, Measure
 from alphatune.reports.before_after import Comparison, plain_name
 from alphatune.reports.figures.canvas import Drawing
 from alphatune.reports.figures.classes import draw_classes
+from alphatune.reports.figures.conditions import draw_conditions
 from alphatune.reports.figures.curves import draw_curve
 from alphatune.reports.figures.depth import draw_depth
+from alphatune.reports.figures.labels import draw_labels
 from alphatune.reports.figures.reliability import draw_reliability
 from alphatune.reports.per_class import ClassChange, class_names, loss_changes, most_changed, top1_changes
 from alphatune.reports.reliability import Bin, reliability
 from alphatune.reports.scores import StoredScores
-from alphatune.results.tune import Tuned
+from alphatune.results.tune import Tuned, TuneDocument
 from alphatune.statistics.scores import expected_calibration_error
 
 #: the subfolder of a tuned folder that holds them as files
@@ -33,10 +35,12 @@ class Drawn:
     top1: tuple[ClassChange, ...]
     loss: tuple[ClassChange, ...]
     depth: Drawing | None
+    conditions: Drawing | None = None
+    labels: Drawing | None = None
 
     def all(self) -> tuple[Drawing, ...]:
-        depth = () if self.depth is None else (self.depth,)
-        return (*self.curves, *self.reliability, *self.classes, *depth)
+        single = (self.depth, self.conditions, self.labels)
+        return (*self.curves, *self.reliability, *self.classes, *filter(None, single))
 
 
 def draw_all(document: Tuned, stored: StoredScores | None, compared: Comparison | None) -> Drawn:
@@ -47,7 +51,9 @@ def draw_all(document: Tuned, stored: StoredScores | None, compared: Comparison 
     classes, top1, loss = _classes(stored, compared)
     alphas = document.chosen.alpha
     depth = draw_depth(alphas) if isinstance(alphas, dict) else None
-    return Drawn(curves, shown, bins, classes, top1, loss, depth)
+    conditions = draw_conditions(document) if isinstance(document, TuneDocument) else None
+    labels = draw_labels(document.label_curve) if document.label_curve else None
+    return Drawn(curves, shown, bins, classes, top1, loss, depth, conditions, labels)
 
 
 def write_figures(drawn: Drawn, folder: Path) -> None:

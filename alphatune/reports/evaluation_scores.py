@@ -9,6 +9,7 @@ One file is enough to compare by: it says which model and data it is about.
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from alphatune.reports.scores import StoredScores, from_arrays, is_even, to_arra
 from alphatune.results.evaluation import EvaluateDocument
 from alphatune.results.serialisation import to_json
 from alphatune.results.stored import decode_measured
+from alphatune.statistics.conditions import conditions_of, has_conditions, images_of
 from alphatune.statistics.scores import Scores
 
 RUN, SUFFIX = "evaluated", ".npz"
@@ -65,6 +67,14 @@ def read_evaluation(path: Path) -> tuple[EvaluateDocument, StoredScores]:
     if RUN not in stored.runs or not is_even(stored) or not isinstance(document, EvaluateDocument):
         raise InputError(f"damaged {path}: it does not hold the scores of an evaluation")
     return document, stored
+
+
+def clean_scores(scores: Scores) -> Scores:
+    """Those of the clean images, by the ids that they have without conditions."""
+    if not has_conditions(scores.ids):
+        return scores
+    clean = scores.take(np.flatnonzero(conditions_of(scores.ids) == 1))
+    return replace(clean, ids=images_of(clean.ids))
 
 
 def _is_ours(path: Path) -> bool:

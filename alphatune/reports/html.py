@@ -18,8 +18,10 @@ from alphatune.core.metrics import INFO, REPORTED, SCORE, Measure
 from alphatune.reports.averages import averages_sentences
 from alphatune.reports.batch_statistics import companions_sentence
 from alphatune.reports.before_after import Comparison, compare_runs
+from alphatune.reports.changes import NEW, change_text
 from alphatune.reports.curve import split_curve
 from alphatune.reports.drawings import Drawn, draw_all
+from alphatune.reports.examples import example_rows
 from alphatune.reports.figures.canvas import Drawing
 from alphatune.reports.figures.inline import Key
 from alphatune.reports.flips import frequent_moves, pictures
@@ -29,14 +31,8 @@ from alphatune.reports.palette import DARK, LIGHT
 from alphatune.reports.per_class import ENDS, ClassChange, Selection, most_changed
 from alphatune.reports.printable import printable
 from alphatune.reports.scores import StoredScores
-from alphatune.reports.summary import (
-    NEW,
-    change_text,
-    known_best,
-    method_sentence,
-    metric_name,
-    summarise_tune,
-)
+from alphatune.reports.shift_tables import shift_tables
+from alphatune.reports.summary import known_best, method_sentence, metric_name, summarise_tune
 from alphatune.reports.templating import open_templates
 from alphatune.results.tune import Tuned, TuneDocument
 from alphatune.settings.naming import as_options
@@ -56,6 +52,8 @@ def render_html(document: Tuned, stored: StoredScores | None) -> tuple[str, Draw
         _environment()
         .get_template("report.html.j2")
         .render(
+            **shift_tables(document),
+            examples=example_rows(stored),
             document=document,
             summary=summarise_tune(document),
             metrics=metrics,
@@ -87,6 +85,9 @@ def render_html(document: Tuned, stored: StoredScores | None) -> tuple[str, Draw
 def sections(document: Tuned, drawn: Drawn, compared: Comparison | None) -> list[tuple[str, str]]:
     """Identifiers and short titles of those that the page has."""
     found = [
+        ("conditions", "Conditions", document.shift is not None),
+        ("repairs", "Repairs", document.repairs is not None),
+        ("labels", "Labels", document.label_curve is not None),
         ("curves", "Over α", True),
         ("reliability", "Reliability", bool(drawn.reliability)),
         ("classes", "Classes", bool(drawn.top1)),

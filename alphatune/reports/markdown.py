@@ -10,13 +10,9 @@ from msgspec.structs import asdict
 from alphatune.core.metrics import METRICS, SCORE, Measure
 from alphatune.reports.averages import averages_sentences
 from alphatune.reports.batch_statistics import companions_sentence
-from alphatune.reports.summary import (
-    known_best,
-    method_sentence,
-    metric_name,
-    summarise_tune,
-    value_text,
-)
+from alphatune.reports.changes import value_text
+from alphatune.reports.shift_tables import shift_tables
+from alphatune.reports.summary import known_best, method_sentence, metric_name, summarise_tune
 from alphatune.reports.templating import open_templates
 from alphatune.results.alpha import alpha_text
 from alphatune.results.tune import Level, Tuned
@@ -28,7 +24,7 @@ _SETTING = re.compile(r"(`[a-z_]+(?:=[\w.:,-]+)?`)")
 
 def render_markdown(document: Tuned) -> str:
     """report.md: the summary, the gates, the curve, the provenance."""
-    return _render(document, "alphatune report", ".", folded=False)
+    return _render(document, ".", folded=False)
 
 
 def render_summary(document: Tuned, folder: str) -> str:
@@ -37,10 +33,10 @@ def render_summary(document: Tuned, folder: str) -> str:
     Args:
         folder: the tuned folder, as commands are to name it.
     """
-    return _render(document, f"alphatune: {document.model.source}", folder, folded=True)
+    return _render(document, folder, folded=True)
 
 
-def _render(document: Tuned, title: str, folder: str, *, folded: bool) -> str:
+def _render(document: Tuned, folder: str, *, folded: bool) -> str:
     environment = open_templates(html=False)
     environment.filters["escape"] = escape
     environment.globals.update(level_name=level_name, alpha_text=alpha_text, value_text=value_text)
@@ -49,8 +45,8 @@ def _render(document: Tuned, title: str, folder: str, *, folded: bool) -> str:
     metrics: tuple[Measure, ...] = (SCORE,) if document.metric == SCORE else METRICS
     known = {metric: known_best(document, metric) for metric in metrics}
     return environment.get_template(name).render(
-        **fields | {"best": known},
-        title=title,
+        **fields | {"best": known} | shift_tables(document),
+        title=f"alphatune: {document.model.source}",
         here=folder == ".",
         folded=folded,
         summary=summarise_tune(document, folder),

@@ -25,7 +25,7 @@ _HALVES = 2
 def tune_power(result: TuneResult) -> Power | None:
     """What the examples of a tune can tell from luck; None with too few of them, or only one α."""
     metric, gain, n = result.metric, result.decision.gain, len(result.sweep.baseline)
-    if gain is None:
+    if gain is None or result.conditions:  # images under several conditions do not vary as examples do
         return None
     if gain.folds == _HALVES:  # each half at an α, or many, of its own
         return power_of(metric, n, "halves", "measured", _spread_of_gain(gain), confidence=gain.confidence)

@@ -10,8 +10,10 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from alphatune.core.metrics import INFO, REPORTED, SCORE, Measure
 from alphatune.core.version import VERSION
+from alphatune.reports.changes import Figure, value_text
 from alphatune.reports.markdown import escape
-from alphatune.reports.summary import Figure, Summary, summarise_tune, value_text
+from alphatune.reports.shift_tables import shift_tables
+from alphatune.reports.summary import Summary, summarise_tune
 from alphatune.reports.templating import open_templates
 from alphatune.results.alpha import LayerAlpha, alpha_text, common_alpha
 from alphatune.results.tune import Tuned
@@ -61,7 +63,9 @@ def render_card(facts: CardFacts, result: Tuned | None, lines: str) -> str:
     environment.filters["escape"] = escape
     environment.globals["value_text"] = value_text
     measured = None if result is None else _measured(result)
+    tables = {"tuned_parts": ""} if result is None else shift_tables(result)
     return environment.get_template("model_card.md.j2").render(
+        **tables,
         front_matter=_front_matter(facts, measured),
         facts=facts,
         alpha=alpha_text(common_alpha(facts.alpha)),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 from alphatune.core.metrics import INFO
-from alphatune.reports.power import rough_count, two_digits
+from alphatune.reports.power import gain_text, rough_count, two_digits
+from alphatune.reports.repairs import changes_model, free_repair
+from alphatune.results.shift import Shift
 from alphatune.results.tune import Tuned, TuneDocument
 from alphatune.settings.bench import BenchSettings
 from alphatune.settings.evaluate import EvaluateSettings
@@ -15,6 +18,10 @@ from alphatune.statistics.gain import FEWEST_EXAMPLES, FEWEST_TO_REFINE
 
 #: at least so many images can tell finer α from luck
 ENOUGH_FOR_LAYERS = 1000
+#: times the images at hand that nobody has: to ask for so many is no advice
+FAR = 20
+#: values of α in a list that goes on from a search
+IN_LIST = 11
 #: factories that need no consent
 OWN_MODELS = "alphatune.models."
 
@@ -29,12 +36,8 @@ class Step:
 
 def next_steps(document: Tuned, folder: str) -> tuple[Step, ...]:
     """One to three commands that fit this outcome."""
-    images = isinstance(document, TuneDocument)
-    changed = (
-        document.chosen.alpha != document.baseline_alpha
-        or document.chosen.temperature != 1
-        or document.recalibration is not None
-    )
+    images, free = isinstance(document, TuneDocument), free_repair(document)
+    changed = changes_model(document) or document.recalibration is not None
     failed = [gate.name for gate in document.gates if not gate.passed]
     steps = [_after_gate(document, folder, name) for name in failed]
     if changed and not failed:
@@ -45,12 +48,17 @@ def next_steps(document: Tuned, folder: str) -> tuple[Step, ...]:
             trust_code=_needs_trust(document, folder),
         )
         export = to_command("export", settings)
-        steps.append(Step("write it for deployment", export))
+        cost = "" if free is None else ", at no cost at inference"
+        steps.append(Step(f"write it for deployment{cost}", export))
     if changed and images:
-        other = EvaluateSettings(model=folder, data="OTHER_IMAGES", trust_code=_needs_trust(document, folder))
-        steps.append(Step("check it on images that took no part", to_command("evaluate", other)))
+        shift = shift_settings(document.shift)
+        other = EvaluateSettings(
+            model=folder, data="OTHER_IMAGES", shift=shift, trust_code=_needs_trust(document, folder)
+        )
+        under = " under the same shifts," if shift else ""
+        steps.append(Step(f"check it{under} on images that took no part", to_command("evaluate", other)))
     if not changed:
-        steps.append(_more_images(document, folder))
+        steps += [_exact_list(document, folder), _more_images(document, folder)]
     if isinstance(document, TuneDocument):
         steps += _other_searches(document, folder)
     if not any(steps):
@@ -61,7 +69,27 @@ def next_steps(document: Tuned, folder: str) -> tuple[Step, ...]:
             near = "0:0.05:11" if document.baseline_alpha == 0 else "0.95:1:11"
             again = _again(document, folder, "near", alphas=near)
             steps.append(Step(f"try α nearer to {document.baseline_alpha:g}", again))
-    return tuple(dict.fromkeys(step for step in steps if step))[:3]
+    found = list(dict.fromkeys(step for step in steps if step))
+    if not failed and (step := _shift_step(document, folder)):
+        found[2:] = [step]
+    return tuple(found[:3])
+
+
+def shift_settings(shift: Shift | None) -> tuple[str, ...]:
+    """The setting that makes the same conditions: ``contrast:3``, ``fog:2-4``, or a name for all severities."""
+    parts = []
+    for each in () if shift is None else shift.conditions:
+        levels = each.severities
+        if not each.made or not levels:  # of the user's own, or the clean images
+            continue
+        if levels == (1, 2, 3, 4, 5):
+            parts.append(each.name)
+        elif levels == tuple(range(levels[0], levels[-1] + 1)):
+            ends = f"{levels[0]}-{levels[-1]}" if len(levels) > 1 else f"{levels[0]}"
+            parts.append(f"{each.name}:{ends}")
+        else:
+            parts += [f"{each.name}:{level}" for level in levels]
+    return (",".join(parts),) if parts else ()
 
 
 def images_needed(document: Tuned) -> int | None:
@@ -87,6 +115,16 @@ def _needs_trust(document: Tuned, folder: str) -> bool:
     )
 
 
+def _shift_step(document: Tuned, folder: str) -> Step | None:
+    """After a tune on images as they are: there α gains least."""
+    if not isinstance(document, TuneDocument) or document.shift is not None or document.baseline_alpha != 0:
+        return None
+    if not INFO[document.metric].is_mean:  # it cannot be averaged over conditions
+        return None
+    again = _again(document, folder, "shift", shift="common")
+    return Step("find out what α is worth when cameras or lighting change", again)
+
+
 def _after_gate(document: Tuned, folder: str, gate: str) -> Step | None:
     """What goes on from a gate that failed."""
     kind, _, metric = gate.partition(" ")
@@ -102,17 +140,38 @@ def _after_gate(document: Tuned, folder: str, gate: str) -> Step | None:
 
 
 def _more_images(document: Tuned, folder: str) -> Step | None:
-    """Where more of them could tell a gain from luck."""
-    gain, needed = document.gain, images_needed(document)
+    """Where more of them could tell a gain from luck; of the data at hand, if a limit left some out."""
+    gain, n, needed = document.gain, document.baseline.n, images_needed(document)
+    if needed is not None and needed > FAR * n:
+        return None
     if gain is None:
         caption = f"{FEWEST_EXAMPLES} images are the least that can be decided on; more show smaller gains"
     elif needed is not None:
-        caption = f"{rough_count(needed)} images could tell a gain of this size from luck"
-    elif document.baseline.n < ENOUGH_FOR_LAYERS and not gain.significant:
+        size = gain_text(gain.metric, gain.delta)
+        caption = f"{rough_count(needed)} images could tell the gain expected on new ones, {size}, from luck"
+    elif n < ENOUGH_FOR_LAYERS and not gain.significant:
         caption = "more images show smaller gains"
     else:
         return None
-    return Step(caption, _again(document, folder, "more", data="MORE_IMAGES"))
+    changes: dict[str, object] = {"data": "MORE_IMAGES"}
+    if limit := _given(document, "limit"):
+        skipped = len(document.data.skipped) if isinstance(document, TuneDocument) else 0
+        if n + skipped >= int(limit):
+            changes = {}
+            caption += "; the limit left some out"
+        changes["limit"] = max(needed or 0, 4 * max(n, int(limit)))
+    return Step(caption, _again(document, folder, "more", **changes))
+
+
+def _exact_list(document: Tuned, folder: str) -> Step | None:
+    """Where a search saw a gain that may be luck: a list measures every α on all images."""
+    gain, base, best = document.gain, document.baseline_alpha, document.best[document.metric]
+    searched = gain is not None and gain.scheme == "progressive" and not gain.significant
+    if not searched or document.refinement is not None or best == base:
+        return None
+    ends = sorted((base, min(max(base + 2 * (best - base), 0.0), 1.0)))
+    again = _again(document, folder, "list", alphas=f"{ends[0]:.4g}:{ends[1]:.4g}:{IN_LIST}")
+    return Step("measure each α on all images, which shows smaller gains than a search", again)
 
 
 def _other_searches(document: TuneDocument, folder: str) -> list[Step]:
@@ -138,5 +197,12 @@ def _other_searches(document: TuneDocument, folder: str) -> list[Step]:
 
 def _again(document: Tuned, folder: str, name: str, **changes: object) -> str:
     """The command that tunes once more, with some settings changed."""
+    # A report says nothing of where it was written, not even the folder's name.
     beside = "../tuned" if folder == "." else folder.rstrip("/")
     return to_rerun(folder, f"{beside}-{name}", document.command_line, **changes)
+
+
+def _given(document: Tuned, setting: str) -> str:
+    """What the tune's command line gave a setting; "" where it left it out."""
+    words, option = shlex.split(document.command_line), f"--{setting}"
+    return words[words.index(option) + 1] if option in words[:-1] else ""

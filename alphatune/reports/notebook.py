@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from markupsafe import Markup
 
 from alphatune.core.metrics import INFO, REPORTED, SCORE
+from alphatune.reports.before_after import is_on_curve
+from alphatune.reports.changes import value_text
 from alphatune.reports.curve import split_curve
+from alphatune.reports.label_curve import label_kinds, label_rows
 from alphatune.reports.printable import printable
+from alphatune.reports.repairs import repair_table
+from alphatune.reports.shifts import condition_table
 from alphatune.reports.small_chart import small_chart
-from alphatune.reports.summary import metric_name, summarise_tune, value_text
+from alphatune.reports.summary import metric_name, summarise_tune
 from alphatune.reports.templating import open_templates
 from alphatune.results.alpha import alpha_text
 from alphatune.results.bench import BenchDocument
@@ -156,14 +161,67 @@ def _tuned(document: Tuned) -> View:
     if document.model is not None:  # which the library does not know
         about = [document.model.source, f"{about[0]} of {document.data.source}"]
     folded = [("What other choices could give", _table((), [(text,) for text in found.missed]))]
+    folded.append(("What each repair is worth by number of labelled images", _labels(document)))
+    crossings = () if document.label_curve is None else document.label_curve.crossings
     return View(
         f"{found.decision}.",
-        (found.sentence, *gains, *gates),
-        (_table(head, rows),),
+        (found.sentence, *found.notes, *gains, *gates, *crossings),
+        (_table(head, rows), _conditions(document), _repairs(document)),
         _curves(document),
         tuple(part for part in folded if part[1].rows),
         ", ".join(about),
     )
+
+
+def _conditions(document: Tuned) -> Table:
+    """Each condition before and after; no rows where there are none."""
+    found = condition_table(document)
+    if found is None:
+        return _table((), ())
+    compared = (found.after_name, f"change{found.unit}", "95 % interval", "") if found.after_name else ()
+    rows = [
+        (
+            ", ".join(filter(None, (row.label, row.detail))),
+            row.before,
+            *((row.after, row.change, row.interval, row.verdict) if compared else ()),
+        )
+        for row in found.rows
+    ]
+    return _table((f"{found.metric} by condition", "plain", *compared), rows)
+
+
+def _repairs(document: Tuned) -> Table:
+    """Each repair beside plain and the best; no rows where there was no comparison."""
+    found = repair_table(document)
+    if found is None:
+        return _table((), ())
+    head = ("repair", "numbers", "cost", found.metric, f"change{found.unit}", "95 % interval", "behind", "")
+    rows = [
+        (
+            row.label,
+            row.numbers,
+            row.cost,
+            row.value,
+            row.change,
+            row.interval,
+            row.behind or "best",
+            row.note,
+        )
+        for row in found.rows
+    ]
+    return _table(head, rows)
+
+
+def _labels(document: Tuned) -> Table:
+    """What each repair is worth by number of labelled images; no rows where that was not measured."""
+    curve = document.label_curve
+    if curve is None:
+        return _table((), ())
+    rows = [
+        (f"{row.images}: {row.label}", *(f"{cell.value}{cell.mark}" for cell in row.cells))
+        for row in label_rows(curve)
+    ]
+    return _table((f"{INFO[curve.metric].name}, ↑ better than plain, ↓ worse", *label_kinds(curve)), rows)
 
 
 def _curves(document: Tuned) -> tuple[Markup, ...]:
@@ -172,7 +230,7 @@ def _curves(document: Tuned) -> tuple[Markup, ...]:
         return ()
     parts, alpha = split_curve(document), document.chosen.alpha
     other = () if document.metric == SCORE else ("top1", "loss")
-    marked = None if isinstance(alpha, dict) or document.chosen.temperature != 1 else alpha
+    marked = None if isinstance(alpha, dict) or not is_on_curve(document) else alpha
     return tuple(
         small_chart(
             f"{metric_name(document, metric)} over α",

@@ -19,23 +19,28 @@ def power_sentence(document: Tuned) -> str:
     return power_words((power,), name, "examples" if power.metric == SCORE else "images")
 
 
-def power_words(powers: Sequence[Power], name: str, things: str) -> str:
+def power_words(powers: Sequence[Power], name: str, things: str, *, needs: bool = True) -> str:
     """The same of one ``Power``, or of the least and the most that is usual.
 
     Args:
         name: of the metric.
         things: what the examples are.
+        needs: also say how many a smaller gain needs.
     """
     metric, sizes = powers[0].metric, [power.smallest_gain for power in powers]
     least, most = min(sizes), max(sizes)
     start = f"With {count_text(powers[0].examples)} {things}"
     if most == 0:
-        return f"{start} any gain in {name} would be found: none of them differs at the α that was looked at."
+        return (
+            f"{start}, any gain in {name} would be found: none of them differs at the α that was looked at."
+        )
     if INFO[metric].is_share and least >= 1:
-        return f"{start} no gain in {name} is sure to be found."
+        return f"{start}, no gain in {name} is sure to be found."
     low, high = gain_text(metric, least), gain_text(metric, most)
     span = low if low == high else f"{low.split()[0]} to {high}"
-    text = f"{start} a gain of {span} in {name} is found in 4 of 5 runs"
+    text = f"{start}, a gain of {span} in {name} has an 80 % chance of being found significant"
+    if not needs:
+        return f"{text}."
     smaller = [each.gain for each in powers[0].needed if each.gain < least]
     wished = max((gain for gain in smaller if gain <= least / 2), default=min(smaller, default=None))
     if wished is None:

@@ -25,6 +25,7 @@ from alphatune.results.environment import Environment, TuneEnvironment
 from alphatune.results.gain import Decision
 from alphatune.results.metrics import Best
 from alphatune.results.model import Model
+from alphatune.results.shift import Shift
 from alphatune.results.tune import (
     BatchStatistics,
     Chosen,
@@ -51,6 +52,7 @@ def tune_document(
     env: TuneEnvironment,
     calibration: Calibration | None,
     recalibration: Recalibration | None,
+    shift: Shift | None = None,
     warnings: tuple[str, ...],
 ) -> TuneDocument:
     """The result of a tune, less its cost, gates and artifacts, which are known only later."""
@@ -75,7 +77,10 @@ def tune_document(
         gain=decision.gain,
         power=tune_power(result),
         batch_statistics=_batch_statistics(result.batch_statistics),
-        decision=describe_decision(decision, decision.alpha == result.baseline_alpha),
+        shift=shift,
+        repairs=result.refinement.repairs if result.refinement else None,
+        label_curve=result.refinement.label_curve if result.refinement else None,
+        decision=describe_decision(decision, not result.changes_layers),
         calibration=calibration,
         recalibration=recalibration,
         artifacts=(),

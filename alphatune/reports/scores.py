@@ -3,7 +3,8 @@
     scores.npz     ids, targets (n,); classes: names by index, where the data know them;
                    NAME_predicted, NAME_loss, NAME_top1, NAME_top5, NAME_confidence (n,) for each
                    NAME of ``runs``, and of ``original`` where there is one; thumbnail_rows (k,),
-                   thumbnail_names (k,), thumbnails (k, H, W, 3)
+                   thumbnail_names (k,), thumbnails (k, H, W, 3); where shifts were tuned on
+                   example_conditions (j,), example_severities (j,), 0 for none, examples (j, H, W, 3)
 
 NumPy reads it, nothing in it is pickled, and the same scores give the same bytes.
 """
@@ -41,12 +42,22 @@ class Thumbnail:
 
 
 @dataclass(frozen=True)
+class ShiftExample:
+    """A small picture of an image under a condition; ``severity`` is 0 where the condition has none."""
+
+    condition: str
+    severity: int
+    pixels: NDArray[np.uint8]  # (H, W, 3), the same for all
+
+
+@dataclass(frozen=True)
 class StoredScores:
     """Scores of the same n examples by each run."""
 
     runs: dict[str, Scores]
     classes: tuple[str, ...] = ()
     thumbnails: tuple[Thumbnail, ...] = field(default=())
+    examples: tuple[ShiftExample, ...] = ()  # of each condition the same images, in the same order
 
     @property
     def baseline(self) -> Scores:
@@ -97,6 +108,10 @@ def to_arrays(stored: StoredScores) -> dict[str, Any]:
         arrays["thumbnail_rows"] = np.array([t.row for t in stored.thumbnails], dtype=np.int64)
         arrays["thumbnail_names"] = np.array([t.name for t in stored.thumbnails], dtype=np.str_)
         arrays["thumbnails"] = np.stack([t.pixels for t in stored.thumbnails])
+    if stored.examples:
+        arrays["example_conditions"] = np.array([e.condition for e in stored.examples], dtype=np.str_)
+        arrays["example_severities"] = np.array([e.severity for e in stored.examples], dtype=np.int64)
+        arrays["examples"] = np.stack([e.pixels for e in stored.examples])
     return arrays
 
 
@@ -146,7 +161,11 @@ def from_arrays(arrays: Mapping[str, Any], names: Sequence[str]) -> StoredScores
     if "thumbnails" in arrays:
         rows, labels = arrays["thumbnail_rows"].tolist(), arrays["thumbnail_names"].tolist()
         thumbnails = tuple(map(Thumbnail, rows, labels, arrays["thumbnails"]))
-    return StoredScores(runs, tuple(arrays["classes"].tolist()), thumbnails)
+    examples: tuple[ShiftExample, ...] = ()
+    if "examples" in arrays:
+        names, severities = arrays["example_conditions"].tolist(), arrays["example_severities"].tolist()
+        examples = tuple(map(ShiftExample, names, severities, arrays["examples"]))
+    return StoredScores(runs, tuple(arrays["classes"].tolist()), thumbnails, examples)
 
 
 def is_even(stored: StoredScores) -> bool:

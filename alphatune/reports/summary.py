@@ -5,89 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alphatune.core.metrics import INFO, MEANS, REPORTED, SCORE, Measure, Metric
+from alphatune.reports.changes import HERE, Figure, Worth, change_text, worth_of
 from alphatune.reports.curve import split_curve
 from alphatune.reports.next_steps import Step, next_steps
 from alphatune.reports.power import power_sentence
+from alphatune.reports.repairs import (
+    NAMES,
+    PHRASES,
+    changes_model,
+    deployed_gain,
+    deployed_name,
+    free_repair,
+    repair_decision,
+    repair_reason,
+)
+from alphatune.reports.shifts import guard_sentences, headline, worse_sentence
 from alphatune.results.alpha import alpha_text
 from alphatune.results.document import Part
-from alphatune.results.gain import Gain
 from alphatune.results.tune import Chosen, ScoreTuneDocument, Tuned, TuneDocument
 from alphatune.statistics.gain import FEWEST_TO_REFINE
 
-HERE, NEW = "on these images", "expected on new images"
 #: what another choice has to promise to be worth a word: points of an accuracy, and a share of loss or ECE
 WORTH_POINTS, WORTH_SHARE, WORTH_ECE_SHARE = 0.002, 0.05, 0.2
-#: an ECE from which a temperature is worth trying
-HIGH_ECE = 0.03
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A metric before and after; ``after`` is None where there is nothing to compare with."""
-
-    metric: Measure
-    label: str
-    before: float
-    after: float | None
-    best_alpha: float | None = None  # None where it is not known
-    best: float | None = None  # the value there
-    best_is_estimate: bool = False
-    interval: tuple[float, float] | None = None  # of the change, where it is known
-
-    @property
-    def change(self) -> float:
-        """In the metric's own direction."""
-        return 0.0 if self.after is None else self.after - self.before
-
-    @property
-    def verdict(self) -> str:
-        """``better``, ``worse``, or ``undecided`` where the interval of the change holds 0; "" where none is known."""
-        if self.change == 0 or self.interval is None:
-            return ""
-        if self.interval[0] <= 0 <= self.interval[1]:
-            return "undecided"
-        return "better" if self.change * INFO[self.metric].sign > 0 else "worse"
-
-    @property
-    def change_text(self) -> str:
-        """``+0.35 points``, ``-19.5 %`` or ``+0.012``; "" where there is nothing to compare with."""
-        if self.after is None:
-            return ""
-        if self.metric == "loss" and self.before > 0:
-            return f"{100 * self.change / self.before:+.1f} %"
-        return change_text(self.metric, self.change)
-
-
-@dataclass(frozen=True)
-class Worth:
-    """A change in a metric, in its own direction, with an interval where one is known."""
-
-    label: str  # which images it is of
-    of: str  # what makes the change
-    metric: Measure
-    name: str  # of the metric
-    change: float
-    interval: tuple[float, float] | None
-    confidence: float = 0.95
-
-    @property
-    def text(self) -> str:
-        """``top-1 +0.35 points (95 % interval +0.10 to +0.60)``."""
-        change = f"{self.name} {change_text(self.metric, self.change)}"
-        return change if self.interval is None else f"{change} ({self.level} interval {self.interval_text})"
-
-    @property
-    def interval_text(self) -> str:
-        """``+0.10 to +0.60``; "" where none is known."""
-        if self.interval is None:
-            return ""
-        low, high = (change_text(self.metric, end, unit=False) for end in self.interval)
-        return f"{low} to {high}"
-
-    @property
-    def level(self) -> str:
-        """Of the interval: ``95 %``."""
-        return f"{100 * self.confidence:.3g} %"
+#: an ECE from which a temperature is worth trying, above what chance leaves of a well calibrated network's: about
+#: 0.95 / √n, 0.03 of 1 000 images (15 bins)
+HIGH_ECE, NOISE_OF_ECE = 0.03, 0.95
 
 
 @dataclass(frozen=True)
@@ -103,6 +45,9 @@ class Summary:
     gains: tuple[Worth, ...]
     missed: tuple[str, ...]  # what other choices could give
     next: tuple[Step, ...]
+    notes: tuple[
+        str, ...
+    ] = ()  # of shifts and repairs: what got worse, why this repair, which guard is not met
 
 
 def summarise_tune(document: Tuned, folder: str = ".") -> Summary:
@@ -116,30 +61,20 @@ def summarise_tune(document: Tuned, folder: str = ".") -> Summary:
     return Summary(
         decision=_decision(document),
         sentence=_sentence(document),
-        before_name=f"α = {document.baseline_alpha:g}",
+        before_name=f"α = {document.baseline_alpha:g}" if free_repair(document) is None else "plain",
         after_name=after_name,
         taken=taken,
         figures=tuple(_figure(document, metric, after) for metric in metrics),
         gains=_gains(document, after),
         missed=_missed(document),
         next=next_steps(document, folder),
+        notes=_notes(document),
     )
 
 
 def metric_name(document: Tuned, metric: Measure) -> str:
     """What a metric is called in a sentence."""
     return document.score_name if metric == SCORE else INFO[metric].name
-
-
-def value_text(metric: Measure, value: float) -> str:
-    return f"{value:.6g}" if metric == SCORE else f"{value:.4f}"
-
-
-def change_text(metric: Measure, change: float, *, unit: bool = True) -> str:
-    """A change with its sign: ``+0.35 points`` of an accuracy, ``-0.1717`` of a loss."""
-    if INFO[metric].is_share:
-        return f"{100 * change:+.2f}{' points' if unit else ''}"
-    return f"{change:+.4g}" if metric == SCORE else f"{change:+.4f}"
 
 
 def known_best(document: Tuned, metric: Measure) -> float | None:
@@ -164,13 +99,15 @@ def method_sentence(document: Tuned) -> str:
         how = f"Chosen on {gain.folds - 1} of {gain.folds} folds and scored on the other, in turn"
     verdict = "Significant" if gain.significant else "Not significant"
     name = metric_name(document, gain.metric)
-    said = f"{how}: {_worth('', name, gain).text}, p = {gain.p:.2g}; {gain.method}. {verdict}."
+    said = f"{how}: {worth_of('', name, gain).text}, p = {gain.p:.2g}; {gain.method}. {verdict}."
     return f"{said} {power}".rstrip()
 
 
 def _after(document: Tuned) -> tuple[Part | None, str, bool]:
     """What is compared with the unpatched model, its name, and whether it is deployed."""
     chosen, best = document.chosen, document.best[document.metric]
+    if free_repair(document) is not None:
+        return chosen.metrics, deployed_name(document), True
     if chosen.temperature != 1 or chosen.alpha != document.baseline_alpha:
         tempered = "" if chosen.temperature == 1 else f", T = {chosen.temperature:.4g}"
         return chosen.metrics, f"α = {alpha_text(chosen.alpha)}{tempered}", True
@@ -182,11 +119,20 @@ def _after(document: Tuned) -> tuple[Part | None, str, bool]:
 
 def _decision(document: Tuned) -> str:
     chosen = document.chosen
+    if decision := repair_decision(document):
+        return decision
     verb, plain = "Use", ""
     if document.decision.keep_baseline:
         verb, plain = "Keep", f" (plain {_plain_kind(document)})"
     tempered = "" if chosen.temperature == 1 else f" and temperature {chosen.temperature:.4g}"
     return f"{verb} α = {alpha_text(chosen.alpha)}{plain}{tempered}"
+
+
+def _notes(document: Tuned) -> tuple[str, ...]:
+    """What got worse, why this repair is deployed, and which guards are not met; none of a plain tune."""
+    kept = "" if changes_model(document) else headline(document)
+    found = (worse_sentence(document), repair_reason(document), *guard_sentences(document), kept)
+    return tuple(filter(None, found))
 
 
 def _plain_kind(document: Tuned) -> str:
@@ -214,28 +160,22 @@ def _figure(document: Tuned, metric: Measure, after: Part | None) -> Figure:
 def _gains(document: Tuned, after: Part | None) -> tuple[Worth, ...]:
     """On these images, and expected on new ones; of a temperature as well, where it was measured."""
     metric, gain, refinement, chosen = (
-        document.metric, document.gain, document.refinement, document.chosen,
+        document.metric, deployed_gain(document), document.refinement, document.chosen,
     )  # fmt: skip
-    name, found = metric_name(document, metric), []
+    name, found, free = metric_name(document, metric), [], free_repair(document)
     joint = refinement is not None and refinement.with_temperature
     if after is not None:
-        of = "α"
-        if joint and chosen.temperature != 1:
+        of = "α" if free is None else NAMES[free]
+        if free is None and joint and chosen.temperature != 1:
             of = "temperature" if chosen.alpha == document.baseline_alpha else "α and temperature"
         change = after[metric] - document.baseline[metric]
         found.append(Worth(HERE, of, metric, name, change, _interval(document, metric)))
     if gain is not None and after is not None:
-        found.append(_worth("α beyond a temperature" if joint else "α", name, gain))
-    if refinement is not None and (tempered := refinement.temperature_gain):
-        found.append(_worth("temperature", INFO[tempered.metric].name, tempered))
+        of = "α beyond a temperature" if joint else "α"
+        found.append(worth_of(of if free is None else NAMES[free], name, gain))
+    if free is None and refinement is not None and (tempered := refinement.temperature_gain):
+        found.append(worth_of("temperature", INFO[tempered.metric].name, tempered))
     return tuple(found)
-
-
-def _worth(of: str, name: str, gain: Gain) -> Worth:
-    """A gain, which is positive where it is for the better, in the metric's own direction."""
-    sign = INFO[gain.metric].sign
-    low, high = sorted(sign * end for end in gain.ci)
-    return Worth(NEW, of, gain.metric, name, sign * gain.delta, (low, high), gain.confidence)
 
 
 def _interval(document: Tuned, metric: Measure) -> tuple[float, float] | None:
@@ -252,21 +192,31 @@ def _interval(document: Tuned, metric: Measure) -> tuple[float, float] | None:
 
 def _sentence(document: Tuned) -> str:
     """Why, for somebody who is no statistician."""
-    metric, gain, refinement = document.metric, document.gain, document.refinement
-    name, base, kept = metric_name(document, metric), document.baseline_alpha, document.decision.keep_baseline
+    if changes_model(document) and (said := headline(document)):
+        return said
+    metric, gain, refinement, free = (
+        document.metric, deployed_gain(document), document.refinement, free_repair(document),
+    )  # fmt: skip
+    name, base = metric_name(document, metric), document.baseline_alpha
+    kept = document.decision.keep_baseline and free is None
     things = "images" if isinstance(document, TuneDocument) else "examples"
+    if gain is None and free is not None:
+        return f"The gain of {PHRASES[free]} on new {things} was not estimated."
     if gain is None:
         many = f"{document.baseline.n} {things} are" if document.baseline.n != 1 else f"One {things[:-1]} is"
         taken = "" if kept else "; `accept=best` takes the best α all the same"
         return f"{many} too few to tell a gain from luck{taken}."
-    worth, best = _worth("", name, gain), document.best[metric]
+    worth, best = worth_of("", name, gain), document.best[metric]
     the = name if INFO[metric].is_share or metric == SCORE else f"the {name}"
     others = "α > 0" if base == 0 else f"α other than {base:g}"
-    beyond = " beyond what a temperature alone gives" if refinement and refinement.with_temperature else ""
+    joint = refinement is not None and refinement.with_temperature and free is None
+    beyond = " beyond what a temperature alone gives" if joint else ""
     if not kept and gain.significant:
         verb = "rise" if worth.change > 0 else "fall"
         about = f"{change_text(metric, abs(worth.change))} {INFO[metric].unit}".strip("+ ")
         return f"On new {things} like these, expect {the} to {verb} by about {about}{beyond}, more than luck explains."
+    if free is not None:
+        return f"The gain of {PHRASES[free]} on new {things} may be luck."
     if not kept:
         return f"`accept=best` takes the best α seen; its gain{beyond} on new {things} may be luck."
     if document.chosen.temperature != 1:
@@ -294,8 +244,10 @@ def _missed(document: Tuned) -> tuple[str, ...]:
             f"`metric={'loss' if document.metric != 'loss' else 'top1'}` searches by another metric."
         )
     ece = document.chosen.metrics.ece
-    untried = document.refinement is None and document.baseline.n >= FEWEST_TO_REFINE
-    if untried and ece >= HIGH_ECE:
+    untried = (
+        document.refinement is None and document.repairs is None and document.baseline.n >= FEWEST_TO_REFINE
+    )
+    if untried and ece >= HIGH_ECE + NOISE_OF_ECE / document.baseline.n**0.5:
         found.append(
             f"An ECE of {ece:.3f} is high{_raised(document)}. A temperature may lower it, and the loss, at no cost: "
             "`temperature`."

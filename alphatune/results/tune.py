@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from alphatune.core.metrics import Measure, Metric
+from alphatune.core.metrics import Metric
 from alphatune.results.alpha import ModelAlpha
 from alphatune.results.averages import Calibration, Recalibration
 from alphatune.results.bench import Deployment
@@ -14,9 +14,12 @@ from alphatune.results.data import Data, ScoredData
 from alphatune.results.document import Artifact, Part, VersionedDocument
 from alphatune.results.environment import ScoreEnvironment, TuneEnvironment
 from alphatune.results.gain import Decision, Gain
+from alphatune.results.intervals import Intervals
 from alphatune.results.metrics import Best, BestScore, Metrics, ScoreMetrics
 from alphatune.results.model import Model
 from alphatune.results.power import Power
+from alphatune.results.repairs import Repairs
+from alphatune.results.shift import LabelCurve, Shift
 from alphatune.results.values import (
     Count,
     Fraction,
@@ -32,9 +35,6 @@ from alphatune.results.values import (
 LevelName = Literal["plain", "global", "stage", "layer", "channel"]
 Accept = Literal["significant", "best"]
 CommandLine = Annotated[str, Meta(pattern="^alphatune tune ")]
-Intervals = Annotated[
-    dict[Measure, Interval], Meta(description="95 % intervals of the change against the baseline.")
-]
 
 
 class Point(Part, frozen=True, kw_only=True):
@@ -190,6 +190,9 @@ class TuneDocument(VersionedDocument, frozen=True, kw_only=True):
     gain: Gain | None
     power: Power | None = None
     batch_statistics: BatchStatistics | None = None
+    shift: Shift | None = None
+    repairs: Repairs | None = None
+    label_curve: LabelCurve | None = None
     decision: Decision
     calibration: Calibration | None = None
     recalibration: Recalibration | None = None
@@ -247,6 +250,18 @@ class ScoreTuneDocument(VersionedDocument, frozen=True, kw_only=True):
     @property
     def recalibration(self) -> None:
         """Nothing is measured for a score of the user's own."""
+
+    @property
+    def shift(self) -> None:
+        """Nothing is compared with a score of the user's own."""
+
+    @property
+    def repairs(self) -> None:
+        """Nothing is compared with a score of the user's own."""
+
+    @property
+    def label_curve(self) -> None:
+        """Nothing is compared with a score of the user's own."""
 
 
 Tuned = TuneDocument | ScoreTuneDocument

@@ -13,7 +13,30 @@ from alphatune.settings.running import BATCH_SIZE, CHANNELS_LAST, COMPILE, DTYPE
 class EvaluateSettings(ModelSettings, LabelSettings, ImageSettings):
     """Which data, and how to run over them."""
 
-    data: Annotated[str, DATA_OPTION] = field()  # is required
+    data: Annotated[
+        str,
+        DATA_OPTION.but(help=f"{DATA_OPTION.help} Repeatable: NAME=DATA."),
+    ] = field()  # is required
+    conditions: Annotated[
+        tuple[str, ...],
+        Option(
+            help="Further data: images under other conditions than --data's; repeatable.",
+            group=DATA,
+            metavar="NAME=DATA",
+            applies_to=IMAGES,
+            given_by="data",
+        ),
+    ] = ()
+    shift: Annotated[
+        tuple[str, ...],
+        Option(
+            common=True,
+            help="Also shifts of these images: common, all, or e.g. contrast:3,jpeg:2-4.",
+            group=DATA,
+            metavar="SHIFTS",
+            applies_to=IMAGES,
+        ),
+    ] = ()
     classes_only_present: Annotated[
         bool,
         Option(

@@ -61,7 +61,7 @@ class ModelSettings:
     ] = None
     model_kwargs: Annotated[
         tuple[str, ...],
-        Option(common=True, help="Argument for the model's factory; repeatable.", group=MODEL, metavar="K=V"),
+        Option(help="Argument for the model's factory; repeatable.", group=MODEL, metavar="K=V"),
     ] = ()
     pretrained: Annotated[bool, PRETRAINED] = True
     unsafe_pickle: Annotated[

@@ -17,7 +17,6 @@ WORKERS = Option(
     applies_to=IMAGES,
 )
 BATCH_SIZE = Option(
-    common=True,
     help="Images per batch; halved if they do not fit into memory.",
     group=RUNNING,
     metavar="auto|N",

@@ -10,6 +10,7 @@ from typing import Any
 import tomli_w
 
 from alphatune.core.errors import ConfigurationError
+from alphatune.settings.conditions import split_name
 from alphatune.settings.evaluate import EvaluateSettings
 from alphatune.settings.model import ModelSettings
 from alphatune.settings.option import declared, without_effect
@@ -30,6 +31,8 @@ def check_minutes(minutes: float) -> None:
 def input_paths(settings: EvaluateSettings | TrainSettings) -> list[str]:
     """Whatever among the settings names a file or folder that must not be written to."""
     data: list[str | None] = [settings.data]
+    if isinstance(settings, EvaluateSettings):
+        data += [split_name(text)[1] for text in settings.conditions]
     if isinstance(settings, TuneSettings):
         data += [settings.calibrate, settings.recalibrate]
     named = [
@@ -59,8 +62,10 @@ def decisive(settings: ModelSettings) -> dict[str, Any]:
 def to_command(command: str, settings: ModelSettings) -> str:
     """The command line that gives these settings: what differs from the defaults, quoted for a shell."""
     words = ["alphatune", command, settings.model]
+    shared = {each.name: each.option.given_by for each in declared(type(settings))}
     for field in fields(settings):
-        value, option = getattr(settings, field.name), "--" + field.name.replace("_", "-")
+        value = getattr(settings, field.name)
+        option = "--" + (shared.get(field.name) or field.name).replace("_", "-")
         if value == field.default or field.name == "model":
             continue
         if isinstance(value, bool):

@@ -80,6 +80,7 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
             common=True,
             help="Examples per group (ghost).",
             group=NORMALISATION,
+            applies_to=("ghost",),
             metavar="N",
             minimum=1,
         ),
@@ -90,6 +91,7 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
             common=True,
             help="Most channel groups (group, batch-group).",
             group=NORMALISATION,
+            applies_to=("group", "batch-group"),
             metavar="N",
             minimum=1,
         ),
@@ -100,12 +102,16 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
             common=True,
             help="Examples per group (batch-group).",
             group=NORMALISATION,
+            applies_to=("batch-group",),
             metavar="N",
             minimum=1,
         ),
     ] = 2
     sync_bn: Annotated[
-        bool, Option(help="Statistics over all processes (batch, CUDA).", group=NORMALISATION)
+        bool,
+        Option(
+            help="Statistics over all processes (batch, CUDA).", group=NORMALISATION, applies_to=("batch",)
+        ),
     ] = False
     decay_norm: Annotated[
         Literal["none", "gamma", "beta", "both"],

@@ -75,6 +75,50 @@ class TuneSettings(EvaluateSettings):
             applies_to=IMAGES,
         ),
     ] = False
+    objective: Annotated[
+        Literal["mean", "worst"],
+        Option(
+            help="Of several conditions, improve their mean or the worst of them.",
+            group=TUNING,
+            applies_to=IMAGES,
+        ),
+    ] = "mean"
+    guard: Annotated[
+        tuple[str, ...],
+        Option(
+            help="What a condition may lose, e.g. clean:top1=0.005, surely no more than that; repeatable. Without one "
+            "the clean images' top-1 may not be significantly worse; none: no limit.",
+            group=TUNING,
+            metavar="CONDITION:METRIC[=M]",
+            applies_to=IMAGES,
+        ),
+    ] = ()
+    rivals: Annotated[
+        Literal["none", "free"],
+        Option(
+            help="Compare finer alpha, or alpha over several conditions, with what is free at inference: a "
+            "temperature, running statistics measured anew, tuned γ and β.",
+            group=TUNING,
+            applies_to=IMAGES,
+        ),
+    ] = "free"
+    choose: Annotated[
+        Literal["alpha", "cheapest"],
+        Option(
+            help="Of these, deploy the cheapest that none beats significantly, or alpha in any case.",
+            group=TUNING,
+            applies_to=IMAGES,
+        ),
+    ] = "cheapest"
+    label_counts: Annotated[
+        str,
+        Option(
+            help="Also compare all of them when tuned on only so many labelled images, e.g. 50,200,1000.",
+            group=TUNING,
+            metavar="N,N,...",
+            applies_to=IMAGES,
+        ),
+    ] = ""
     score: Annotated[
         str | None,
         Option(

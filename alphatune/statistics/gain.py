@@ -20,6 +20,7 @@ from scipy.special import ndtri
 
 from alphatune.core.metrics import INFO, MEANS, SCORE, Measure, Metric
 from alphatune.results.gain import Gain, Scheme
+from alphatune.statistics.conditions import by_image, count_images, has_conditions
 from alphatune.statistics.intervals import mean_interval, proportion_interval
 from alphatune.statistics.scores import Scores, expected_calibration_error
 from alphatune.statistics.selection_bias import Limits
@@ -49,7 +50,8 @@ def paired_gain(
     """Gain of the same examples' scores over others.
 
     Args:
-        scores: of examples that each had no part in choosing how they are scored.
+        scores: of examples that each had no part in choosing how they are scored; what is paired is the
+            image, whose value is the mean over its conditions (conditions.py).
         baseline: of the same examples.
         comparisons: gains that are looked at before one is believed; the interval and
             what counts as significant allow for them all (Bonferroni).
@@ -60,10 +62,10 @@ def paired_gain(
     if not INFO[metric].is_mean:
         measured = calibration_gain(scores.confidence, scores.top1, baseline, rng, confidence)
     else:
-        difference = per_example(scores, metric) - per_example(baseline, metric)
+        difference = by_image(per_example(scores, metric) - per_example(baseline, metric), scores.ids)
         changed = not np.array_equal(scores.loss, baseline.loss)
         measured = mean_gain(difference, metric, Limits.without_choice(confidence), changed)
-    return make_gain(metric, measured, scheme, len(scores), folds, (), confidence)
+    return make_gain(metric, measured, scheme, count_images(scores.ids), folds, (), confidence)
 
 
 def make_gain(
@@ -98,14 +100,20 @@ def paired_difference(scores: Scores, baseline: Scores, metric: Metric) -> tuple
 
     For the band of a curve; it is not corrected for looking at many α.
     """
-    difference = per_example(scores, metric) - per_example(baseline, metric)
+    difference = by_image(per_example(scores, metric) - per_example(baseline, metric), scores.ids)
     return paired_interval(INFO[metric].sign * difference)
 
 
 def change_intervals(scores: Scores, baseline: Scores, *, seed: int = 0) -> dict[Metric, tuple[float, float]]:
-    """95 % interval of every metric's change over the same examples, in the metric's own direction."""
-    low, high = paired_gain(scores, baseline, "ece", seed=seed).ci
-    return {m: paired_difference(scores, baseline, m) for m in MEANS} | {"ece": (-high, -low)}
+    """95 % interval of every metric's change over the same examples, in the metric's own direction.
+
+    The ECE has none over several conditions.
+    """
+    ci: dict[Metric, tuple[float, float]] = {m: paired_difference(scores, baseline, m) for m in MEANS}
+    if not has_conditions(scores.ids):
+        low, high = paired_gain(scores, baseline, "ece", seed=seed).ci
+        ci["ece"] = (-high, -low)
+    return ci
 
 
 def paired_interval(difference: FloatArray) -> tuple[float, float]:
@@ -132,8 +140,8 @@ def mean_gain(difference: FloatArray, metric: Measure, limits: Limits, changed: 
             from right to wrong or back, others may.
     """
     delta = float(difference.mean())
-    # A score of one's own may be a count of right and wrong as well.
-    counts = INFO[metric].is_share or (metric == SCORE and bool(np.isin(difference, (-1, 0, 1)).all()))
+    # A score of one's own may be a count of right and wrong as well; a mean over conditions is none.
+    counts = (INFO[metric].is_share or metric == SCORE) and bool(np.isin(difference, (-1, 0, 1)).all())
     if np.ptp(difference) == 0 and not (counts and changed):  # nothing varies: nothing to test
         return delta, (delta, delta), 1.0 if delta == 0 else 0.0, "no example differs"
     from scipy import stats

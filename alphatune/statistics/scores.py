@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alphatune.core.errors import DataError
 from alphatune.results.metrics import Metrics
+from alphatune.statistics.conditions import conditions_of, has_conditions, images_of
 
 #: number of equal-width confidence bins of the expected calibration error
 ECE_BINS = 15
@@ -29,13 +30,18 @@ class Scores:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, rows: NDArray[np.int64] | slice) -> Scores:
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Scores:
         """The scores of some of the examples."""
         return Scores(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 def summarise(scores: Scores) -> Metrics:
-    """Average the scores; ECE as in ``expected_calibration_error``."""
+    """Average the scores, each condition of equal weight; ECE as in ``expected_calibration_error``."""
+    if has_conditions(scores.ids):
+        number = conditions_of(scores.ids)
+        each = [summarise(plain_scores(scores.take(number == k))) for k in np.unique(number)]
+        means = {m: float(np.mean([e[m] for e in each])) for m in ("top1", "top5", "loss", "ece")}
+        return Metrics(n=len(scores), **means)
     return Metrics(
         n=len(scores),
         top1=float(scores.top1.mean(dtype=np.float64)),
@@ -43,6 +49,11 @@ def summarise(scores: Scores) -> Metrics:
         loss=float(scores.loss.mean(dtype=np.float64)),
         ece=expected_calibration_error(scores.confidence, scores.top1),
     )
+
+
+def plain_scores(scores: Scores) -> Scores:
+    """The scores of one condition, as those of plain examples."""
+    return replace(scores, ids=images_of(scores.ids))
 
 
 def expected_calibration_error(

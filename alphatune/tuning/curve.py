@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alphatune.core.metrics import MEANS
+from alphatune.core.metrics import MEANS, Metric
 from alphatune.results.metrics import Metrics
+from alphatune.statistics.conditions import by_image, conditions_of, mean_over_conditions
 from alphatune.statistics.gain import paired_difference, paired_interval
 from alphatune.statistics.scores import Scores, expected_calibration_error, summarise
 from alphatune.tuning.search import Search
@@ -59,6 +60,7 @@ def interpolated_curve(search: Search, measured: Sweep, baseline_alpha: float) -
         def at(name: str, point: int, rows: list = rows) -> NDArray[np.float64]:  # type: ignore[type-arg]
             return np.concatenate([part.values(name)[point] for part in rows]).astype(np.float64)
 
+        ids = np.concatenate([part.ids for part in rows])
         ece = [
             expected_calibration_error(at("confidence", i).astype(np.float32), at("top1", i) > 0)
             for i in (0, index)
@@ -70,11 +72,50 @@ def interpolated_curve(search: Search, measured: Sweep, baseline_alpha: float) -
         for metric in MEANS:
             here = at(metric, index)
             difference = here - at(metric, 0)
-            ci[metric] = paired_interval(difference)
-            estimate = _within(metric, getattr(baseline, metric) + float(difference.mean()))
-            values[metric] = float(here.mean()) if whole else estimate
+            ci[metric] = paired_interval(by_image(difference, ids))
+            change = float(mean_over_conditions(difference, ids))
+            estimate = _within(metric, getattr(baseline, metric) + change)
+            values[metric] = float(mean_over_conditions(here, ids)) if whole else estimate
         points.append(CurvePoint(alpha, whole and t in search.nodes, Metrics(n=seen, **values), ci))
     return tuple(points)
+
+
+def values_by_condition(
+    search: Search | None, measured: Sweep, metric: Metric
+) -> dict[int, tuple[tuple[float, float, bool], ...]]:
+    """The curve of a metric under each condition, by its number: α, value, and whether it was measured on all images.
+
+    Where logits were interpolated for some images, it is the exact baseline plus the paired difference.
+    """
+    base, exact = measured.baseline, dict(zip(measured.alphas, measured.scores, strict=True))
+    number = conditions_of(base.ids)
+    grid = (
+        {}
+        if search is None
+        else {round(abs(measured.baseline_alpha - t), 12): i for i, t in enumerate(search.grid)}
+    )
+    parts = () if search is None else search.curve
+    curves = {}
+    for k in np.unique(number):
+        own = number == k
+        before = float(getattr(base, metric)[own].mean())
+        rows = []
+        for alpha in sorted({*exact, *grid}):
+            if alpha in exact:
+                rows.append((alpha, float(getattr(exact[alpha], metric)[own].mean()), True))
+                continue
+            point = grid[alpha]
+            changes = [
+                part.values(metric)[point, mine].astype(np.float64) - part.values(metric)[0, mine]
+                for part in parts
+                if part.points > point
+                for mine in [conditions_of(part.ids) == k]
+            ]
+            if sum(map(len, changes)):
+                change = float(np.concatenate(changes).mean())
+                rows.append((alpha, _within(metric, before + change), False))
+        curves[int(k)] = tuple(rows)
+    return curves
 
 
 def _measured(alpha: float, scores: Scores, baseline: Scores) -> CurvePoint:

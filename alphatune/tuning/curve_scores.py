@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alphatune.core.metrics import INFO, Metric
+from alphatune.statistics.conditions import mean_over_conditions
 from alphatune.statistics.scores import expected_calibration_error
 
 #: logits that are interpolated at a time
@@ -56,6 +57,10 @@ class CurveScores:
         """A view of the first points."""
         return CurveScores(self.ids, *(getattr(self, f.name)[:points] for f in fields(self)[1:]))
 
+    def at(self, points: list[int]) -> CurveScores:
+        """The scores at some of the points."""
+        return CurveScores(self.ids, *(getattr(self, f.name)[points] for f in fields(self)[1:]))
+
     def take(self, rows: NDArray[Any]) -> CurveScores:
         """The scores of some of the examples."""
         return CurveScores(self.ids[rows], *(getattr(self, f.name)[:, rows] for f in fields(self)[1:]))
@@ -66,11 +71,11 @@ class CurveScores:
         return values
 
     def average(self, metric: Metric) -> NDArray[np.float64]:
-        """A metric at every point: accuracies as fractions, loss in nats, ECE."""
+        """A metric at every point, a mean over conditions where there are some; the ECE is that of all examples."""
         if not INFO[metric].is_mean:
             pairs = zip(self.confidence, self.top1, strict=True)
             return np.array([expected_calibration_error(c, t) for c, t in pairs])
-        average: NDArray[np.float64] = self.values(metric).mean(axis=1, dtype=np.float64)
+        average: NDArray[np.float64] = mean_over_conditions(self.values(metric), self.ids)
         return average
 
 

@@ -8,6 +8,7 @@ knowing how its modules are called.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, get_args
@@ -17,17 +18,22 @@ from torch import Tensor, nn
 
 from alphatune.evaluation.predictor import evaluation_mode
 from alphatune.norms.example_weighted import ExampleWeighted
-from alphatune.norms.patching import Alpha, example_weighted_layers
+from alphatune.norms.patching import Alpha, differentiable_alpha, example_weighted_layers, set_alpha_
 from alphatune.norms.watching import watching
 
 Granularity = Literal["global", "stage", "layer", "channel"]
 #: from coarse to fine
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+#: the sigmoid has no way to 0 or 1: a descent starts this far from them, and ends there when as near
+NEAREST, AT_END = 0.01, 0.001
 
 
 @dataclass(frozen=True)
 class Units:
-    """The numbers that α consists of: unit i is the α of some layers, or of one channel."""
+    """The numbers that α consists of: unit i is the α of some layers, or of one channel.
+
+    To a descent they are parameters (parameters.py) with α = sigmoid(θ).
+    """
 
     granularity: Granularity
     #: each layer's name, and its units: one, or as many as channels
@@ -64,6 +70,50 @@ class Units:
             total[units.start : units.stop] += alpha if len(units) > 1 else alpha.mean()
             count[units.start : units.stop] += 1
         return total / count
+
+    @property
+    def epochs(self) -> int:
+        """Few: what few examples can say is soon said."""
+        return 4
+
+    @property
+    def most_steps(self) -> int:
+        return 48
+
+    def learning_rate(self, _: float) -> float:
+        return 0.15
+
+    @property
+    def prior_deviation(self) -> float:
+        """In log-odds: between α = 0.02 and 0.13, say."""
+        return 2.0
+
+    def to_theta(self, values: Tensor) -> Tensor:
+        """The log-odds of α, some way from those of 0 and 1."""
+        return torch.logit(values.clamp(NEAREST, 1 - NEAREST))
+
+    def to_values(self, theta: Tensor) -> Tensor:
+        """α to four digits; what is next to 0 or 1 is that."""
+        alpha = torch.sigmoid(theta).mul(1e4).round().div(1e4)
+        return alpha.masked_fill(alpha < AT_END, 0.0).masked_fill(alpha > 1 - AT_END, 1.0)
+
+    def differentiable(self, model: nn.Module, theta: Tensor) -> AbstractContextManager[None]:
+        """The model runs at α = sigmoid(θ), with a gradient for θ."""
+        layers = dict(example_weighted_layers(model))
+        return differentiable_alpha(
+            {
+                layers[name]: alpha.to(layers[name].alpha)
+                for name, alpha in self.spread(torch.sigmoid(theta)).items()
+            }
+        )
+
+    def set_(self, model: nn.Module, values: Tensor) -> None:
+        """Set α."""
+        set_alpha_(model, self.alphas(values))
+
+    def kept(self, _: nn.Module) -> AbstractContextManager[None]:
+        """Nothing but α is changed."""
+        return nullcontext()
 
 
 def units_of(model: nn.Module, granularity: Granularity, inputs: Tensor) -> Units:

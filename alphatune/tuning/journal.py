@@ -23,6 +23,13 @@ from alphatune.models.checkpoint_content import read_content
 from alphatune.pickles.torch_file import write_saved
 
 _KEY = "job.json"
+#: what else decides a job, in words
+_NO_SETTING = {
+    "alphatune": "the version of alphatune",
+    "checkpoint_sha256": "the checkpoint",
+    "examples": "the number of examples",
+    "state": "the weights, images or code",
+}
 #: plain values and tensors by name
 State = dict[str, Any]
 
@@ -148,9 +155,21 @@ def open_journal(folder: Path, job: State, *, resume: bool, minutes: float) -> J
             shutil.rmtree(folder)
         if key.exists() and key.read_text(encoding="utf-8") != text:
             raise InputError(
-                f"{folder} was left by a job with other settings, model or data",
+                f"{folder} was left by a job with other settings, model or data: {_changed(key, job)}",
                 "repeat the command that was interrupted, or leave out `resume` to start anew",
             )
     except OSError as error:
         raise ResourceError(f"cannot write {folder}: {error}") from None
     return Journal(folder, text, 60 * minutes)
+
+
+def _changed(key: Path, job: State) -> str:
+    """What differs from the job that left a state."""
+    try:
+        before = dict(json.loads(key.read_text(encoding="utf-8")))
+    except (TypeError, ValueError):  # damaged
+        return "its job.json cannot be read"
+    now = json.loads(json.dumps(job))
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    settings = [f"`{name}`" for name in names if name not in _NO_SETTING]
+    return ", ".join(settings or [_NO_SETTING[name] for name in names])

@@ -35,6 +35,10 @@ class Data(Protocol):
     @property
     def targets(self) -> NDArray[np.int64]: ...
     @property
+    def ids(self) -> NDArray[np.int64]: ...
+    @property
+    def names(self) -> tuple[str, ...]: ...  # of the conditions, the first of clean images; () without any
+    @property
     def batch_size(self) -> int: ...
 
 

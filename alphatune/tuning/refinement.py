@@ -19,7 +19,7 @@ the two halves' α (in log-odds), and is measured on all of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,29 +27,30 @@ import torch
 from numpy.typing import NDArray
 
 from alphatune.core.metrics import INFO, Metric
-from alphatune.data.prefetch import Batch
 from alphatune.norms.patching import Alpha
 from alphatune.results.alpha import common_alpha
 from alphatune.results.gain import Gain
+from alphatune.results.repairs import Choose, RepairName, Repairs, Rivals
+from alphatune.results.shift import LabelCurve, Unseen
 from alphatune.results.tune import Level, LevelName
+from alphatune.statistics.conditions import has_conditions
 from alphatune.statistics.gain import FEWEST_EXAMPLES, paired_gain
-from alphatune.statistics.scores import Scores, concatenate, summarise
-from alphatune.tuning.descent import Fit, descend, rounded
+from alphatune.statistics.scores import Scores, summarise
+from alphatune.tuning.candidate import Candidate, score
+from alphatune.tuning.descent import Fit
 from alphatune.tuning.descent import expected_examples as examples_of_descent
+from alphatune.tuning.fits import ChooseGlobal, Fits
 from alphatune.tuning.granularity import GRANULARITIES, Granularity, Units, units_of
 from alphatune.tuning.journal import Journal
+from alphatune.tuning.label_curve import label_curve
+from alphatune.tuning.objective import Objective
+from alphatune.tuning.ordering import halves_of
+from alphatune.tuning.out_of_fold import OutOfFold
 from alphatune.tuning.passes import Passes
-from alphatune.tuning.search import stratified_order
+from alphatune.tuning.repairs import Tried, compare_repairs, try_free
 from alphatune.tuning.selection import Accept
-from alphatune.tuning.sweep import score_at
-from alphatune.tuning.temperature import (
-    TemperatureScores,
-    concatenate_temperatures,
-    score_temperatures,
-)
-
-#: chooses the α of the whole model on some examples
-ChooseGlobal = Callable[[NDArray[np.int64]], float]
+from alphatune.tuning.step_back import step_back
+from alphatune.tuning.unseen import unseen_gains
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,11 @@ class Refinement:
 
     levels: tuple[Level, ...]
     chosen: LevelName
-    alphas: dict[str, Alpha]  # of the level that was accepted, or tried last with ``accept="best"``
+    candidate: Candidate  # what is deployed: α of the level that was accepted, or a free repair
+    repairs: Repairs | None  # where α was compared with what is free
+    unseen: tuple[Unseen, ...]  # gains on shifts that were left out
+    unseen_mean: Gain | None
+    label_curve: LabelCurve | None
     temperature: float
     baseline: Scores  # of all examples, unpatched
     scores: Scores  # of all examples at what was chosen, temperature included
@@ -69,9 +74,12 @@ class Refinement:
     @property
     def alpha(self) -> float | dict[str, Alpha]:
         """One number where all layers have the same, else one, or one a channel, for each layer."""
-        numbers = {name: value for name, value in self.alphas.items() if isinstance(value, float)}
-        common = common_alpha(numbers) if len(numbers) == len(self.alphas) else None
-        return common if isinstance(common, float) else self.alphas
+        alphas = self.candidate.alpha
+        if isinstance(alphas, float):
+            return alphas
+        numbers = {name: value for name, value in alphas.items() if isinstance(value, float)}
+        common = common_alpha(numbers) if len(numbers) == len(alphas) else None
+        return common if isinstance(common, float) else dict(alphas)
 
     @property
     def level(self) -> Level:
@@ -84,11 +92,15 @@ def refine(
     overall: float,
     granularity: Granularity,
     *,
-    metric: Metric,
+    objective: Objective,
     temperature: bool,
     accept: Accept,
     keep_global: bool,
     seed: int,
+    rivals: Rivals = "free",
+    choose: Choose = "cheapest",
+    label_counts: Sequence[int] = (),
+    parts: Sequence[NDArray[np.int64]] = (),
     journal: Journal | None = None,
 ) -> Refinement:
     """Fit and compare the levels down to a granularity, as this module's text says.
@@ -98,96 +110,85 @@ def refine(
         choose_global: the best α of the whole model by the examples at some positions.
         overall: the same by all of them, for the deployed model.
         granularity: the finest level to try.
-        metric: what to improve.
+        objective: what to improve; a level whose guards fail out of fold is not accepted.
         temperature: compare with temperatures, and tune the one to deploy.
         keep_global: whether ``overall`` has earned its place already (``selection``).
         journal: where descents keep their state.
     """
     n = len(passes.data)
     everything = np.arange(n)
-    order = stratified_order(passes.data.targets, seed)
-    halves = tuple(np.sort(order[k::2]) for k in (0, 1))
+    halves = halves_of(passes.data.targets, passes.data.ids, seed)
     model = passes.predictor.model
     first = next(iter(passes.data.take(everything[:1])))
     inputs = passes.predictor.prepare(first.inputs)
     names = levels_of(granularity)
     units = {name: units_of(model, name, inputs) for name in names}
+    metric = objective.metric
     joint = is_joint(metric, temperature)
     meter = passes.meter
 
     meter.phase("unpatched model")
     passes.expect(expected_examples(n, granularity, joint))
-    comparisons = len(names) if joint else max(1, len(names) - 1)
-
-    plain = _Scored.of(passes, halves, [passes.baseline] * 2)
-    levels = [plain.level("plain")]
-    current = plain
-    chosen: LevelName = "plain"
-    alphas = units["global"].alphas([passes.baseline])
-    before: list[dict[str, Alpha]] = []
-    for place, name in enumerate(names):
-        started, done = time.perf_counter(), meter.done
-        meter.phase("temperature" if name == "global" else f"descent: {name}")
-        passes.expect(_expected(n, names[place:], joint))
-        unit = units[name]
-        fits: list[Fit | None] = [None, None]
-        if name == "global":
-            singles = [choose_global(half) for half in reversed(halves)]
-            found = [unit.alphas([alpha]) for alpha in singles]
-        else:
-            found = before
-        if name != "global" or joint:
-            fits = _fit_folds(passes, halves, unit, found, singles, metric, joint, seed, journal)
-            found = [unit.alphas(fit.alphas) for fit in fits if fit]
-        scored = _Scored.of(passes, halves, found)
-        over_coarser = scored.gain_over(current, metric, joint, seed, comparisons)
-        over_plain = scored.gain_over(plain, metric, joint, seed, comparisons)
-        if name == "global" and not joint:
-            accepted = keep_global
-        else:
-            wins = all(gain.significant for gain in (over_coarser, over_plain))
-            accepted = n >= FEWEST_EXAMPLES and (wins or (accept == "best" and over_coarser.delta > 0))
-        levels.append(
-            scored.level(
-                name,
-                len(unit),
-                over_coarser=over_coarser,
-                over_plain=over_plain,
-                accepted=accepted,
-                steps=tuple(fit.steps for fit in fits if fit),
-                seconds=time.perf_counter() - started,
-                passes=sum(passes.world.gather(meter.done - done)) / n,
-            )
-        )
-        if name == "global" or accepted:
-            before = found  # a finer level starts from it
-        if accepted:
-            chosen, current = name, scored
-            if name == "global" and not joint:
-                alphas = unit.alphas([overall])
-            else:
-                alphas = unit.alphas(_average(unit, found))
+    plain = OutOfFold.of(passes, halves, [Candidate(passes.baseline)] * 2)
+    fits = Fits(passes, objective, joint, seed, journal, choose_global, units)
+    compared = _compare_levels(fits, halves, plain, overall, accept=accept, keep_global=keep_global)
+    chosen, current = compared.chosen, compared.scored
+    repairs: Repairs | None = None
+    won: RepairName = chosen
+    if rivals == "free" and (has_conditions(passes.data.ids) or chosen not in ("plain", "global")):
+        passes.expect(6 * n + 8 * examples_of_descent(n // 2))
+        tried = try_free(fits, halves, plain, calibrated=joint)
+        if chosen != "plain":
+            tried.append(Tried(chosen, fits.numbers(chosen), current, joint))
+        repairs = compare_repairs(plain, tried, objective, choose=choose, seed=seed, names=passes.data.names)
+        won = repairs.chosen
+        current = next((each.scored for each in tried if each.name == won), plain)
     meter.phase("confirming")
-    if chosen not in ("plain", "global") or (chosen == "global" and joint):
-        passes.expect(n + examples_of_descent(n))
-        unit = next(each for each in units.values() if each.granularity == chosen)
-        alphas = _fit_all(passes, unit, alphas, overall, metric, joint, seed, journal)
-    passes.expect(0 if chosen == "plain" else n)
-    final = plain.everything if chosen == "plain" else _score(passes, everything, alphas)
+    candidate = _fit_all(fits, won, compared.alphas, overall, plain.everything.scores)
+    unchanged = candidate.is_same_number(Candidate(passes.baseline))
+    passes.expect(0 if unchanged else n)
+    final = plain.everything if unchanged else score(passes, everything, candidate)
     t, temperature_gain = 1.0, None
-    if temperature:
+    if temperature or won == "temperature":
         temperature_gain = paired_gain(current.calibrated, current.raw, "loss", seed=seed)
         if temperature_gain.significant or (accept == "best" and temperature_gain.delta > 0):
             t = final.best()
+    unseen: tuple[tuple[Unseen, ...], Gain | None] = (), None
+    if won != "plain" and has_conditions(passes.data.ids):
+        meter.phase("shifts that are left out")
+        passes.expect(n if won == "global" else n + n * len(passes.data.names))
+        everywhere = plain.everything
+        tempered = everywhere if joint or won == "temperature" else None
+        fitted_and_tested = parts if parts and won == "global" and not joint else halves
+        unseen = unseen_gains(
+            passes,
+            fitted_and_tested,
+            everywhere.scores,
+            fits.named(won),
+            metric,
+            tempered=tempered,
+            seed=seed,
+        )
+    labels: LabelCurve | None = None
+    if label_counts:
+        meter.phase("numbers of labels")
+        passes.expect(len(label_counts) * 2 * 8 * n)
+        labels = label_curve(
+            passes, halves, plain, fits.shown(), label_counts, metric, calibrated=joint, seed=seed
+        )
     return Refinement(
-        levels=tuple(levels),
+        levels=compared.levels,
         chosen=chosen,
-        alphas=alphas,
+        candidate=candidate,
+        repairs=repairs,
+        unseen=unseen[0],
+        unseen_mean=unseen[1],
+        label_curve=labels,
         temperature=t,
         baseline=plain.everything.scores,
         scores=final.at(t),
         temperature_gain=temperature_gain,
-        reason=_reason(levels, chosen, metric, joint),
+        reason=repairs.reason if repairs else _reason(compared.levels, chosen, metric, joint),
         joint=joint,
     )
 
@@ -215,156 +216,183 @@ def _expected(n: int, levels: Sequence[Granularity], joint: bool) -> int:
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """All examples out of fold at one level."""
+class _Compared:
+    """The levels of α, and which won."""
 
-    raw: Scores
-    calibrated: Scores
-    temperatures: tuple[float, ...]
-    everything: TemperatureScores  # of the last α, for the unpatched model
+    levels: tuple[Level, ...]
+    chosen: LevelName
+    scored: OutOfFold  # of the one that won
+    alphas: dict[str, Alpha]  # between those of the halves
 
-    @classmethod
-    def of(
-        cls,
-        passes: Passes,
-        halves: Sequence[NDArray[np.int64]],
-        alphas: Sequence[float | Mapping[str, Alpha]],
-    ) -> _Scored:
-        """Score each half at the α, and the temperature, that the other half chose."""
-        everything = np.arange(len(passes.data))
-        raw, calibrated, temperatures = [], [], []
-        scored = _score(passes, everything, alphas[0])
-        same = isinstance(alphas[0], float) and alphas[0] == alphas[1]
-        for place, (half, other) in enumerate(zip(halves, reversed(halves), strict=True)):
-            if place and not same:
-                scored = _score(passes, everything, alphas[place])
-            t = scored.take(other).best()
-            temperatures.append(t)
-            raw.append(scored.scores.take(half))
-            calibrated.append(scored.take(half).at(t))
-        return cls(concatenate(raw), concatenate(calibrated), tuple(temperatures), scored)
 
-    def gain_over(
-        self, other: _Scored, metric: Metric, calibrated: bool, seed: int, comparisons: int
-    ) -> Gain:
-        pair = (self.calibrated, other.calibrated) if calibrated else (self.raw, other.raw)
-        return paired_gain(*pair, metric, seed=seed, comparisons=comparisons, folds=2)
-
-    def level(
-        self,
-        name: LevelName,
-        units: int = 0,
-        *,
-        over_coarser: Gain | None = None,
-        over_plain: Gain | None = None,
-        accepted: bool = False,
-        steps: tuple[int, ...] = (),
-        seconds: float = 0.0,
-        passes: float = 0.0,
-    ) -> Level:
-        return Level(
-            name=name,
-            units=units,
-            metrics=summarise(self.raw),
-            calibrated=summarise(self.calibrated),
-            temperatures=self.temperatures,
-            over_coarser=over_coarser,
-            over_plain=over_plain,
-            accepted=accepted,
-            steps=steps,
-            seconds=seconds,
-            passes=passes,
+def _compare_levels(
+    fits: Fits,
+    halves: Sequence[NDArray[np.int64]],
+    plain: OutOfFold,
+    overall: float,
+    *,
+    accept: Accept,
+    keep_global: bool,
+) -> _Compared:
+    """Fit every level on either half, from the last one that was worth it, and score it on the other."""
+    passes, objective, units, joint, seed = (
+        fits.passes,
+        fits.objective,
+        fits.units,
+        fits.temperature,
+        fits.seed,
+    )
+    n, names, meter = len(passes.data), tuple(units), passes.meter
+    comparisons = len(names) if joint else max(1, len(names) - 1)
+    levels = [_level(plain, "plain")]
+    current = plain
+    chosen: LevelName = "plain"
+    alphas = units["global"].alphas([passes.baseline])
+    before: list[dict[str, Alpha]] = []
+    for place, name in enumerate(names):
+        started, done = time.perf_counter(), meter.done
+        meter.phase("temperature" if name == "global" else f"descent: {name}")
+        passes.expect(_expected(n, names[place:], joint))
+        unit = units[name]
+        descents: list[Fit | None] = [None, None]
+        if name == "global":
+            singles = [fits.choose_global(half) for half in reversed(halves)]
+            found = [unit.alphas([alpha]) for alpha in singles]
+        else:
+            found = before
+        if name != "global" or joint:
+            descents = _fit_folds(fits, halves, unit, found, singles)
+            found = [unit.alphas(fit.alphas) for fit in descents if fit]
+        candidates = [Candidate(each) for each in found]
+        if any(descents) or objective.guards:
+            candidates = [
+                step_back(passes, objective, each, half, plain.everything.scores)[0]
+                for each, half in zip(candidates, reversed(halves), strict=True)
+            ]
+            found = [
+                unit.alphas([each.alpha] * len(unit)) if isinstance(each.alpha, float) else dict(each.alpha)
+                for each in candidates
+            ]
+        scored = OutOfFold.of(passes, halves, candidates)
+        over_coarser = scored.gain_over(current, objective, joint, seed, comparisons)
+        over_plain = scored.gain_over(plain, objective, joint, seed, comparisons)
+        if name == "global" and not joint:
+            accepted = keep_global
+        else:
+            wins = all(gain.significant for gain in (over_coarser, over_plain))
+            accepted = n >= FEWEST_EXAMPLES and (wins or (accept == "best" and over_coarser.delta > 0))
+            accepted = accepted and scored.keeps_guards(plain, objective, joint)
+        levels.append(
+            _level(
+                scored,
+                name,
+                len(unit),
+                over_coarser=over_coarser,
+                over_plain=over_plain,
+                accepted=accepted,
+                steps=tuple(fit.steps for fit in descents if fit),
+                seconds=time.perf_counter() - started,
+                passes=sum(passes.world.gather(meter.done - done)) / n,
+            )
         )
+        if name == "global" or accepted:
+            before = found  # a finer level starts from it
+        if accepted:
+            chosen, current = name, scored
+            if name == "global" and not joint:
+                alphas = unit.alphas([overall])
+            else:
+                alphas = unit.alphas(_average(unit, found))
+    return _Compared(tuple(levels), chosen, current, alphas)
+
+
+def _level(
+    scored: OutOfFold,
+    name: LevelName,
+    units: int = 0,
+    *,
+    over_coarser: Gain | None = None,
+    over_plain: Gain | None = None,
+    accepted: bool = False,
+    steps: tuple[int, ...] = (),
+    seconds: float = 0.0,
+    passes: float = 0.0,
+) -> Level:
+    return Level(
+        name=name,
+        units=units,
+        metrics=summarise(scored.raw),
+        calibrated=summarise(scored.calibrated),
+        temperatures=scored.temperatures,
+        over_coarser=over_coarser,
+        over_plain=over_plain,
+        accepted=accepted,
+        steps=steps,
+        seconds=seconds,
+        passes=passes,
+    )
 
 
 def _fit_folds(
-    passes: Passes,
+    fits: Fits,
     halves: Sequence[NDArray[np.int64]],
     units: Units,
     starts: Sequence[Mapping[str, Alpha]],
     priors: Sequence[float],
-    metric: Metric,
-    temperature: bool,
-    seed: int,
-    journal: Journal | None,
 ) -> list[Fit | None]:
     """A descent for each half, on the other one; processes share the halves out."""
+    world = fits.passes.world
 
     def mine() -> dict[int, Fit]:
         return {
-            fold: descend(
-                passes.predictor,
-                passes.data,
+            fold: fits.descend(
                 halves[1 - fold],
                 units,
                 units.gather(starts[fold]),
-                prior=priors[fold],
-                metric=metric,
-                temperature=temperature,
-                seed=seed + fold,
-                journal=journal.entry(f"{units.granularity}-{fold}") if journal else None,
-                meter=passes.meter,
+                priors[fold],
+                f"{units.granularity}-{fold}",
+                fold,
             )
             for fold in (0, 1)
-            if fold % passes.world.size == passes.world.rank
+            if fold % world.size == world.rank
         }
 
-    fits: dict[int, Fit] = {}
-    for part in passes.world.run_on_all_ranks(mine):
-        fits |= part
-    return [fits[0], fits[1]]
+    found: dict[int, Fit] = {}
+    for part in world.run_on_all_ranks(mine):
+        found |= part
+    return [found[0], found[1]]
 
 
 def _fit_all(
-    passes: Passes,
-    units: Units,
-    start: Mapping[str, Alpha],
-    prior: float,
-    metric: Metric,
-    temperature: bool,
-    seed: int,
-    journal: Journal | None,
-) -> dict[str, Alpha]:
-    """A last descent on all examples, from what the halves found; one process does it."""
+    fits: Fits, won: RepairName, alphas: Mapping[str, Alpha], overall: float, unpatched: Scores
+) -> Candidate:
+    """What won, fitted on all examples: α from what the halves found, by one process."""
+    passes = fits.passes
+    everything = np.arange(len(passes.data))
+    passes.expect(len(everything) + examples_of_descent(len(everything)))
+    if won in ("plain", "temperature"):
+        return Candidate(passes.baseline)
+    if won in ("averages", "affine"):
+        return fits.named(won)(everything, "all")
+    level: Granularity = won  # type: ignore[assignment]
+    if level != "global" or fits.temperature:
+        units = fits.units[level]
 
-    def mine() -> Fit | None:
-        if not passes.world.first:
-            return None
-        return descend(
-            passes.predictor,
-            passes.data,
-            np.arange(len(passes.data)),
-            units,
-            units.gather(start),
-            prior=prior,
-            metric=metric,
-            temperature=temperature,
-            seed=seed,
-            journal=journal.entry(f"{units.granularity}-all") if journal else None,
-            meter=passes.meter,
-        )
+        def mine() -> Fit | None:
+            if not passes.world.first:
+                return None
+            return fits.descend(everything, units, units.gather(alphas), overall, f"{level}-all")
 
-    fit = next(fit for fit in passes.world.run_on_all_ranks(mine) if fit)
-    return units.alphas(fit.alphas)
-
-
-def _score(
-    passes: Passes, positions: NDArray[np.int64], alphas: float | Mapping[str, Alpha]
-) -> TemperatureScores:
-    """Exact scores of some examples, at every temperature as well."""
-
-    def scores(batch: Batch, logits: list[torch.Tensor]) -> TemperatureScores:
-        at_alphas = score_at(alphas, logits[0], batch)
-        return TemperatureScores(at_alphas, *score_temperatures(logits[0], batch.targets))
-
-    return concatenate_temperatures(passes.run("temperatures", positions, [alphas], scores))
+        fit = next(fit for fit in passes.world.run_on_all_ranks(mine) if fit)
+        alphas = units.alphas(fit.values)
+    return step_back(passes, fits.objective, Candidate(alphas), everything, unpatched)[0]
 
 
 def _average(units: Units, alphas: Sequence[Mapping[str, Alpha]]) -> list[float]:
     """α unit by unit between those of the halves: their mean in log-odds; 0 and 1 stay where both say so."""
     values = torch.stack([units.gather(each) for each in alphas])
     inner = values.clamp(1e-4, 1 - 1e-4)
-    mean = rounded(torch.logit(inner).mean(0))
+    mean = units.to_values(torch.logit(inner).mean(0))
     mean = torch.where((values == 0).all(0), 0.0, mean)
     return torch.where((values == 1).all(0), 1.0, mean).tolist()
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from alphatune.models.running_stats_check import examine
+from alphatune.models.running_stats_check import examine, untouched
 from alphatune.norms.survey import NormLayer
 
 #: layers that a remark names
@@ -23,11 +23,22 @@ def remark_on_end(best: float, end: float, baseline: float) -> list[str]:
     ]
 
 
+def remark_on_untrained(model: nn.Module) -> list[str]:
+    """A remark if no moving average was ever updated: no figure means anything then."""
+    layers = untouched(model)
+    if not layers:
+        return []
+    return [
+        f"the running statistics of all {layers} norm layers are as before training (mean 0, variance 1): the weights "
+        "are random, or the statistics were folded into them; tuning α makes no sense here"
+    ]
+
+
 def remark_on_layers(model: nn.Module, layers: Sequence[NormLayer], patched: int) -> list[str]:
     """Remarks on moving averages that look odd, and on layers that were left alone or do not act."""
-    notes = []
+    notes = remark_on_untrained(model)
     odd = [health for health in examine(model) if health.remark]
-    if odd:
+    if odd and not notes:
         notes.append(f"{len(odd)} norm layer(s) look odd, e.g. {odd[0].layer}: {odd[0].remark}")
     unknown = [layer for layer in layers if layer.status == "unsupported"]
     if unknown:

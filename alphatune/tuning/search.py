@@ -32,10 +32,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from alphatune.core.metrics import INFO, METRICS, Metric
+from alphatune.statistics.conditions import count_images, has_conditions
 from alphatune.statistics.interpolation import interpolation_weights, lobatto_nodes
 from alphatune.statistics.racing import rule_out
 from alphatune.statistics.scores import Scores, concatenate
 from alphatune.tuning.curve_scores import CurveScores, join, score_curve_
+from alphatune.tuning.objective import Objective
+from alphatune.tuning.ordering import image_order, whole_images
 from alphatune.tuning.passes import Passes
 from alphatune.tuning.sweep import NotFiniteError
 
@@ -63,6 +66,8 @@ SLACK = 0.02
 INTERPOLATED: tuple[Metric, Metric] = ("loss", "top1")
 #: looks at the choosing part, as shares of all examples; the last is its size
 LOOKS = (0.15, 0.3, 0.45, 0.6)
+#: the same over several conditions, where an image says more
+LOOKS_AT_CONDITIONS = (0.2, 0.4)
 #: with fewer examples a search saves no time worth its loss of power
 FEWEST_TO_SEARCH = 1000
 #: where not even this near the unpatched model every output is finite, the model is to blame and not the range
@@ -93,6 +98,7 @@ class Pilot:
 
     logits: Tensor  # (nodes, N, classes)
     targets: Tensor
+    ids: NDArray[np.int64]
     nodes: tuple[float, ...]
     range: float
     narrowed: bool = False  # whether the race for the metric cut the range
@@ -124,7 +130,7 @@ class Pilot:
 
     def _scores(self, weights: NDArray[np.float64]) -> CurveScores:
         scores = CurveScores.empty(len(weights), len(self.targets))
-        ids = torch.arange(len(self.targets))
+        ids = torch.from_numpy(self.ids)
         score_curve_(scores, 0, self.logits, torch.from_numpy(weights).float(), self.targets, ids)
         return scores
 
@@ -144,7 +150,7 @@ class Pilot:
 
 def search(
     passes: Passes,
-    metric: Metric,
+    objective: Objective,
     *,
     tolerance: float,
     race_delta: float,
@@ -158,7 +164,7 @@ def search(
 
     Args:
         passes: the patched model and its data.
-        metric: what to choose by.
+        objective: what to choose by.
         tolerance: error of the interpolated curve, in nats and as a fraction, that nodes are added until.
         race_delta: probability of dropping the α that is best on the choosing part; 0 drops nothing.
         first_range: where to look first, [0, first_range], if not where this module says.
@@ -169,20 +175,23 @@ def search(
         NotFiniteError: an output that is not finite; ``within_finite_range`` looks nearer.
     """
     first_range = min(limit, first_range or (FULL_RANGE if full else FIRST_RANGE))
-    order = stratified_order(passes.data.targets, seed)
-    n = len(order)
+    ids = passes.data.ids
+    order = image_order(passes.data.targets, ids, seed)
+    n, looks = len(order), looks_at(ids)
     meter, slack = passes.meter, 0.0 if full else SLACK
-    race_delta = race_delta if INFO[metric].is_mean and not full else 0.0
-    first, last = min(max(n // 20, PILOT[0]), PILOT[1]), int(LOOKS[-1] * n)
+    race_delta = race_delta if objective.is_plain_mean and not full else 0.0
+    first = whole_images(order, ids, min(max(n // 20, PILOT[0]), PILOT[1]))
+    last = whole_images(order, ids, int(looks[-1] * n))
+    population = count_images(ids[order[:last]])
     meter.phase("pilot")
-    passes.expect(expected_examples(n, full))
+    passes.expect(expected_examples(n, full, looks))
     pilot, alive = look_at_pilot(
-        passes, np.sort(order[:first]), metric, tolerance, race_delta, last, first_range, limit, full
+        passes, np.sort(order[:first]), objective, tolerance, race_delta, population, first_range, limit, full
     )
     grid = grid_of(pilot.range, full)
     nodes, error = fewest_nodes(pilot, grid[:alive], tolerance, slack)
     parts, baselines, leaders, challenged, seen = [], [], [0.0], [], 0
-    stops = sorted({max(first, int(share * n)) for share in LOOKS})
+    stops = sorted({whole_images(order, ids, max(first, int(share * n))) for share in looks})
     for number, stop in enumerate(stops, 1):
         meter.phase(f"search {number} of {len(stops)}")
         passes.expect((last - seen) * len(nodes) + _expected_after(n, last, len(nodes) if full else 0))
@@ -196,15 +205,15 @@ def search(
             break
         so_far = join(parts)
         if full:  # the nodes are to be the same for all examples: the best of them leads
-            leaders.append(
-                max(nodes, key=lambda t: INFO[metric].sign * so_far.average(metric)[grid.index(t)])
-            )
+            at_nodes = so_far.at([grid.index(t) for t in nodes])
+            leaders.append(nodes[_best(at_nodes, objective)])
             continue
-        leaders.append(grid[_best(so_far, metric)])
+        leaders.append(grid[_best(so_far, objective)])
         if race_delta == 0:
             nodes = with_node(nodes, leaders[-1])
             continue
-        flags, regret = rule_out(_larger_is_better(so_far, metric), last, race_delta, len(LOOKS) + 1)
+        values = _larger_is_better(so_far, objective)
+        flags, regret = rule_out(values, population, race_delta, len(looks) + 1)
         alive = min(alive, int(np.flatnonzero(flags)[-1]) + 1)
         if (alive == 1 or regret <= tolerance) and seen >= least:
             break  # whatever is left is as good as the leader
@@ -212,10 +221,10 @@ def search(
         nodes, error = fewest_nodes(pilot, grid[:alive], tolerance, slack)
         nodes = with_node(nodes, leaders[-1])
     joined = join(parts).first(alive)
-    t = grid[_best(joined, metric)]
+    t = grid[_best(joined, objective)]
     if AT_END * grid[-1] <= t and grid[-1] < limit and alive == len(grid):
         wider = search(
-            passes, metric, tolerance=tolerance, race_delta=race_delta, seed=seed, full=full,
+            passes, objective, tolerance=tolerance, race_delta=race_delta, seed=seed, full=full,
             first_range=2 * grid[-1], limit=limit, least=seen,
         )  # fmt: skip
         # That the range was too small is what all lots said: none can test what was chosen before it.
@@ -226,7 +235,7 @@ def search(
         part, baseline, _ = passes.curve(np.sort(order[seen:]), nodes, grid, 0.0)
         parts, baselines = [*parts, part], [*baselines, baseline]
     complete = alive == len(grid) and not pilot.narrowed
-    best = _optima(join(parts).first(alive), grid, metric, complete=complete, limit=limit)
+    best = _optima(join(parts).first(alive), grid, objective, complete=complete, limit=limit)
     return Search(
         t=t,
         grid=grid[: parts[0].points],  # beyond it, the pilot saw enough
@@ -243,7 +252,7 @@ def search(
 
 
 def _optima(
-    scores: CurveScores, grid: Sequence[float], followed: Metric, *, complete: bool, limit: float
+    scores: CurveScores, grid: Sequence[float], followed: Objective, *, complete: bool, limit: float
 ) -> dict[Metric, float]:
     """The best t of the metric that the search followed, and of the others where it can be told.
 
@@ -254,18 +263,24 @@ def _optima(
         scores: of the points that all examples saw.
         complete: whether the race dropped no point, and the pilot none either.
     """
-    best = {metric: grid[_best(scores, metric)] for metric in METRICS}
+    best = {metric: grid[_best(scores, Objective(metric))] for metric in METRICS}
+    best[followed.metric] = grid[_best(scores, followed)]
     end = grid[scores.points - 1]
     return {
         metric: t
         for metric, t in best.items()
-        if metric == followed or (complete and (t < AT_END * end or end >= limit))
+        if metric == followed.metric or (complete and (t < AT_END * end or end >= limit))
     }
 
 
-def expected_examples(n: int, full: bool) -> int:
+def looks_at(ids: NDArray[np.int64]) -> tuple[float, ...]:
+    """The looks at the choosing part, as shares of all examples."""
+    return LOOKS_AT_CONDITIONS if has_conditions(ids) else LOOKS
+
+
+def expected_examples(n: int, full: bool, looks: Sequence[float] = LOOKS) -> int:
     """About how many examples a search looks at, each once an α, before the pilot says how many nodes it takes."""
-    first, last = min(max(n // 20, PILOT[0]), PILOT[1]), int(LOOKS[-1] * n)
+    first, last = min(max(n // 20, PILOT[0]), PILOT[1]), int(looks[-1] * n)
     return first * PILOT_NODES + last * USUAL_NODES + _expected_after(n, last, USUAL_NODES if full else 0)
 
 
@@ -275,19 +290,19 @@ def _expected_after(n: int, choosing: int, nodes: int) -> int:
     return confirming * (nodes + 1 if nodes else 2) + choosing
 
 
-def best_on(found: Search, positions: NDArray[np.int64], metric: Metric) -> float:
+def best_on(found: Search, positions: NDArray[np.int64], objective: Objective) -> float:
     """The t that is best by those of the examples at some positions that chose."""
     joined = join(found.curve)
     seen = found.choosing
     if len(joined) > len(seen):  # a full curve is of all examples
         seen = np.sort(np.concatenate([found.choosing, found.confirming]))
-    return found.grid[_best(joined.take(np.isin(seen, positions)), metric)]
+    return found.grid[_best(joined.take(np.isin(seen, positions)), objective)]
 
 
 def look_at_pilot(
     passes: Passes,
     positions: NDArray[np.int64],
-    metric: Metric,
+    objective: Objective,
     tolerance: float,
     race_delta: float,
     population: int,
@@ -296,20 +311,21 @@ def look_at_pilot(
     full: bool,
 ) -> tuple[Pilot, int]:
     """Find the range of α that is worth looking at; returns the pilot and how many grid points to begin with."""
-    narrowed = False
+    narrowed, ids = False, passes.data.ids[positions]
     for attempt in range(PILOT_ATTEMPTS):
         is_last = attempt == PILOT_ATTEMPTS - 1
         high = grid_of(high, full)[-1]
         nodes = lobatto_nodes(PILOT_NODES, high)
         logits, targets = passes.logits(positions, nodes)
-        pilot = Pilot(logits, targets, nodes, high, narrowed)
+        pilot = Pilot(logits, targets, ids, nodes, high, narrowed)
         grid = grid_of(high, full)
-        values = _larger_is_better(pilot.curve(grid), metric)
-        average = values.mean(axis=1)
-        if average[int(NEAR_END * len(grid)) :].max() == average.max() and high < limit and not is_last:
+        curve = pilot.curve(grid)
+        totals = _totals(curve, objective)
+        if totals[int(NEAR_END * len(grid)) :].max() == totals.max() and high < limit and not is_last:
             high = min(limit, 2 * high)
             continue
-        alive = int(np.flatnonzero(rule_out(values, population, race_delta, len(LOOKS) + 1)[0])[-1]) + 1
+        values, looks = _larger_is_better(curve, objective), looks_at(ids)
+        alive = int(np.flatnonzero(rule_out(values, population, race_delta, len(looks) + 1)[0])[-1]) + 1
         alive = max(alive, 3)
         if is_last or full or alive > len(grid) // 2 or pilot.own_error(grid[alive - 1]) <= tolerance:
             break
@@ -368,25 +384,26 @@ def with_node(nodes: tuple[float, ...], t: float) -> tuple[float, ...]:
     return tuple(sorted({nodes[0], t, nodes[-1], *(node for node in inner if node != nearest)}))
 
 
-def stratified_order(targets: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """All positions in random order, every class spread evenly: each beginning is a stratified sample."""
-    rng = np.random.default_rng(seed)
-    key = np.empty(len(targets))
-    for label in np.unique(targets):
-        members = rng.permutation(np.flatnonzero(targets == label))
-        key[members] = (np.arange(len(members)) + rng.random(len(members))) / len(members)
-    return np.argsort(key, kind="stable")
-
-
-def _best(scores: CurveScores, metric: Metric) -> int:
-    """The best point; among equals the nearest to the unpatched model."""
-    return int((INFO[metric].sign * scores.average(metric)).argmax())
-
-
-def _larger_is_better(scores: CurveScores, metric: Metric) -> NDArray[Any]:
-    """Scores (points, n) whose mean is to be large; a statistic that is no mean as one column."""
-    info = INFO[metric]
+def _totals(scores: CurveScores, objective: Objective) -> NDArray[np.float64]:
+    """The objective at every point, larger is better; -inf where a guard rules a point out."""
+    info = INFO[objective.metric]
     if not info.is_mean:
-        return info.sign * scores.average(metric)[:, None]
-    values = scores.values(metric)
-    return values.astype(np.float32) if info.higher_is_better else -values
+        return info.sign * scores.average(objective.metric)
+    totals = objective.totals(scores.values(objective.metric), scores.ids)
+    return np.where(objective.allowed(scores.values, scores.ids, "choose"), totals, -np.inf)
+
+
+def _best(scores: CurveScores, objective: Objective) -> int:
+    """The best point; among equals the nearest to the unpatched model."""
+    return int(_totals(scores, objective).argmax())
+
+
+def _larger_is_better(scores: CurveScores, objective: Objective) -> NDArray[Any]:
+    """One number an image (points, images) whose mean is to be large; a statistic that is no mean as one column."""
+    info = INFO[objective.metric]
+    if not info.is_mean:
+        return info.sign * scores.average(objective.metric)[:, None]
+    if objective.is_plain_mean and not has_conditions(scores.ids):
+        values = scores.values(objective.metric)
+        return values.astype(np.float32) if info.higher_is_better else -values
+    return objective.per_image(scores.values(objective.metric), scores.ids)

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from alphatune.core.metrics import INFO, METRICS, SCORE, Measure, Metric
 from alphatune.norms.patching import Alpha
 from alphatune.results.gain import Gain
+from alphatune.statistics.conditions import count_images, first_of_image, has_conditions, images_of
 from alphatune.statistics.gain import (
     CONFIDENCE,
     FEWEST_EXAMPLES,
@@ -40,11 +41,10 @@ from alphatune.statistics.gain import (
     calibration_gain,
     make_gain,
     mean_gain,
-    paired_gain,
-    per_example,
 )
 from alphatune.statistics.scores import Scores, calibration_shares, concatenate, expected_calibration_error
 from alphatune.statistics.selection_bias import Limits, limits_of_choosing
+from alphatune.tuning.objective import Objective
 from alphatune.tuning.sweep import Sweep
 
 Accept = Literal["significant", "best"]
@@ -63,7 +63,12 @@ class Decision:
 
 
 def select(
-    sweep: Sweep, metric: Metric, *, accept: Accept = "significant", seed: int = 0, folds: int = FOLDS
+    sweep: Sweep,
+    objective: Objective | Metric,
+    *,
+    accept: Accept = "significant",
+    seed: int = 0,
+    folds: int = FOLDS,
 ) -> Decision:
     """Choose α for a metric and decide whether it helps.
 
@@ -71,11 +76,14 @@ def select(
     lies above 0 and a p-value within 1 − confidence.
     With ``accept="best"`` the optimum is taken whatever its gain.
     """
-    best = {m: sweep.alphas[best_index(sweep, m)] for m in METRICS}
+    objective = Objective(objective) if isinstance(objective, str) else objective
+    metric, n = objective.metric, count_images(sweep.baseline.ids)
+    best = {m: sweep.alphas[best_index(sweep, Objective(m))] for m in METRICS}
+    best[metric] = sweep.alphas[best_index(sweep, objective)]
     gain = None
-    if len(sweep.baseline) >= FEWEST_EXAMPLES:
-        gain = cross_fitted_gain(sweep, metric, seed=seed, folds=folds)
-    return decide(metric, best[metric], best, sweep.baseline_alpha, gain, len(sweep.baseline), accept)
+    if n >= FEWEST_EXAMPLES:
+        gain = cross_fitted_gain(sweep, objective, seed=seed, folds=folds)
+    return decide(metric, best[metric], best, sweep.baseline_alpha, gain, n, accept)
 
 
 def select_by_score(
@@ -117,37 +125,54 @@ def decide(
     gain: Gain | None,
     examples: int,
     accept: Accept,
+    objection: str = "",
 ) -> Decision:
-    """Deploy α, the best by the metric, if its gain is significant, or if ``accept`` is "best"."""
+    """Deploy α, the best by the metric, if its gain is significant, or if ``accept`` is "best".
+
+    Args:
+        objection: what a guard has against α.
+    """
     name, chosen = INFO[metric].name, baseline
     if gain is None:
-        reason = f"only {examples} examples: too few to tell gain from luck"
+        reason = f"{examples} examples are too few to tell a gain from luck"
         chosen = alpha if accept == "best" else baseline
     elif alpha == baseline:
         reason = f"no α > 0 has a better {name} than plain BatchNorm"
         if baseline != 0:
             reason = f"no other α has a better {name} than {baseline:g}"
+    elif objection:
+        reason = objection
     elif gain.significant:
-        reason, chosen = f"the {gain.scheme} gain in {name} is significant", alpha
+        reason, chosen = f"the gain in {name} is significant", alpha
     elif accept == "best":
         reason, chosen = f"the gain in {name} is not significant, but `accept=best` was asked for", alpha
     else:
-        reason = f"the {gain.scheme} gain in {name} is not significant"
+        reason = f"the gain in {name} is not significant"
     return Decision(chosen, reason, alpha, best, gain)
 
 
-def best_index(sweep: Sweep, metric: Metric, rows: NDArray[np.int64] | None = None) -> int:
+def best_index(
+    sweep: Sweep, objective: Objective | Metric, rows: NDArray[np.int64] | NDArray[np.bool_] | None = None
+) -> int:
     """Index of the best α on some examples; among equals the nearest to the unpatched model wins."""
-    values = [_value(s if rows is None else s.take(rows), metric) for s in sweep.scores]
-    return int(np.argmax(values))
+    objective = Objective(objective) if isinstance(objective, str) else objective
+    scores = sweep.scores if rows is None else [s.take(rows) for s in sweep.scores]
+    if not INFO[objective.metric].is_mean:
+        return int(np.argmax([-expected_calibration_error(s.confidence, s.top1) for s in scores]))
+    return objective.best(lambda metric: np.stack([getattr(s, metric) for s in scores]), scores[0].ids)
 
 
-def cross_fitted_gain(sweep: Sweep, metric: Metric, *, seed: int = 0, folds: int = FOLDS) -> Gain:
+def cross_fitted_gain(
+    sweep: Sweep, objective: Objective | Metric, *, seed: int = 0, folds: int = FOLDS
+) -> Gain:
     """Choose on k − 1 folds, score on the other; see the module's text."""
-    n = len(sweep.baseline)
+    objective = Objective(objective) if isinstance(objective, str) else objective
+    metric, ids = objective.metric, sweep.baseline.ids
+    n = count_images(ids)
     folds = max(2, min(folds, n // 2))
     rng = np.random.default_rng(seed)
-    fold = _stratified_folds(sweep.baseline.targets, folds, rng)
+    targets = sweep.baseline.targets
+    fold = _stratified_folds(targets[first_of_image(ids)] if has_conditions(ids) else targets, folds, rng)
     if not INFO[metric].is_mean:
         chosen = np.array([best_index(sweep, metric, np.flatnonzero(fold != k)) for k in range(folds)])
         shares = np.stack([calibration_shares(s.confidence, s.top1) for s in sweep.scores])
@@ -157,19 +182,27 @@ def cross_fitted_gain(sweep: Sweep, metric: Metric, *, seed: int = 0, folds: int
         correct = np.stack([s.top1 for s in sweep.scores])[chosen[fold], rows]
         measured = calibration_gain(confidence, correct, sweep.baseline, rng, limits=limits)
     else:
-        values = np.stack([per_example(s, metric) for s in sweep.scores])
-        chosen, measured = _cross_fitted_mean(values, fold, metric, rng)
+        values = objective.per_image(np.stack([getattr(s, metric) for s in sweep.scores]), ids)
+        given = None
+        if not objective.is_plain_mean:
+            of_image = fold[np.unique(images_of(ids), return_inverse=True)[1]]
+            given = np.array([best_index(sweep, objective, of_image != k) for k in range(folds)])
+        chosen, measured = _cross_fitted_mean(values, fold, metric, rng, given)
     return make_gain(metric, measured, "cross-fitted", n, folds, tuple(sweep.alphas[i] for i in chosen))
 
 
 def _cross_fitted_mean(
-    values: FloatArray, fold: NDArray[np.int64], metric: Measure, rng: np.random.Generator
+    values: FloatArray,
+    fold: NDArray[np.int64],
+    metric: Measure,
+    rng: np.random.Generator,
+    chosen: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], Measured]:
-    """The best row of scores (alphas, n) without each fold, and its gain on the fold."""
+    """The best row of scores (alphas, n) without each fold, or the one that was chosen, and its gain on the fold."""
     # Row by row, so that equal rows have equal sums and the first of them wins.
     sums = np.stack([np.bincount(fold, weights=row) for row in values])
     others = (sums.sum(axis=1, keepdims=True) - sums) / (len(fold) - np.bincount(fold))
-    chosen = others.argmax(axis=0)
+    chosen = others.argmax(axis=0) if chosen is None else chosen
     differences = values - values[0]
     limits = _limits(differences, fold, chosen, rng)
     difference = differences[chosen[fold], np.arange(len(fold))]
@@ -186,7 +219,12 @@ def _limits(
 
 
 def progressive_gain(
-    scored: Sequence[Scores], baseline: Scores, alphas: tuple[float, ...], metric: Metric, *, seed: int = 0
+    scored: Sequence[Scores],
+    baseline: Scores,
+    alphas: tuple[float, ...],
+    objective: Objective | Metric,
+    *,
+    seed: int = 0,
 ) -> Gain:
     """Gain on examples that each had no part in choosing the α at which they are scored.
 
@@ -197,15 +235,9 @@ def progressive_gain(
     """
     chosen = concatenate(list(scored))
     before = baseline.take(np.searchsorted(baseline.ids, chosen.ids))
-    gain = paired_gain(chosen, before, metric, seed=seed, scheme="progressive")
+    objective = Objective(objective) if isinstance(objective, str) else objective
+    gain = objective.gain(chosen, before, seed=seed, scheme="progressive")
     return msgspec.structs.replace(gain, fold_alphas=alphas)
-
-
-def _value(scores: Scores, metric: Metric) -> float:
-    """The metric with its sign turned so that larger is better."""
-    if not INFO[metric].is_mean:
-        return -expected_calibration_error(scores.confidence, scores.top1)
-    return float(per_example(scores, metric).mean())
 
 
 def _stratified_folds(targets: NDArray[Any], folds: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alphatune.statistics.conditions import mean_over_conditions
 from alphatune.statistics.scores import Scores, concatenate
 
 #: 0.2 to 5 in steps of 3 %, 1 among them
@@ -42,7 +43,7 @@ class TemperatureScores:
 
     def best(self) -> float:
         """The temperature of the lowest loss."""
-        return TEMPERATURES[int(self.loss.mean(axis=1, dtype=np.float64).argmin())]
+        return TEMPERATURES[int(mean_over_conditions(self.loss, self.scores.ids).argmin())]
 
     def at(self, temperature: float) -> Scores:
         """The scores with the logits divided by one of the temperatures; top-1 and top-5 stay."""

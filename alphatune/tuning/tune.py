@@ -17,6 +17,7 @@ from alphatune.core.distributed import World
 from alphatune.core.errors import ConfigurationError, DataError, one_line
 from alphatune.core.metrics import INFO, METRICS, Metric
 from alphatune.core.progress import ShowProgress, as_meter, shows_progress
+from alphatune.data.conditions import Conditions
 from alphatune.data.custom_loader import LoaderBatches
 from alphatune.data.examples import Examples
 from alphatune.data.label_order import ENOUGH, check_label_order, is_ambiguous, near_chance
@@ -30,21 +31,28 @@ from alphatune.evaluation.predictor import (
 )
 from alphatune.kernels.dispatch import COMPILED_FROM, Kernel, build_seconds, resolve_kernel, use_kernel
 from alphatune.models.outputs import EXAMPLES, check_outputs_, find_reading_
-from alphatune.models.running_stats_check import require_health
+from alphatune.models.running_stats_check import require_health, untouched
 from alphatune.models.stability import preserved
+from alphatune.models.temperature import set_temperature_
 from alphatune.norms.batch_statistics import batch_statistics
-from alphatune.norms.patching import Alpha, patched, unpatched_alpha
+from alphatune.norms.patching import Alpha, all_but, patch_, patched, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
 from alphatune.norms.watching import Watched, leave_inactive, watched
 from alphatune.results.gain import Gain
 from alphatune.results.metrics import Metrics
+from alphatune.results.repairs import Choose, Rivals
+from alphatune.results.shift import Over, Unseen
+from alphatune.statistics.conditions import conditions_of, count_images, has_conditions
 from alphatune.statistics.gain import FEWEST_TO_REFINE
 from alphatune.statistics.scores import Scores, concatenate, summarise
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.batch_stats_baseline import BatchStatistics, compare_batch_statistics
+from alphatune.tuning.candidate import Candidate
 from alphatune.tuning.curve import CurvePoint, interpolated_curve, measured_curve
 from alphatune.tuning.granularity import GRANULARITIES, Granularity
 from alphatune.tuning.journal import Journal
+from alphatune.tuning.objective import Objective, parse_guards
+from alphatune.tuning.ordering import halves_of
 from alphatune.tuning.passes import Data, Passes
 from alphatune.tuning.refinement import Refinement, is_joint, refine
 from alphatune.tuning.refinement import expected_examples as examples_of_refinement
@@ -52,7 +60,9 @@ from alphatune.tuning.remarks import remark_on_end, remark_on_layers
 from alphatune.tuning.search import FEWEST_TO_SEARCH, Search, best_on, search, within_finite_range
 from alphatune.tuning.search import expected_examples as examples_of_search
 from alphatune.tuning.selection import Accept, Decision, best_index, decide, progressive_gain, select
+from alphatune.tuning.step_back import step_back
 from alphatune.tuning.sweep import Sweep
+from alphatune.tuning.unseen import unseen_gains
 
 Curve = Literal["auto", "full"]
 
@@ -82,7 +92,11 @@ class TuneResult:
     kernel_build_seconds: float  # what compiling it took this time
     seconds: float  # of all passes
     passes: float  # forward passes, as multiples of the number of examples
+    objective: Objective
     warnings: tuple[str, ...]
+    conditions: tuple[str, ...] = ()  # their names
+    unseen: tuple[Unseen, ...] = ()  # gains on shifts that were left out of tuning
+    unseen_mean: Gain | None = None
     batch_statistics: BatchStatistics | None = None  # for comparison, where asked for
 
     @property
@@ -98,7 +112,24 @@ class TuneResult:
     @property
     def changes_model(self) -> bool:
         """Whether there is anything to deploy."""
-        return self.alpha != self.baseline_alpha or self.temperature != 1
+        return self.changes_layers or self.temperature != 1
+
+    @property
+    def changes_layers(self) -> bool:
+        """Whether α, or tensors of the norm layers, are others than those of the unpatched model."""
+        return self.alpha != self.baseline_alpha or self.candidate.names is not None
+
+    @property
+    def candidate(self) -> Candidate:
+        """α, and tensors of layers, to deploy."""
+        return self.refinement.candidate if self.refinement else Candidate(self.decision.alpha)
+
+    def apply_(self, model: nn.Module) -> None:
+        """Make a model what was chosen, in place: α, tuned γ and β or running statistics, temperature."""
+        self.candidate.apply_(model)
+        if self.alpha != self.baseline_alpha:
+            patch_(model, self.alpha, exclude=all_but(model, self.patched))
+        set_temperature_(model, self.temperature)
 
     @property
     def baseline_alpha(self) -> float:
@@ -144,7 +175,7 @@ class TuneResult:
 @shows_progress
 def tune(
     model: nn.Module,
-    data: Batches | Iterable[Any],
+    data: Batches | Conditions | Iterable[Any],
     *,
     alphas: str | Sequence[float] = "auto",
     metric: Metric = "top1",
@@ -154,6 +185,11 @@ def tune(
     race_delta: float = RACE_DELTA,
     granularity: Granularity = "global",
     temperature: bool = False,
+    objective: Over = "mean",
+    guard: Sequence[str] = (),
+    rivals: Rivals = "free",
+    choose: Choose = "cheapest",
+    label_counts: Sequence[int] = (),
     batch_stats: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -188,6 +224,13 @@ def tune(
             (refinement.py); what does not win out of fold is not taken.
         temperature: tune a temperature, too, and compare what α is worth beyond it;
             ``set_temperature_(model, result.temperature)`` makes it take effect.
+        objective: of several conditions (``data.conditions.Conditions``), improve their mean or the worst.
+        guard: limits to what a condition may lose (objective.py), such as ``"clean:top1=0.005"``; without any the
+            first condition's top-1 may not be significantly worse; ``"none"`` allows any loss.
+        rivals: compare finer α, or α over several conditions, with what is free at inference (repairs.py);
+            ``"none"`` does not.
+        choose: deploy the cheapest repair that none beats significantly, or an α whatever is free.
+        label_counts: numbers of labelled images to compare all repairs at, on images that took no part.
         batch_stats: compare with inference by the test batch's statistics (batch_stats_baseline.py), in two more passes.
         dtype: float32, or float16/bfloat16 for autocast.
         kernel: ``kernels.dispatch``.
@@ -210,8 +253,12 @@ def tune(
     resolve_alphas(alphas)  # an error in them should not wait for the model
     tensor = next(iter((*model.parameters(), *model.buffers())), torch.zeros(()))
     meter = as_meter(progress)
-    batches = data if isinstance(data, Batches) else LoaderBatches(data, tensor.device, meter)
-    examples = data.examples if isinstance(data, Batches) else None
+    batches: Data
+    examples: Examples | None = None
+    if isinstance(data, Batches | Conditions):
+        batches, examples = data, data.examples
+    else:
+        batches = LoaderBatches(data, tensor.device, meter)
     fresh = predictor is None  # the commands have looked at the outputs already
     predictor = predictor or Predictor(model, dtype)
     layers = survey(model)
@@ -234,12 +281,17 @@ def tune(
         layers = _watch(predictor, batches).account(layers)
     exclude = (*((exclude,) if isinstance(exclude, str) else exclude), *leave_inactive(layers))
     with patched(model, exclude=exclude, skip_unknown=skip_unknown) as names:
-        refining = granularity != "global" or temperature
-        if refining and n < FEWEST_TO_REFINE:
+        images = count_images(batches.ids)
+        goal = _goal(metric, objective, guard, batches)
+        under_conditions = has_conditions(batches.ids)
+        refining = granularity != "global" or temperature or bool(label_counts)
+        if refining and images < FEWEST_TO_REFINE:
             raise ConfigurationError(
-                f"expected at least {FEWEST_TO_REFINE} examples for a finer granularity or a temperature, got {n}",
+                f"expected at least {FEWEST_TO_REFINE} examples for a finer granularity or a temperature, got {images}",
                 "more examples, or `granularity=global` without `temperature`",
             )
+        refining = refining or (under_conditions and rivals == "free" and images >= FEWEST_TO_REFINE)
+        curve = "full" if label_counts else curve  # so that few of the images can choose
         used = resolve_kernel(kernel, tensor.device, worth_compiling=n >= COMPILED_FROM)
         started, done = time.perf_counter(), meter.done
         values = resolve_alphas(alphas, unpatched_alpha(model))
@@ -251,13 +303,14 @@ def tune(
         with use_kernel(used):
             found, note = None, ""
             if examples is not None and is_ambiguous(examples):  # hours should not go to the wrong labels
-                few = np.unique(np.linspace(0, n - 1, min(n, ENOUGH)).astype(np.int64))
+                clean = len(examples)
+                few = np.unique(np.linspace(0, clean - 1, min(clean, ENOUGH)).astype(np.int64))
                 _check_order(examples, passes.measure(few, [0.0])[0])
             if searching:
-                (found, swept, gain), note = within_finite_range(
+                (found, swept, gain, objection), note = within_finite_range(
                     passes,
                     lambda limit: _searched(
-                        passes, metric, accept, curve, curve_tolerance, race_delta, seed, limit
+                        passes, goal, accept, curve, curve_tolerance, race_delta, seed, limit
                     ),
                 )
             elif automatic:
@@ -265,34 +318,58 @@ def tune(
             else:  # whoever names an α wants to hear of it
                 swept = _swept(passes, values, 1.0)
             if found is None:
-                points, decision = measured_curve(swept), select(swept, metric, accept=accept, seed=seed)
+                points, decision = measured_curve(swept), select(swept, goal, accept=accept, seed=seed)
             else:
                 points = interpolated_curve(found, swept, values[0])
                 best = {name: passes.alpha(t) for name, t in found.best.items()}
-                decision = decide(metric, passes.alpha(found.t), best, values[0], gain, n, accept)
+                decision = decide(
+                    metric, passes.alpha(found.t), best, values[0], gain, images, accept, objection
+                )
             order = [] if examples is None else _check_order(examples, swept.baseline)
             refinement = None
+            unseen: tuple[tuple[Unseen, ...], Gain | None] = (), None
+
+            def choose_global(positions: NDArray[np.int64]) -> float:
+                if found is None:
+                    return swept.alphas[best_index(swept, goal, positions)]
+                return passes.alpha(best_on(found, positions, goal))
+
+            # Those that chose α, and others.
+            parts = (
+                halves_of(batches.targets, batches.ids, seed)
+                if found is None or not len(found.confirming)
+                else (found.choosing, found.confirming)
+            )
             if refining:
-
-                def choose_global(positions: NDArray[np.int64]) -> float:
-                    if found is None:
-                        return swept.alphas[best_index(swept, metric, positions)]
-                    return passes.alpha(best_on(found, positions, metric))
-
                 meter.later = after // passes.world.size
                 refinement = refine(
                     passes,
                     choose_global,
                     decision.candidate,
                     granularity,
-                    metric=metric,
+                    objective=goal,
                     temperature=temperature,
                     accept=accept,
                     keep_global=decision.alpha != values[0],
                     seed=seed,
+                    rivals=rivals,
+                    choose=choose,
+                    label_counts=label_counts,
+                    parts=parts,
                     journal=journal,
                 )
                 decision = _refined(decision, refinement)
+                unseen = refinement.unseen, refinement.unseen_mean
+            elif under_conditions and decision.alpha != values[0]:
+                meter.phase("shifts it has not seen")
+                unseen = unseen_gains(
+                    passes,
+                    parts,
+                    swept.baseline,
+                    lambda positions, _: Candidate(choose_global(positions)),
+                    metric,
+                    seed=seed,
+                )
         seconds = time.perf_counter() - started
     result = TuneResult(
         metric=metric,
@@ -310,6 +387,10 @@ def tune(
         seconds=seconds,
         passes=sum(passes.world.gather(meter.done - done)) / n,
         warnings=(),
+        objective=goal,
+        conditions=tuple(batches.names),
+        unseen=unseen[0],
+        unseen_mean=unseen[1],
     )
     meter.later = 0
     if batch_stats:
@@ -319,6 +400,27 @@ def tune(
         result = replace(result, batch_statistics=compared)
     meter.expect(0)
     return replace(result, warnings=(*said, *order, *([note] if note else []), *_warnings(result, model)))
+
+
+def _goal(metric: Metric, over: Over, guard: Sequence[str], batches: Data) -> Objective:
+    """The objective, as far as it means something with these examples.
+
+    Raises:
+        ConfigurationError: a condition where there are none, a guard that fits none, or a metric that is no mean.
+    """
+    if not has_conditions(batches.ids):
+        if over != "mean" or guard:
+            raise ConfigurationError(
+                "the worst condition, or a guard, takes more than one condition",
+                "`shift=common`, or further data as `conditions`",
+            )
+        return Objective(metric)
+    if not INFO[metric].is_mean:
+        raise ConfigurationError(
+            f"{INFO[metric].name} cannot be averaged over conditions",
+            "`metric=loss`, with `temperature` for calibration",
+        )
+    return Objective(metric, over, parse_guards(guard, batches.names))
 
 
 def expected_examples(
@@ -340,6 +442,7 @@ def expected_examples(
 
 
 def _check_order(examples: Examples, baseline: Scores) -> list[str]:
+    baseline = baseline.take(conditions_of(baseline.ids) <= 1)  # the clean images
     return check_label_order(examples, baseline.targets, baseline.predicted)
 
 
@@ -354,7 +457,7 @@ def _look_at_outputs(model: nn.Module, batches: Data, wanted: str | None) -> tup
     return notes + check_outputs_(model, inputs)
 
 
-def _watch(predictor: Predictor, batches: Batches | LoaderBatches) -> Watched:
+def _watch(predictor: Predictor, batches: Data) -> Watched:
     """What some of the images show of which norm layers act."""
     model = predictor.model
     part = batches.take(np.arange(min(len(batches), WATCHED_EXAMPLES)))
@@ -367,7 +470,11 @@ def _watch(predictor: Predictor, batches: Batches | LoaderBatches) -> Watched:
 
 
 def _refined(decision: Decision, refinement: Refinement) -> Decision:
-    """The decision when finer α, or a temperature, had their say."""
+    """The decision when finer α, a temperature, or what is free had their say."""
+    if repairs := refinement.repairs:
+        won = next(each for each in repairs.tried if each.name == repairs.chosen)
+        gain = won.over_plain or next(e for e in repairs.tried if e.name == repairs.best).over_plain
+        return replace(decision, alpha=refinement.alpha, reason=repairs.reason, gain=gain or decision.gain)
     if refinement.chosen in ("plain", "global") and not refinement.joint:
         finer = ", ".join(level.name for level in refinement.levels[2:])
         lost = f"; finer ({finer}) does not win over it" if finer else ""
@@ -410,36 +517,59 @@ def _swept(passes: Passes, alphas: tuple[float, ...], limit: float) -> Sweep:
 
 def _searched(
     passes: Passes,
-    metric: Metric,
+    objective: Objective,
     accept: Accept,
     curve: Curve,
     tolerance: float,
     race_delta: float,
     seed: int,
     limit: float,
-) -> tuple[Search, Sweep, Gain]:
-    """Search, measure the gain on examples that did not choose, and what will be deployed on all."""
+) -> tuple[Search, Sweep, Gain, str]:
+    """Search, measure the gain on examples that did not choose, and what will be deployed on all; what a guard says."""
     full = curve == "full"
     found = search(
-        passes, metric, tolerance=tolerance, race_delta=race_delta, seed=seed, full=full, limit=limit
+        passes, objective, tolerance=tolerance, race_delta=race_delta, seed=seed, full=full, limit=limit
     )
+    known: Scores | None = None
+    if objective.guards and found.t != 0:
+        baseline = found.baseline
+        if not full:
+            baseline = concatenate([baseline, *passes.measure(found.confirming, [0.0])])
+        chosen, known = step_back(
+            passes, objective, Candidate(passes.alpha(found.t)), np.arange(len(passes.data)), baseline
+        )
+        t = abs(passes.baseline - chosen.single_alpha)
+        found = replace(found, t=t)
+        left = _without(found.confirming, known, passes)
+        confirmed = concatenate([*passes.measure(left, [t]), *_among(known, found.confirming, passes)])
+    else:
+        to_measure = [*([] if full else [0.0]), *([found.t] if found.t else [])]
+        measured = passes.measure(found.confirming, to_measure) if to_measure else []
+        baseline = found.baseline if full else concatenate([found.baseline, measured[0]])
+        # Ids are in the order of positions.
+        confirmed = measured[-1] if found.t else baseline.take(found.confirming)
     alpha, other = passes.alpha(found.t), found.t != 0
-    to_measure = [*([] if full else [0.0]), *([found.t] if other else [])]
-    measured = passes.measure(found.confirming, to_measure) if to_measure else []
-    baseline = found.baseline if full else concatenate([found.baseline, measured[0]])
-    confirmed = (
-        measured[-1] if other else baseline.take(found.confirming)
-    )  # ids are in the order of positions
     # Every lot at the α that was best before it, and what chose none at the last one.
     alphas = tuple(passes.alpha(t) for t in (*found.leaders[: len(found.challenged)], found.t))
-    gain = progressive_gain([*found.challenged, confirmed], baseline, alphas, metric, seed=seed)
+    gain = progressive_gain([*found.challenged, confirmed], baseline, alphas, objective, seed=seed)
     swept = Sweep((passes.baseline,), (baseline,))
     measures = other and (gain.significant or accept == "best")
     passes.expect(len(found.choosing) * measures)
     if measures:
-        (before,) = passes.measure(found.choosing, [found.t])
-        swept = Sweep((passes.baseline, alpha), (baseline, concatenate([before, confirmed])))
-    return found, swept, gain
+        left = _without(found.choosing, known, passes)
+        parts = [*passes.measure(left, [found.t]), confirmed, *_among(known, found.choosing, passes)]
+        swept = Sweep((passes.baseline, alpha), (baseline, concatenate(parts)))
+    return found, swept, gain, objective.objection(swept.scores[-1], baseline, passes.data.names)
+
+
+def _without(positions: NDArray[np.int64], known: Scores | None, passes: Passes) -> NDArray[np.int64]:
+    """The positions whose examples have no score yet."""
+    return positions if known is None else positions[~np.isin(passes.data.ids[positions], known.ids)]
+
+
+def _among(known: Scores | None, positions: NDArray[np.int64], passes: Passes) -> list[Scores]:
+    """The known scores of the examples at some positions."""
+    return [] if known is None else [known.take(np.isin(known.ids, passes.data.ids[positions]))]
 
 
 def _remark_on_calibration(result: TuneResult) -> list[str]:
@@ -462,13 +592,14 @@ def _remark_on_calibration(result: TuneResult) -> list[str]:
 
 def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
     """What a careful colleague would point out about these numbers."""
-    notes: list[str] = []
+    notes = remark_on_layers(model, result.layers, len(result.patched))
     top1 = {point.alpha: point.metrics.top1 for point in result.curve}
     base = result.baseline_alpha
     plain, changed = top1[base], result.alpha != base
     others = "α > 0" if base == 0 else f"an α other than {base:g}"
-    notes += near_chance(result.sweep.baseline.targets, plain, f"at α = {base:g}")
-    if max(top1.values()) - plain > 0.02:
+    if not untouched(model):  # which is the reason then
+        notes += near_chance(result.sweep.baseline.targets, plain, f"at α = {base:g}")
+    if max(top1.values()) - plain > 0.02 and not result.conditions:
         notes.append(
             f"{others} raises top-1 by about {100 * (max(top1.values()) - plain):.1f} points: so much usually means "
             "that α makes up for preprocessing other than the model was trained with; check "
@@ -487,4 +618,4 @@ def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
     notes += remark_on_end(result.decision.candidate, end, base)
     if result.decision.gain is None:
         notes.append(result.decision.reason)
-    return notes + remark_on_layers(model, result.layers, len(result.patched))
+    return notes

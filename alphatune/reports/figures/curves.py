@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from alphatune.core.metrics import INFO, SCORE, Measure
-from alphatune.reports.before_after import chosen_name, plain_name
+from alphatune.reports.before_after import chosen_name, is_on_curve, plain_name
 from alphatune.reports.curve import split_curve
 from alphatune.reports.figures.canvas import Drawing, draw, lay_out, shown, style, tick_width
 from alphatune.reports.summary import known_best
@@ -38,7 +38,7 @@ def curve_text(document: Tuned, metric: Measure) -> str:
     )
     if (best := _best(document, metric)) is not None:
         text += f", best {best[metric]:.4f} at α = {best.alpha:g}"
-    text += f", chosen {chosen_name(chosen)} with {chosen.metrics[metric]:.4f}."
+    text += f", chosen {chosen_name(document)} with {chosen.metrics[metric]:.4f}."
     return text if not fewer else f"{text} {len(fewer)} points rest on fewer examples and are drawn apart."
 
 
@@ -75,8 +75,8 @@ def _paint(figure: Figure, document: Tuned, metric: Measure) -> None:
             best.alpha, best[metric], "*", label="best by this metric", zorder=5,
             **style(color="optimum", markersize=11, markeredgecolor="card", markeredgewidth=0.6),
         )  # fmt: skip
-    value, label = chosen.metrics[metric], f"chosen: {chosen_name(chosen)}"
-    if chosen.on_curve and not isinstance(chosen.alpha, dict):
+    value, label = chosen.metrics[metric], f"chosen: {chosen_name(document)}"
+    if is_on_curve(document) and not isinstance(chosen.alpha, dict):
         axes.axvline(chosen.alpha, **style(color="ink", linewidth=0.9, linestyle=":"))
         axes.plot(
             chosen.alpha, value, "D", label=label, zorder=4,

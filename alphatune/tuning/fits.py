@@ -1,0 +1,145 @@
+"""How each repair is fitted on the examples at some positions, whichever they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alphatune.norms.layer_tensors import AFFINE, AVERAGES
+from alphatune.norms.patching import Alpha
+from alphatune.results.repairs import RepairName
+from alphatune.tuning.affine import AffineUnits, affine_units
+from alphatune.tuning.candidate import Candidate, FitOn
+from alphatune.tuning.descent import Fit, descend
+from alphatune.tuning.granularity import Granularity, Units
+from alphatune.tuning.journal import Journal
+from alphatune.tuning.objective import Objective
+from alphatune.tuning.parameters import Parameters
+from alphatune.tuning.passes import Passes
+from alphatune.tuning.running_averages import measure_averages
+from alphatune.tuning.step_back import step_back
+
+#: chooses the α of the whole model on some examples
+ChooseGlobal = Callable[[NDArray[np.int64]], float]
+
+
+@dataclass(frozen=True)
+class Fits:
+    """The repairs of a patched model on its data.
+
+    Args:
+        temperature: whether a temperature is tuned along.
+        units: the numbers of each level of α that may be fitted.
+    """
+
+    passes: Passes
+    objective: Objective
+    temperature: bool
+    seed: int
+    journal: Journal | None
+    choose_global: ChooseGlobal
+    units: Mapping[Granularity, Units]
+
+    def free(self) -> dict[RepairName, FitOn]:
+        """Those that cost nothing at inference. GroupNorm networks have none: they keep no running statistics."""
+        if self.passes.baseline != 0:
+            return {}
+        return {"averages": self.averages, "affine": self.affine}
+
+    def averages(self, positions: NDArray[np.int64], _: str) -> Candidate:
+        """Running statistics measured anew; no label is used."""
+        passes = self.passes
+        found = measure_averages(passes.predictor, passes.data, positions, seed=self.seed, meter=passes.meter)
+        return self._kept(Candidate(passes.baseline, AVERAGES, found), positions)
+
+    def affine(self, positions: NDArray[np.int64], name: str) -> Candidate:
+        """γ and β."""
+        return self._affine(positions, name, None)
+
+    def global_and_affine(self, positions: NDArray[np.int64], name: str) -> Candidate:
+        """One α, and γ and β around it."""
+        alpha = self.choose_global(positions)
+        return self._affine(positions, f"{name}-with-alpha", self.units["global"].alphas([alpha]))
+
+    def level(self, level: Granularity) -> FitOn:
+        """α at a level: one by the curve, finer ones by a descent from it."""
+
+        def fit(positions: NDArray[np.int64], name: str) -> Candidate:
+            alpha = self.choose_global(positions)
+            if level == "global":
+                return self._kept(Candidate(alpha), positions)
+            units = self.units[level]
+            start = units.gather(self.units["global"].alphas([alpha]))
+            found = self.descend(positions, units, start, alpha, f"{level}-{name}")
+            return self._kept(Candidate(units.alphas(found.values)), positions)
+
+        return fit
+
+    def descend(
+        self,
+        positions: NDArray[np.int64],
+        parameters: Parameters,
+        start: Tensor,
+        prior: float,
+        name: str,
+        fold: int = 0,
+    ) -> Fit:
+        """A descent on some examples; the name is that of its state in the journal."""
+        return descend(
+            self.passes.predictor,
+            self.passes.data,
+            positions,
+            parameters,
+            start,
+            prior=prior,
+            objective=self.objective,
+            temperature=self.temperature,
+            seed=self.seed + fold,
+            journal=self.journal.entry(name) if self.journal else None,
+            meter=self.passes.meter,
+        )
+
+    def shown(self) -> dict[str, FitOn]:
+        """Those that are compared by number of labels, by name."""
+        found: dict[str, FitOn] = {"plain": self.named("plain"), **dict(self.free().items())}
+        found |= {level: self.level(level) for level in self.units}
+        if self.temperature:
+            found = {"temperature": self.named("temperature"), **found}
+        if "affine" in found:
+            found["global and affine"] = self.global_and_affine
+        return found
+
+    def named(self, name: RepairName) -> FitOn:
+        """How a repair is fitted; the plain network, and a temperature, change nothing in it."""
+        if name in ("plain", "temperature"):
+            return lambda *_: Candidate(self.passes.baseline)
+        free = self.free()
+        return free[name] if name in free else self.level(name)  # type: ignore[arg-type]
+
+    def numbers(self, name: RepairName) -> int:
+        """How many numbers it tunes by labels."""
+        if name in ("plain", "averages"):
+            return 0
+        if name == "temperature":
+            return 1
+        return len(self._affine_units(None) if name == "affine" else self.units[name])  # type: ignore[index]
+
+    def _affine_units(self, alpha: Mapping[str, Alpha] | None) -> AffineUnits:
+        return affine_units(self.passes.predictor.model, alpha)
+
+    def _affine(
+        self, positions: NDArray[np.int64], name: str, alpha: Mapping[str, Alpha] | None
+    ) -> Candidate:
+        units = self._affine_units(alpha)
+        found = self.descend(positions, units, units.start, 0.0, f"affine-{name}")
+        candidate = Candidate(
+            self.passes.baseline if alpha is None else alpha, AFFINE, units.affine(found.values)
+        )
+        return self._kept(candidate, positions)
+
+    def _kept(self, candidate: Candidate, positions: NDArray[np.int64]) -> Candidate:
+        return step_back(self.passes, self.objective, candidate, positions)[0]

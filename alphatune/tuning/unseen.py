@@ -1,0 +1,63 @@
+"""What a repair is worth on a shift that it was not tuned on.
+
+Each shift is left out in turn. The repair is fitted on one half of the images
+under all other conditions, and scored on the other half under the one left out:
+neither these images nor this shift had a part in it. The first condition, of
+clean images, is never left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alphatune.core.metrics import Metric
+from alphatune.results.gain import Gain
+from alphatune.results.shift import Unseen
+from alphatune.statistics.conditions import conditions_of
+from alphatune.statistics.gain import paired_gain
+from alphatune.statistics.scores import Scores, concatenate
+from alphatune.tuning.candidate import FitOn, score
+from alphatune.tuning.passes import Passes
+from alphatune.tuning.temperature import TemperatureScores
+
+
+def unseen_gains(
+    passes: Passes,
+    halves: Sequence[NDArray[np.int64]],
+    plain: Scores,
+    fit: FitOn,
+    metric: Metric,
+    *,
+    tempered: TemperatureScores | None = None,
+    seed: int,
+) -> tuple[tuple[Unseen, ...], Gain | None]:
+    """The gain on each shift without it, and their mean; none with fewer than two shifts.
+
+    Args:
+        plain: of all examples by the network as it is.
+        fit: fits the repair on some examples.
+        tempered: the same at every temperature, where both are compared with one, fitted on the same examples.
+    """
+    ids, names = passes.data.ids, passes.data.names
+    condition = conditions_of(ids)
+    shifts = [k for k in range(2, len(names) + 1) if (condition == k).any()]
+    if len(shifts) < 2:
+        return (), None
+    fitted, tested = halves
+    found, after, before = [], [], []
+    for k in shifts:
+        seen = fitted[condition[fitted] != k]
+        left_out = tested[condition[tested] == k]
+        candidate = fit(seen, f"without-{names[k - 1]}")
+        scored = score(passes, left_out, candidate)
+        pair: tuple[Scores, Scores] = scored.scores, plain.take(left_out)
+        if tempered is not None:
+            t = score(passes, seen, candidate).best()
+            pair = scored.at(t), tempered.take(left_out).at(tempered.take(seen).best())
+        found.append(Unseen(condition=names[k - 1], gain=paired_gain(*pair, metric, seed=seed)))
+        after.append(pair[0])
+        before.append(pair[1])
+    return tuple(found), paired_gain(concatenate(after), concatenate(before), metric, seed=seed)

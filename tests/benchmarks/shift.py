@@ -1,0 +1,194 @@
+"""α, and what is free, under shifts: tuned on some images and shifts, scored on others.
+
+    python tests/benchmarks/shift.py --checkpoint resnet20.th --data cifar10-test.tar --images 3000 --seeds 3 \
+        --output runs.jsonl --table docs/benchmarks/shift.csv
+
+For each seed the images are halved. Every repair is fitted on one half under the clean condition and the *seen*
+shifts, within the default guard, and scored on the other half under these and the *unseen* shifts. ``--counts``
+repeats it with so many of the images only. Each run is one line of ``--output``; runs that are there already are not
+made again. ``--table`` writes means over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+
+from alphatune.cli.memory import keep_freed_memory
+from alphatune.core.distributed import World
+from alphatune.core.progress import Meter
+from alphatune.data.conditions import Conditions, make_conditions
+from alphatune.data.shifts import parse_shifts
+from alphatune.jobs.opening import predictor_of, prepare
+from alphatune.kernels.dispatch import resolve_kernel, use_kernel
+from alphatune.norms.patching import patched
+from alphatune.settings import TuneSettings
+from alphatune.statistics.conditions import conditions_of
+from alphatune.statistics.scores import plain_scores, summarise
+from alphatune.tuning.candidate import FitOn, score
+from alphatune.tuning.fits import Fits
+from alphatune.tuning.granularity import GRANULARITIES, units_of
+from alphatune.tuning.objective import Objective, parse_guards
+from alphatune.tuning.ordering import stratified_order
+from alphatune.tuning.passes import Passes
+from alphatune.tuning.search import best_on, search
+
+SEEN = "contrast,gaussian-noise,defocus-blur"
+UNSEEN = "brightness,jpeg,motion-blur,saturate"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="alphatune.models.cifar:resnet20")
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--class-map")
+    parser.add_argument("--classes-only-present", action="store_true")
+    parser.add_argument("--images", type=int, default=3000)
+    parser.add_argument("--counts", default="", help="numbers of images to fit on; all of the half besides")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seen", default=SEEN)
+    parser.add_argument("--unseen", default=UNSEEN)
+    parser.add_argument("--metric", default="top1")
+    parser.add_argument("--repairs", default="")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--table", type=Path)
+    args = parser.parse_args()
+    keep_freed_memory()
+    settings = TuneSettings(
+        model=args.model, checkpoint=args.checkpoint, data=args.data, class_map=args.class_map,
+        classes_only_present=args.classes_only_present, limit=args.images,
+    )  # fmt: skip
+    prepared = prepare(settings)
+    predictor, n = predictor_of(settings, prepared), len(prepared.batches)
+    lines = args.output.read_text().splitlines() if args.output.exists() else []
+    known = {_key(json.loads(line)) for line in lines}
+    kernel = resolve_kernel("auto", prepared.opened.device, worth_compiling=True)
+    seen, unseen = parse_shifts(args.seen), parse_shifts(args.unseen)
+    with use_kernel(kernel), patched(prepared.opened.module):
+        for seed in range(args.seeds):
+            order = stratified_order(prepared.batches.targets, seed)
+            tested = make_conditions(prepared.batches.take(np.sort(order[1::2])), (*seen, *unseen), seed=seed)
+            counts = [n // 2, *(int(c) for c in args.counts.split(",") if c)]
+            for count in counts:
+                drawn = np.sort(order[::2][:count])
+                fitted = make_conditions(prepared.batches.take(drawn), seen, seed=seed)
+                fits = _fits(predictor, fitted, args.metric, seed)
+                passes = Passes(predictor, tested, 0.0, World(), Meter())
+                for name, fit in _repairs(fits).items():
+                    run = {
+                        "model": args.model,
+                        "seed": seed,
+                        "images": count,
+                        "metric": args.metric,
+                        "repair": name,
+                    }
+                    if _key(run) in known or (args.repairs and name not in args.repairs.split(",")):
+                        continue
+                    started = time.perf_counter()
+                    candidate = fit(np.arange(len(fitted)), name)
+                    seconds = time.perf_counter() - started
+                    scores = score(passes, np.arange(len(tested)), candidate)
+                    t = 1.0
+                    if name == "temperature":
+                        t = score(fits.passes, np.arange(len(fitted)), candidate).best()
+                    run |= {
+                        "numbers": fits.numbers(name)
+                        if name in fits.units or name in ("affine", "averages")
+                        else None,
+                        "alpha": candidate.alpha if isinstance(candidate.alpha, float) else None,
+                        "temperature": t,
+                        "seconds": round(seconds, 1),
+                        "conditions": _by_condition(scores.at(t), tested),
+                        "seen": [shift.name for shift in seen],
+                        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch "
+                        f"{torch.__version__}, timm {timm.__version__}",
+                    }
+                    with args.output.open("a") as file:
+                        file.write(json.dumps(run) + "\n")
+                    print(
+                        seed,
+                        count,
+                        name,
+                        f"{seconds:.0f} s",
+                        _mean(run, "clean"),
+                        _mean(run, "seen"),
+                        _mean(run, "unseen"),
+                        flush=True,
+                    )
+    if args.table:
+        _write_table([json.loads(line) for line in args.output.read_text().splitlines()], args.table)
+
+
+def _fits(predictor: Any, data: Conditions, metric: Any, seed: int) -> Fits:
+    """Fits of every repair on some conditions, one α by a search over all of their images."""
+    passes = Passes(predictor, data, 0.0, World(), Meter())
+    objective = Objective(metric, "mean", parse_guards((), data.names))
+    found = search(passes, objective, tolerance=0.002, race_delta=0.0, seed=seed, full=True)
+    inputs = predictor.prepare(next(iter(data)).inputs)
+    units = {name: units_of(predictor.model, name, inputs) for name in GRANULARITIES}
+
+    def choose(positions: np.ndarray) -> float:
+        return best_on(found, positions, objective)
+
+    return Fits(passes, objective, False, seed, None, choose, units)
+
+
+def _repairs(fits: Fits) -> dict[str, FitOn]:
+    found: dict[str, FitOn] = {
+        name: fits.named(name) for name in ("plain", "temperature", "averages", "affine")
+    }  # type: ignore[arg-type]
+    return found | {name: fits.level(name) for name in GRANULARITIES}
+
+
+def _by_condition(scores: Any, data: Conditions) -> dict[str, list[float]]:
+    """Top-1 and loss under each condition."""
+    number = conditions_of(scores.ids)
+    each = {name: summarise(plain_scores(scores.take(number == k))) for k, name in enumerate(data.names, 1)}
+    return {name: [round(m.top1, 5), round(m.loss, 5)] for name, m in each.items()}
+
+
+def _key(run: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(run[name] for name in ("model", "seed", "images", "metric", "repair"))
+
+
+def _mean(run: dict[str, Any], which: str, place: int = 0) -> float:
+    names = {
+        "clean": ["clean"],
+        "seen": run["seen"],
+        "unseen": [name for name in run["conditions"] if name not in ("clean", *run["seen"])],
+    }[which]
+    return round(float(np.mean([run["conditions"][name][place] for name in names])), 4)
+
+
+def _write_table(runs: list[dict[str, Any]], path: Path) -> None:
+    """Means over the seeds, with their number: a row a network, number of images and repair."""
+    grouped = defaultdict(list)
+    for run in runs:
+        grouped[run["model"], run["metric"], run["images"], run["repair"]].append(run)
+    rows = [
+        "model,metric,images,repair,numbers,seeds,clean,seen,unseen,worst,clean loss,seen loss,unseen loss"
+    ]
+    for (model, metric, images, repair), each in grouped.items():
+        worst = np.mean([min(top1 for top1, _ in run["conditions"].values()) for run in each])
+        values = [np.mean([_mean(run, which) for run in each]) for which in ("clean", "seen", "unseen")]
+        losses = [np.mean([_mean(run, which, 1) for run in each]) for which in ("clean", "seen", "unseen")]
+        numbers = each[0]["numbers"] if each[0]["numbers"] is not None else ""
+        figures = ",".join(f"{value:.4f}" for value in (*values, worst, *losses))
+        rows.append(f"{model.rpartition(':')[2]},{metric},{images},{repair},{numbers},{len(each)},{figures}")
+    path.write_text("\n".join(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()

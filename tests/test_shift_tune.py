@@ -1,0 +1,304 @@
+"""``tune --shift``: α, and what is free, over several conditions, through the command's real entry point."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, Run, write_images
+
+import alphatune
+from alphatune.core.errors import ConfigurationError
+from alphatune.statistics.conditions import conditions_of
+
+SHIFTS = "contrast:5,gaussian-noise:5"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("many"), per_class=40)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """Weights of tests/tiny.py that tell the classes apart, but not under a shift."""
+    from PIL import Image
+    from tiny import tiny
+
+    torch.manual_seed(1)
+    files = sorted(images.rglob("*.png"))
+    labels = torch.tensor([sorted({f.parent.name for f in files}).index(f.parent.name) for f in files])
+    pixels = torch.stack([torch.from_numpy(np.array(Image.open(f))).permute(2, 0, 1) for f in files]) / 255
+    model = tiny().train()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(40):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model((pixels - 0.5) / 0.5), labels).backward()
+        optimizer.step()
+    path = tmp_path_factory.mktemp("weights") / "trained.pth"
+    torch.save(model.eval().state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def command(images: Path, trained: Path, tmp_path: Path) -> list[str]:
+    return [
+        "tune", TINY, "--checkpoint", str(trained), "--data", str(images), "--input-size", "12", "--crop-pct", "1",
+        "--mean", "0.5", "--std", "0.5", "--metric", "loss", "--format", "json", "--thumbnails", "1",
+        "--output", str(tmp_path / "tuned"), "--workers", "0",
+    ]  # fmt: skip
+
+
+def tuned(run: Run, *argv: object) -> dict[str, Any]:
+    code, out, err = run(*argv)
+    assert code == 0, err
+    document: dict[str, Any] = json.loads(out)
+    return document
+
+
+def test_each_condition_is_what_evaluating_the_tuned_folder_gives(
+    run: Run, command: list[str], images: Path, tmp_path: Path
+) -> None:
+    document = tuned(run, *command, "--shift", SHIFTS, "--guard", "none", "--alphas", "0,0.1,0.3")
+    shift = document["shift"]
+    names = [each["name"] for each in shift["conditions"]]
+    assert names == ["clean", "contrast", "gaussian-noise"]
+    for key in ("top1", "loss"):
+        values = [each["chosen"][key] for each in shift["conditions"]]
+        assert document["chosen"]["metrics"][key] == pytest.approx(np.mean(values), abs=1e-6)
+        values = [each["baseline"][key] for each in shift["conditions"]]
+        assert document["baseline"][key] == pytest.approx(np.mean(values), abs=1e-6)
+    folder = tmp_path / "tuned"
+    again = ["evaluate", folder, "--data", images, "--shift", SHIFTS, "--trust-code", "--format", "json"]
+    evaluated = tuned(run, *again)
+    for before, after in zip(shift["conditions"], evaluated["conditions"], strict=True):
+        assert after["metrics"]["loss"] == pytest.approx(before["chosen"]["loss"], abs=1e-5)
+        assert after["metrics"]["top1"] == before["chosen"]["top1"]
+    stored = np.load(folder / "scores.npz")
+    assert sorted(set(conditions_of(stored["ids"]))) == [1, 2, 3]
+    repairs = document["repairs"]
+    assert {"plain", "temperature", "averages", "affine"} <= {each["name"] for each in repairs["tried"]}
+    assert repairs["chosen"] in {each["name"] for each in repairs["tried"]}
+    assert document["decision"]["reason"] == repairs["reason"]
+
+
+def test_what_is_deployed_is_in_the_written_weights(run: Run, command: list[str], tmp_path: Path) -> None:
+    """Whichever repair it is: the folder, read back, has the deployed metrics (the test above), and γ and β if tuned."""
+    from safetensors.torch import load_file
+    from tiny import tiny
+
+    document = tuned(run, *command, "--shift", SHIFTS, "--guard", "none", "--alphas", "0,0.1")
+    weights = load_file(tmp_path / "tuned" / "model.safetensors")
+    before = torch.load(command[3], weights_only=True)
+    norms = [n for n, m in tiny().named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    moved = {
+        key
+        for norm in norms
+        for key in ("weight", "bias", "running_mean", "running_var")
+        if not torch.equal(weights[f"{norm}.{key}"], before[f"{norm}.{key}"])
+    }
+    expected: dict[str, set[str]] = {
+        "affine": {"weight", "bias"},
+        "averages": {"running_mean", "running_var"},
+    }
+    assert moved == expected.get(document["repairs"]["chosen"], set())
+    untouched = set(before) - {f"{norm}.{key}" for norm in norms for key in moved}
+    assert all(torch.equal(weights[key], before[key]) for key in untouched)
+
+
+def test_alpha_is_deployed_where_it_is_asked_for(run: Run, command: list[str]) -> None:
+    document = tuned(
+        run, *command, "--shift", SHIFTS, "--guard", "none", "--alphas", "0,0.1,0.3", "--choose", "alpha"
+    )
+    assert document["repairs"]["chosen"] not in ("averages", "affine")
+
+
+def test_shifts_that_were_left_out_are_tested_on_images_that_were_too(run: Run, command: list[str]) -> None:
+    document = tuned(run, *command, "--shift", SHIFTS, "--guard", "none", "--alphas", "0,0.1,0.3")
+    if document["repairs"]["chosen"] == "plain":
+        pytest.skip("nothing was deployed")
+    shift = document["shift"]
+    assert [each["condition"] for each in shift["unseen"]] == ["contrast", "gaussian-noise"]
+    assert all(each["gain"]["examples"] == 80 for each in shift["unseen"])  # half of 160 images
+    deltas = [each["gain"]["delta"] for each in shift["unseen"]]
+    assert shift["unseen_mean"]["delta"] == pytest.approx(np.mean(deltas), abs=1e-9)
+
+
+def test_a_guard_that_nothing_keeps_leaves_the_network_alone(run: Run, command: list[str]) -> None:
+    document = tuned(
+        run, *command, "--shift", SHIFTS, "--guard", "clean:loss=0", "--alphas", "0,0.5,1", "--rivals", "none"
+    )
+    assert document["chosen"]["alpha"] == 0
+    assert document["shift"]["guards"][0] == {
+        "condition": "clean", "metric": "loss", "margin": 0.0, "cost": 0.0, "bound": 0.0, "passed": True,
+        "reason": document["shift"]["guards"][0]["reason"],
+    }  # fmt: skip
+
+
+def test_data_of_ones_own(run: Run, command: list[str], images: Path, tmp_path: Path) -> None:
+    other = write_images(tmp_path / "night", per_class=9)
+    place = command.index("--data")
+    named = [*command[:place], *command[place + 2 :], "--data", f"clean={images}", "--data", f"night={other}"]
+    document = tuned(run, *named, "--alphas", "0,0.1", "--rivals", "none", "--objective", "worst")
+    clean, night = document["shift"]["conditions"]
+    assert (clean["name"], clean["baseline"]["n"], night["name"], night["baseline"]["n"]) == (
+        "clean",
+        160,
+        "night",
+        36,
+    )
+    assert not night["made"]
+    assert document["baseline"]["loss"] == pytest.approx(
+        (clean["baseline"]["loss"] + night["baseline"]["loss"]) / 2
+    )
+    assert document["shift"]["worst"][0] == max(clean["baseline"]["loss"], night["baseline"]["loss"])
+    again = tuned(
+        run,
+        "tune",
+        "--config",
+        tmp_path / "tuned" / "run.toml",
+        "--output",
+        tmp_path / "b",
+        "--format",
+        "json",
+    )
+    assert again["curve"] == document["curve"]
+
+
+def test_the_cache_knows_the_shifts_and_their_seed(
+    run: Run, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALPHATUNE_CACHE", str(tmp_path / "cache"))
+    argv = [*command, "--shift", SHIFTS, "--alphas", "0,0.1", "--rivals", "none"]
+    first = tuned(run, *argv)
+    second = tuned(run, *argv, "--overwrite")
+    assert second["cache"] is not None
+    assert first["shift"] == second["shift"]
+    other = tuned(run, *argv, "--overwrite", "--seed", "1")
+    assert other["cache"] is None
+    noise = [each["shift"]["conditions"][2]["baseline"]["loss"] for each in (first, other)]
+    assert noise[0] != noise[1]  # the noise is another
+
+
+def test_few_labels(run: Run, command: list[str]) -> None:
+    document = tuned(
+        run,
+        *command,
+        "--shift",
+        SHIFTS,
+        "--guard",
+        "none",
+        "--alphas",
+        "0,0.1",
+        "--label-counts",
+        "20,60,1000",
+    )
+    curve = document["label_curve"]
+    assert {row["images"] for row in curve["rows"]} == {20, 60}  # half of 160 images do not have 1000
+    assert {"plain", "averages", "affine", "global", "global and affine"} == {
+        row["repair"] for row in curve["rows"]
+    }
+    for row in curve["rows"]:
+        if row["repair"] == "plain":
+            assert row["clean"]["ci"] == row["seen"]["ci"] == [0.0, 0.0]
+        assert row["unseen"] is not None
+    assert curve["tested_on"] == 80
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--objective", "worst"], "more than one condition"),
+        (["--guard", "clean:top1"], "more than one condition"),
+        (["--shift", SHIFTS, "--metric", "ece"], "cannot be averaged"),
+        (["--shift", SHIFTS, "--guard", "noise:top1"], "names no condition"),
+        (["--shift", "contrats"], "contrast"),
+        (["--shift", SHIFTS, "--label-counts", "ten"], "whole numbers"),
+        (["--shift", SHIFTS, "--score", "x.py:f"], "shift"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line_and_exit_2(
+    run: Run, command: list[str], argv: list[str], message: str
+) -> None:
+    code, _, err = run(*command, *argv)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_in_python(images: Path, trained: Path) -> None:
+    from tiny import tiny
+
+    from alphatune.data.conditions import make_conditions
+    from alphatune.data.loading import Batches
+    from alphatune.data.preprocessing import Preprocessing
+    from alphatune.data.shifts import parse_shifts
+    from alphatune.data.splits import open_data
+
+    model = tiny().eval()
+    model.load_state_dict(torch.load(trained, weights_only=True))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    preprocessing = Preprocessing((3, 12, 12), (0.5,) * 3, (0.5,) * 3, crop_pct=1.0)
+    clean = Batches(open_data(str(images)), preprocessing, 32, torch.device("cpu"))
+    data = make_conditions(clean, parse_shifts(SHIFTS))
+    result = alphatune.tune(model, data, alphas="0,0.1,0.3", metric="loss", guard=["none"])
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    loss = result.chosen.loss
+    result.apply_(model)
+    with torch.no_grad():
+        parts = [
+            (torch.nn.functional.cross_entropy(model(b.inputs), b.targets, reduction="none"), b) for b in data
+        ]
+    losses, number = (
+        torch.cat([part for part, _ in parts]),
+        conditions_of(torch.cat([b.ids for _, b in parts]).numpy()),
+    )
+    assert loss == pytest.approx(np.mean([losses[number == k].mean() for k in (1, 2, 3)]), abs=1e-5)
+    with pytest.raises(ConfigurationError, match="cannot be averaged"):
+        alphatune.tune(model, data, metric="ece")
+
+
+@pytest.mark.parametrize("name", ["averages", "affine", "global_and_affine", "channel"])
+def test_every_fit_goes_back_until_the_guards_are_kept(images: Path, trained: Path, name: str) -> None:
+    """A guard that nothing keeps: what comes back is the plain network, whatever is fitted."""
+    from tiny import tiny
+
+    from alphatune.core.distributed import World
+    from alphatune.core.progress import Meter
+    from alphatune.data.conditions import make_conditions
+    from alphatune.data.loading import Batches
+    from alphatune.data.preprocessing import Preprocessing
+    from alphatune.data.shifts import parse_shifts
+    from alphatune.data.splits import open_data
+    from alphatune.evaluation.predictor import Predictor
+    from alphatune.norms.patching import patched
+    from alphatune.tuning.fits import Fits
+    from alphatune.tuning.granularity import GRANULARITIES, units_of
+    from alphatune.tuning.objective import Guard, Judged, Objective, Purpose
+    from alphatune.tuning.passes import Passes
+
+    class Never(Guard):
+        def judge(self, worse: np.ndarray, purpose: Purpose) -> Judged:
+            return super().judge(worse, purpose)._replace(passed=False)
+
+    model = tiny().eval()
+    model.load_state_dict(torch.load(trained, weights_only=True))
+    clean = Batches(
+        open_data(str(images)),
+        Preprocessing((3, 12, 12), (0.5,) * 3, (0.5,) * 3, crop_pct=1.0),
+        32,
+        torch.device("cpu"),
+    )
+    data = make_conditions(clean, parse_shifts("gaussian-noise:5"))
+    with patched(model):
+        passes = Passes(Predictor(model), data, 0.0, World(), Meter())
+        units = {each: units_of(model, each, next(iter(data)).inputs) for each in GRANULARITIES}
+        for guards, changed in (((), True), ((Never(1, "loss"),), False)):
+            fits = Fits(passes, Objective("loss", "mean", guards), False, 0, None, lambda _: 0.3, units)
+            fit = getattr(fits, name, None) or fits.level(name)  # type: ignore[arg-type]
+            candidate = fit(np.arange(len(data)), "test")
+            assert candidate.is_same_number(type(candidate)(0.0)) != changed
