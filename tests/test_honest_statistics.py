@@ -35,13 +35,14 @@ from alphatune.statistics.gain import CONFIDENCE, paired_gain
 from alphatune.statistics.intervals import mean_interval, proportion_interval
 from alphatune.statistics.scores import Scores, concatenate, expected_calibration_error
 from alphatune.statistics.selection_bias import Limits, limits_of_choosing
+from alphatune.tuning.confirmation import search_and_confirm
+from alphatune.tuning.objective import Objective
 from alphatune.tuning.ordering import stratified_order
 from alphatune.tuning.passes import Passes
 from alphatune.tuning.search import LOOKS
 from alphatune.tuning.selection import best_index, cross_fitted_gain, progressive_gain, select_by_score
 from alphatune.tuning.sweep import Sweep
 from alphatune.tuning.temperature import TemperatureScores, score_temperatures
-from alphatune.tuning.tune import _searched
 
 T = TypeVar("T")
 Z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
@@ -398,6 +399,8 @@ class Drawn:
 
     def __init__(self, targets: NDArray[np.int64]) -> None:
         self.targets = targets
+        self.ids = np.arange(len(targets))
+        self.names = ()
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -438,7 +441,9 @@ def test_the_search_itself(effect: str, n: int, metric: Metric) -> None:
         examples = population.examples(n, np.random.default_rng((n, seed)))
         data, model = Drawn(examples.targets.astype(np.int64)), Predictor(nn.Identity())
         passes = MadeUp(model, data, 0.0, World(), lambda _: None, None, population, examples)  # type: ignore[arg-type]
-        found, _, gain = _searched(passes, metric, "significant", "auto", 0.002, 0.05, seed, 0.3)
+        found, _, gain, _ = search_and_confirm(
+            passes, Objective(metric), "significant", False, 0.002, 0.05, seed, 0.3
+        )
         sizes = [*map(len, found.challenged), len(found.confirming)]
         worth = np.average(np.interp(gain.fold_alphas, grid, truth), weights=sizes)
         significant += gain.significant

@@ -39,8 +39,10 @@ from alphatune.statistics.power import (
     spread_of,
 )
 from alphatune.statistics.scores import expected_calibration_error
+from alphatune.tuning.confirmation import search_and_confirm
 from alphatune.tuning.custom_score import tune_score
-from alphatune.tuning.tune import _searched, tune
+from alphatune.tuning.objective import Objective
+from alphatune.tuning.tune import tune
 
 # --- the formulas ----------------------------------------------------------------------------
 
@@ -158,7 +160,7 @@ def _gain(population: Peaked, metric: Metric, n: int, choice: Choice, seed: int)
     examples = population.examples(n, rng)
     data, model = Drawn(examples.targets.astype(np.int64)), Predictor(nn.Identity())
     passes = MadeUp(model, data, 0.0, World(), lambda _: None, None, population, examples)  # type: ignore[arg-type]
-    return _searched(passes, metric, "significant", "auto", 0.002, 0.05, seed, 0.3)[2]
+    return search_and_confirm(passes, Objective(metric), "significant", False, 0.002, 0.05, seed, 0.3)[2]
 
 
 def test_the_tool_finds_the_gain_that_is_stated() -> None:

@@ -44,8 +44,8 @@ def describe_shift(result: TuneResult, data: Conditions) -> Shift:
             _worst(tuple(c.baseline for c in conditions), metric),
             _worst(tuple(c.chosen for c in conditions), metric),
         ),
-        unseen=result.unseen,
-        unseen_mean=result.unseen_mean,
+        unseen=result.unseen.each,
+        unseen_mean=result.unseen.mean,
     )
 
 

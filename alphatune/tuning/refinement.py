@@ -31,7 +31,7 @@ from alphatune.norms.patching import Alpha
 from alphatune.results.alpha import common_alpha
 from alphatune.results.gain import Gain
 from alphatune.results.repairs import Choose, RepairName, Repairs, Rivals
-from alphatune.results.shift import LabelCurve, Unseen
+from alphatune.results.shift import LabelCurve
 from alphatune.results.tune import Level, LevelName
 from alphatune.statistics.conditions import has_conditions
 from alphatune.statistics.gain import FEWEST_EXAMPLES, paired_gain
@@ -50,7 +50,7 @@ from alphatune.tuning.passes import Passes
 from alphatune.tuning.repairs import Tried, compare_repairs, try_free
 from alphatune.tuning.selection import Accept
 from alphatune.tuning.step_back import step_back
-from alphatune.tuning.unseen import unseen_gains
+from alphatune.tuning.unseen import UnseenGains, unseen_gains
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ class Refinement:
     chosen: LevelName
     candidate: Candidate  # what is deployed: α of the level that was accepted, or a free repair
     repairs: Repairs | None  # where α was compared with what is free
-    unseen: tuple[Unseen, ...]  # gains on shifts that were left out
-    unseen_mean: Gain | None
+    unseen: UnseenGains
     label_curve: LabelCurve | None
     temperature: float
     baseline: Scores  # of all examples, unpatched
@@ -153,7 +152,7 @@ def refine(
         temperature_gain = paired_gain(current.calibrated, current.raw, "loss", seed=seed)
         if temperature_gain.significant or (accept == "best" and temperature_gain.delta > 0):
             t = final.best()
-    unseen: tuple[tuple[Unseen, ...], Gain | None] = (), None
+    unseen = UnseenGains()
     if won != "plain" and has_conditions(passes.data.ids):
         meter.phase("shifts that are left out")
         passes.expect(n if won == "global" else n + n * len(passes.data.names))
@@ -181,8 +180,7 @@ def refine(
         chosen=chosen,
         candidate=candidate,
         repairs=repairs,
-        unseen=unseen[0],
-        unseen_mean=unseen[1],
+        unseen=unseen,
         label_curve=labels,
         temperature=t,
         baseline=plain.everything.scores,

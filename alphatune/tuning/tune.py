@@ -20,7 +20,7 @@ from alphatune.core.progress import ShowProgress, as_meter, shows_progress
 from alphatune.data.conditions import Conditions
 from alphatune.data.custom_loader import LoaderBatches
 from alphatune.data.examples import Examples
-from alphatune.data.label_order import ENOUGH, check_label_order, is_ambiguous, near_chance
+from alphatune.data.label_order import ENOUGH, check_label_order, is_ambiguous
 from alphatune.data.loading import Batches
 from alphatune.evaluation.predictor import (
     Predictor,
@@ -31,23 +31,23 @@ from alphatune.evaluation.predictor import (
 )
 from alphatune.kernels.dispatch import COMPILED_FROM, Kernel, build_seconds, resolve_kernel, use_kernel
 from alphatune.models.outputs import EXAMPLES, check_outputs_, find_reading_
-from alphatune.models.running_stats_check import require_health, untouched
+from alphatune.models.running_stats_check import require_health
 from alphatune.models.stability import preserved
 from alphatune.models.temperature import set_temperature_
 from alphatune.norms.batch_statistics import batch_statistics
 from alphatune.norms.patching import Alpha, all_but, patch_, patched, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
 from alphatune.norms.watching import Watched, leave_inactive, watched
-from alphatune.results.gain import Gain
 from alphatune.results.metrics import Metrics
 from alphatune.results.repairs import Choose, Rivals
-from alphatune.results.shift import Over, Unseen
+from alphatune.results.shift import Over
 from alphatune.statistics.conditions import conditions_of, count_images, has_conditions
 from alphatune.statistics.gain import FEWEST_TO_REFINE
-from alphatune.statistics.scores import Scores, concatenate, summarise
+from alphatune.statistics.scores import Scores, summarise
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.batch_stats_baseline import BatchStatistics, compare_batch_statistics
 from alphatune.tuning.candidate import Candidate
+from alphatune.tuning.confirmation import measure_list, search_and_confirm
 from alphatune.tuning.curve import CurvePoint, interpolated_curve, measured_curve
 from alphatune.tuning.granularity import GRANULARITIES, Granularity
 from alphatune.tuning.journal import Journal
@@ -56,13 +56,12 @@ from alphatune.tuning.ordering import halves_of
 from alphatune.tuning.passes import Data, Passes
 from alphatune.tuning.refinement import Refinement, is_joint, refine
 from alphatune.tuning.refinement import expected_examples as examples_of_refinement
-from alphatune.tuning.remarks import remark_on_end, remark_on_layers
-from alphatune.tuning.search import FEWEST_TO_SEARCH, Search, best_on, search, within_finite_range
+from alphatune.tuning.search import FEWEST_TO_SEARCH, Search, best_on, within_finite_range
 from alphatune.tuning.search import expected_examples as examples_of_search
-from alphatune.tuning.selection import Accept, Decision, best_index, decide, progressive_gain, select
-from alphatune.tuning.step_back import step_back
+from alphatune.tuning.selection import Accept, Decision, best_index, decide, select
 from alphatune.tuning.sweep import Sweep
-from alphatune.tuning.unseen import unseen_gains
+from alphatune.tuning.unseen import UnseenGains, unseen_gains
+from alphatune.tuning.warnings import warnings_of
 
 Curve = Literal["auto", "full"]
 
@@ -93,10 +92,9 @@ class TuneResult:
     seconds: float  # of all passes
     passes: float  # forward passes, as multiples of the number of examples
     objective: Objective
+    unseen: UnseenGains
     warnings: tuple[str, ...]
     conditions: tuple[str, ...] = ()  # their names
-    unseen: tuple[Unseen, ...] = ()  # gains on shifts that were left out of tuning
-    unseen_mean: Gain | None = None
     batch_statistics: BatchStatistics | None = None  # for comparison, where asked for
 
     @property
@@ -204,8 +202,8 @@ def tune(
 ) -> TuneResult:
     """Sweep α over labelled data, choose one, and decide whether it helps.
 
-    The model is patched for the time of the call and comes back as it was;
-    ``patch_(model, result.alpha)`` makes the choice take effect.
+    The model is patched for the time of the call and comes back as it was; ``result.apply_(model)`` makes the
+    choice take effect. Where nothing but α was chosen, ``patch_(model, result.alpha)`` is the same.
 
     Args:
         model: a classifier with BatchNorm layers, on the device to run on.
@@ -309,14 +307,14 @@ def tune(
             if searching:
                 (found, swept, gain, objection), note = within_finite_range(
                     passes,
-                    lambda limit: _searched(
-                        passes, goal, accept, curve, curve_tolerance, race_delta, seed, limit
+                    lambda limit: search_and_confirm(
+                        passes, goal, accept, curve == "full", curve_tolerance, race_delta, seed, limit
                     ),
                 )
             elif automatic:
-                swept, note = within_finite_range(passes, lambda limit: _swept(passes, values, limit))
+                swept, note = within_finite_range(passes, lambda limit: measure_list(passes, values, limit))
             else:  # whoever names an α wants to hear of it
-                swept = _swept(passes, values, 1.0)
+                swept = measure_list(passes, values, 1.0)
             if found is None:
                 points, decision = measured_curve(swept), select(swept, goal, accept=accept, seed=seed)
             else:
@@ -327,7 +325,7 @@ def tune(
                 )
             order = [] if examples is None else _check_order(examples, swept.baseline)
             refinement = None
-            unseen: tuple[tuple[Unseen, ...], Gain | None] = (), None
+            unseen = UnseenGains()
 
             def choose_global(positions: NDArray[np.int64]) -> float:
                 if found is None:
@@ -359,7 +357,7 @@ def tune(
                     journal=journal,
                 )
                 decision = _refined(decision, refinement)
-                unseen = refinement.unseen, refinement.unseen_mean
+                unseen = refinement.unseen
             elif under_conditions and decision.alpha != values[0]:
                 meter.phase("shifts it has not seen")
                 unseen = unseen_gains(
@@ -389,8 +387,7 @@ def tune(
         warnings=(),
         objective=goal,
         conditions=tuple(batches.names),
-        unseen=unseen[0],
-        unseen_mean=unseen[1],
+        unseen=unseen,
     )
     meter.later = 0
     if batch_stats:
@@ -399,7 +396,7 @@ def tune(
         )
         result = replace(result, batch_statistics=compared)
     meter.expect(0)
-    return replace(result, warnings=(*said, *order, *([note] if note else []), *_warnings(result, model)))
+    return replace(result, warnings=(*said, *order, *([note] if note else []), *warnings_of(result, model)))
 
 
 def _goal(metric: Metric, over: Over, guard: Sequence[str], batches: Data) -> Objective:
@@ -504,118 +501,3 @@ def check_choices(
         raise ConfigurationError(f"curve tolerance must lie in (0, 1), got {curve_tolerance:g}")
     if not 0 <= race_delta < 1:
         raise ConfigurationError(f"race delta must lie in [0, 1), got {race_delta:g}", "0 turns the race off")
-
-
-def _swept(passes: Passes, alphas: tuple[float, ...], limit: float) -> Sweep:
-    """Measure all examples at those α that are within a limit of the unpatched model's."""
-    ts = [t for t in (abs(passes.baseline - alpha) for alpha in alphas) if t <= limit]
-    passes.meter.phase("sweeping alpha")
-    passes.expect(len(passes.data) * len(ts))
-    scores = passes.measure(np.arange(len(passes.data)), ts)
-    return Sweep(alphas[: len(ts)], tuple(scores))
-
-
-def _searched(
-    passes: Passes,
-    objective: Objective,
-    accept: Accept,
-    curve: Curve,
-    tolerance: float,
-    race_delta: float,
-    seed: int,
-    limit: float,
-) -> tuple[Search, Sweep, Gain, str]:
-    """Search, measure the gain on examples that did not choose, and what will be deployed on all; what a guard says."""
-    full = curve == "full"
-    found = search(
-        passes, objective, tolerance=tolerance, race_delta=race_delta, seed=seed, full=full, limit=limit
-    )
-    known: Scores | None = None
-    if objective.guards and found.t != 0:
-        baseline = found.baseline
-        if not full:
-            baseline = concatenate([baseline, *passes.measure(found.confirming, [0.0])])
-        chosen, known = step_back(
-            passes, objective, Candidate(passes.alpha(found.t)), np.arange(len(passes.data)), baseline
-        )
-        t = abs(passes.baseline - chosen.single_alpha)
-        found = replace(found, t=t)
-        left = _without(found.confirming, known, passes)
-        confirmed = concatenate([*passes.measure(left, [t]), *_among(known, found.confirming, passes)])
-    else:
-        to_measure = [*([] if full else [0.0]), *([found.t] if found.t else [])]
-        measured = passes.measure(found.confirming, to_measure) if to_measure else []
-        baseline = found.baseline if full else concatenate([found.baseline, measured[0]])
-        # Ids are in the order of positions.
-        confirmed = measured[-1] if found.t else baseline.take(found.confirming)
-    alpha, other = passes.alpha(found.t), found.t != 0
-    # Every lot at the α that was best before it, and what chose none at the last one.
-    alphas = tuple(passes.alpha(t) for t in (*found.leaders[: len(found.challenged)], found.t))
-    gain = progressive_gain([*found.challenged, confirmed], baseline, alphas, objective, seed=seed)
-    swept = Sweep((passes.baseline,), (baseline,))
-    measures = other and (gain.significant or accept == "best")
-    passes.expect(len(found.choosing) * measures)
-    if measures:
-        left = _without(found.choosing, known, passes)
-        parts = [*passes.measure(left, [found.t]), confirmed, *_among(known, found.choosing, passes)]
-        swept = Sweep((passes.baseline, alpha), (baseline, concatenate(parts)))
-    return found, swept, gain, objective.objection(swept.scores[-1], baseline, passes.data.names)
-
-
-def _without(positions: NDArray[np.int64], known: Scores | None, passes: Passes) -> NDArray[np.int64]:
-    """The positions whose examples have no score yet."""
-    return positions if known is None else positions[~np.isin(passes.data.ids[positions], known.ids)]
-
-
-def _among(known: Scores | None, positions: NDArray[np.int64], passes: Passes) -> list[Scores]:
-    """The known scores of the examples at some positions."""
-    return [] if known is None else [known.take(np.isin(known.ids, passes.data.ids[positions]))]
-
-
-def _remark_on_calibration(result: TuneResult) -> list[str]:
-    """How much of a gain in loss or ECE a temperature would give, too, as far as is known."""
-    metric, refinement = result.metric, result.refinement
-    name = INFO[metric].name
-    if refinement is None:
-        return [
-            f"a gain in {name} can be calibration, which dividing the logits by one number gives for free: "
-            "`temperature` tells what α is worth beyond it"
-        ]
-    plain, chosen = (getattr(level.calibrated, metric) for level in (refinement.levels[0], refinement.level))
-    if refinement.joint or chosen < plain:
-        return []
-    return [
-        f"all of the gain in {name} is calibration: with a temperature each the unpatched model has {plain:.4f} and "
-        f"the chosen α {chosen:.4f}; `temperature` takes that into account"
-    ]
-
-
-def _warnings(result: TuneResult, model: nn.Module) -> list[str]:
-    """What a careful colleague would point out about these numbers."""
-    notes = remark_on_layers(model, result.layers, len(result.patched))
-    top1 = {point.alpha: point.metrics.top1 for point in result.curve}
-    base = result.baseline_alpha
-    plain, changed = top1[base], result.alpha != base
-    others = "α > 0" if base == 0 else f"an α other than {base:g}"
-    if not untouched(model):  # which is the reason then
-        notes += near_chance(result.sweep.baseline.targets, plain, f"at α = {base:g}")
-    if max(top1.values()) - plain > 0.02 and not result.conditions:
-        notes.append(
-            f"{others} raises top-1 by about {100 * (max(top1.values()) - plain):.1f} points: so much usually means "
-            "that α makes up for preprocessing other than the model was trained with; check "
-            "`mean`, `std`, `crop_pct` and `interpolation` first"
-        )
-    before, after = result.baseline, result.chosen
-    if changed and result.metric != "top1" and after.top1 < before.top1:
-        best = result.decision.best.get("top1")
-        better = "" if best is None else f"; by top-1 the best α is {best:g}"
-        notes.append(f"the chosen α lowers top-1 by {100 * (before.top1 - after.top1):.2f} points{better}")
-    if changed and result.metric == "top1" and after.loss > before.loss:
-        notes.append(f"the chosen α raises the loss by {after.loss - before.loss:.4f} nats")
-    if changed and INFO[result.metric].sees_confidence:
-        notes += _remark_on_calibration(result)
-    end = result.curve[-1].alpha  # the farthest from the unpatched model
-    notes += remark_on_end(result.decision.candidate, end, base)
-    if result.decision.gain is None:
-        notes.append(result.decision.reason)
-    return notes

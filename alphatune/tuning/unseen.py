@@ -9,6 +9,7 @@ clean images, is never left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,13 @@ from alphatune.tuning.passes import Passes
 from alphatune.tuning.temperature import TemperatureScores
 
 
+class UnseenGains(NamedTuple):
+    """The gain on each shift that was left out, and their mean; nothing where none was."""
+
+    each: tuple[Unseen, ...] = ()
+    mean: Gain | None = None
+
+
 def unseen_gains(
     passes: Passes,
     halves: Sequence[NDArray[np.int64]],
@@ -33,7 +41,7 @@ def unseen_gains(
     *,
     tempered: TemperatureScores | None = None,
     seed: int,
-) -> tuple[tuple[Unseen, ...], Gain | None]:
+) -> UnseenGains:
     """The gain on each shift without it, and their mean; none with fewer than two shifts.
 
     Args:
@@ -45,7 +53,7 @@ def unseen_gains(
     condition = conditions_of(ids)
     shifts = [k for k in range(2, len(names) + 1) if (condition == k).any()]
     if len(shifts) < 2:
-        return (), None
+        return UnseenGains()
     fitted, tested = halves
     found, after, before = [], [], []
     for k in shifts:
@@ -60,4 +68,4 @@ def unseen_gains(
         found.append(Unseen(condition=names[k - 1], gain=paired_gain(*pair, metric, seed=seed)))
         after.append(pair[0])
         before.append(pair[1])
-    return tuple(found), paired_gain(concatenate(after), concatenate(before), metric, seed=seed)
+    return UnseenGains(tuple(found), paired_gain(concatenate(after), concatenate(before), metric, seed=seed))
