@@ -27,6 +27,7 @@ from torch import nn
 
 from alphatune.core.distributed import World
 from alphatune.core.metrics import INFO, Metric
+from alphatune.core.progress import Meter
 from alphatune.data.prefetch import Batch
 from alphatune.evaluation.predictor import Predictor
 from alphatune.norms.patching import Alpha
@@ -440,7 +441,7 @@ def test_the_search_itself(effect: str, n: int, metric: Metric) -> None:
     for seed in range(RUNS):
         examples = population.examples(n, np.random.default_rng((n, seed)))
         data, model = Drawn(examples.targets.astype(np.int64)), Predictor(nn.Identity())
-        passes = MadeUp(model, data, 0.0, World(), lambda _: None, None, population, examples)  # type: ignore[arg-type]
+        passes = MadeUp(model, data, 0.0, World(), Meter(), None, population, examples)  # type: ignore[arg-type]
         found, _, gain, _ = search_and_confirm(
             passes, Objective(metric), "significant", False, 0.002, 0.05, seed, 0.3
         )

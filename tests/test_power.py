@@ -20,6 +20,7 @@ from torch import nn
 
 from alphatune.core.distributed import World
 from alphatune.core.metrics import INFO, Metric
+from alphatune.core.progress import Meter
 from alphatune.evaluation.predictor import Predictor
 from alphatune.reports.measured_power import score_power, tune_power
 from alphatune.reports.power import gain_text, needed_rows, power_sentence
@@ -159,7 +160,7 @@ def _gain(population: Peaked, metric: Metric, n: int, choice: Choice, seed: int)
         return fold_by_fold(population.draw(n, rng), metric, seed)
     examples = population.examples(n, rng)
     data, model = Drawn(examples.targets.astype(np.int64)), Predictor(nn.Identity())
-    passes = MadeUp(model, data, 0.0, World(), lambda _: None, None, population, examples)  # type: ignore[arg-type]
+    passes = MadeUp(model, data, 0.0, World(), Meter(), None, population, examples)  # type: ignore[arg-type]
     return search_and_confirm(passes, Objective(metric), "significant", False, 0.002, 0.05, seed, 0.3)[2]
 
 
