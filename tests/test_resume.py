@@ -263,3 +263,23 @@ def test_a_descent_keeps_nothing_before_it_is_time(tmp_path: Path) -> None:
     patient = open_journal(tmp_path / "j", {}, resume=False, minutes=60)
     alphatune.tune(Counting(), data(), metric="loss", accept="best", granularity="layer", journal=patient)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_last_line_of_an_interrupted_command_says_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alphatune.cli.main import _going_on
+    from alphatune.core import saved_progress
+
+    monkeypatch.setattr(saved_progress, "_SAVED", set())
+    assert _going_on(["tune", "m"]) == "nothing was saved yet to go on from"
+    journal = open_journal(tmp_path / "resume", {"a": 1}, resume=False, minutes=0)
+    assert "nothing" in _going_on(["tune", "m"])
+    journal.entry("pass").write({"x": 1})
+    assert "goes on" in _going_on(["tune", "m"])
+    monkeypatch.setattr(saved_progress, "_SAVED", set())
+    again = open_journal(tmp_path / "resume", {"a": 1}, resume=True, minutes=0)
+    assert "goes on" in _going_on(["tune", "m"])  # before anything is read
+    again.close()
+    assert "nothing" in _going_on(["tune", "m"])
+    assert _going_on(["evaluate", "m"]) == ""

@@ -32,6 +32,7 @@ from alphatune.cli.train import train
 from alphatune.cli.tune import tune
 from alphatune.cli.usage import as_options, explain, name_owners, require_utf8
 from alphatune.core.errors import AlphatuneError, machine_failure, one_line
+from alphatune.core.saved_progress import is_something_saved
 from alphatune.core.version import VERSION
 
 app = typer.Typer(
@@ -144,7 +145,11 @@ def _going_on(argv: list[str]) -> str:
     """How to go on with a command that was interrupted, if it can be."""
     can = argv[:1] in (["train"], ["tune"]) and not any(word.startswith("--score") for word in argv)
     instead = " in place of `overwrite`" if argv[:1] == ["train"] and "--overwrite" in argv else ""
-    return f"the same command with `resume`{instead} goes on from what was saved" if can else ""
+    if not can:
+        return ""
+    if not is_something_saved():
+        return "nothing was saved yet to go on from"
+    return f"the same command with `resume`{instead} goes on from what was saved"
 
 
 def _say_stopping() -> None:

@@ -17,6 +17,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from alphatune.core.errors import CheckpointError, ConfigurationError, InputError, ResourceError, one_line
+from alphatune.core.saved_progress import note_saved
 from alphatune.core.system import sync
 from alphatune.models.checkpoint_content import read_content
 from alphatune.pickles.torch_file import write_saved
@@ -76,6 +77,7 @@ def save_state(state: TrainingState, path: Path, fingerprint: str) -> None:
         **{name: getattr(state, name) for name in _COUNTS},
     }
     replace_file(path, lambda temporary: write_saved(content, temporary))
+    note_saved(path)
 
 
 def load_state_(state: TrainingState, path: Path, fingerprint: str) -> None:
@@ -104,6 +106,7 @@ def load_state_(state: TrainingState, path: Path, fingerprint: str) -> None:
         state.rows = [Epoch(**row) for row in content["rows"]]
         for name in _COUNTS:
             setattr(state, name, content[name])
+        note_saved(path)
     except (CheckpointError, ConfigurationError):
         raise
     except Exception as error:  # a file of something else, or of another model

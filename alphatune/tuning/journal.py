@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from alphatune.core.errors import CheckpointError, InputError, ResourceError, one_line
+from alphatune.core.saved_progress import note_saved
 from alphatune.core.system import is_ours
 from alphatune.models.checkpoint_content import read_content
 from alphatune.pickles.torch_file import write_saved
@@ -64,6 +65,7 @@ class Entry:
             self.journal.begin()
             write_saved(state, temporary)
             temporary.replace(self.path)
+            note_saved(self.path)
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's own writer on a full disk
             self.journal.give_up(error)
 
@@ -160,6 +162,8 @@ def open_journal(folder: Path, job: State, *, resume: bool, minutes: float) -> J
             )
     except OSError as error:
         raise ResourceError(f"cannot write {folder}: {error}") from None
+    for state in folder.glob("*.pt"):
+        note_saved(state)
     return Journal(folder, text, 60 * minutes)
 
 
