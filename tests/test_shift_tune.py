@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, Run, write_images
+from forks import run_captured, run_distributed
 
 import alphatune
 from alphatune.core.errors import ConfigurationError
@@ -301,3 +302,34 @@ def test_every_fit_goes_back_until_the_guards_are_kept(images: Path, trained: Pa
             fit = getattr(fits, name, None) or fits.level(name)  # type: ignore[arg-type]
             candidate = fit(np.arange(len(data)), "test")
             assert candidate.is_same_number(type(candidate)(0.0)) != changed
+
+
+def without_times(document: dict[str, Any]) -> dict[str, Any]:
+    for each in (*document["repairs"]["tried"], *document["refinement"]["levels"]):
+        del each["seconds"]
+    passing = ("command_line", "env", "seconds", "artifacts", "deployment", "passes")
+    return {key: value for key, value in document.items() if key not in passing}
+
+
+def test_several_processes_and_a_run_that_was_interrupted_find_the_same(
+    command: list[str], trained: Path, tmp_path: Path
+) -> None:
+    """A device fails in both processes somewhere in the comparison with what is free."""
+    faulty = f"{Path(__file__).parent / 'faulty.py'}:faulty"
+    words = ["tune", faulty, *command[2:-4], "--shift", SHIFTS, "--guard", "none", "--alphas", "0,0.1,0.3"]
+    words += ["--granularity", "layer", "--checkpoint-minutes", "0", "--workers", "0", "--output"]
+
+    def run_in(processes: int, output: str, *more: str, **environment: str) -> list[Any]:
+        argv = [*words, str(tmp_path / output), *more]
+        env = {"ALPHATUNE_CACHE": "off", **environment}
+        return run_distributed(processes, argv, environment=env) if processes > 1 else [run_captured(argv)]
+
+    def document_of(done: list[Any]) -> dict[str, Any]:
+        assert done[0].returncode == 0, done[0].stderr
+        return without_times(json.loads(done[0].stdout))
+
+    alone = document_of(run_in(1, "alone"))
+    assert document_of(run_in(2, "both")) == alone
+    failed = run_in(2, "out", FAULT="gpu 60")
+    assert 0 not in [each.returncode for each in failed]
+    assert document_of(run_in(2, "out", "--resume")) == alone

@@ -1,8 +1,8 @@
-"""The same images under several conditions, as one data set: as they are, with shifts, and data sets of one's own.
+"""Several conditions as one data set: clean images, shifts made of them, and further data of the user's own.
 
-Positions go condition by condition: with n clean images, position k·n + i is image i under condition k, and data
-sets of one's own follow, each in its own order. An example's id holds condition and image (statistics/conditions.py);
-the images of a data set of one's own have numbers that follow those before.
+Positions go condition by condition: with n clean images, position k·n + i is image i under condition k, and the user's
+own data follow, each in its own order. An example's id holds condition and image (statistics/conditions.py);
+the images of further data have numbers that follow those before.
 
 A shift is made of the decoded, resized and cropped uint8 image when a batch is first read, and kept where there is
 room, as some take longer than the model. With a cache each image is decoded once for all conditions and passes;
@@ -63,14 +63,14 @@ class Conditions:
 
     names: tuple[str, ...]  # of the conditions; the clean images come first
     shifts: tuple[Shift | None, ...]  # by condition; None: images as they are
-    sources: tuple[Source, ...]  # the clean images, then data sets of one's own
+    sources: tuple[Source, ...]  # the clean images, then further data
     seed: int
     ids: NDArray[np.int64]  # (n,) of condition and image
     targets: NDArray[np.int64]  # (n,) class index
     places: Positions  # (n,) of each example in its source
     severities: NDArray[np.int64]  # (n,) 0 without a shift
     kept: MadeImages | None = None
-    warnings: tuple[str, ...] = field(default=())  # what is worth saying of data sets of one's own
+    warnings: tuple[str, ...] = field(default=())  # what is worth saying of further data
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -196,7 +196,7 @@ class Conditions:
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
 
     def _source_of(self, condition: int) -> int:
-        """The source of a condition, counted from 1: data sets of one's own come after the clean images' conditions."""
+        """Which source a condition, counted from 1, reads: the user's own data come after what the clean images make."""
         return max(0, condition - 1 - (len(self.names) - len(self.sources)))
 
 

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from alphatune.core.metrics import INFO, Metric
 from alphatune.statistics.conditions import Ids, conditions_of
+from alphatune.tuning.journal import State
 from alphatune.tuning.objective import Guard, Objective
 
 #: η and μ; a descent has a few dozen steps, and losses differ by tenths
@@ -147,7 +148,7 @@ class ConditionWeights:
                 self.prices[place] = max(0.0, self.prices[place] + rate * excess)
         self.seen.clear()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> State:
         """Plain values and tensors, for a journal."""
         return {
             "log_q": self.log_q.tolist(),
@@ -155,7 +156,7 @@ class ConditionWeights:
             "unpatched": [[torch.from_numpy(u.ids), torch.from_numpy(u.values)] for u in self.unpatched],
         }
 
-    def load(self, saved: dict[str, Any]) -> None:
+    def load(self, saved: State) -> None:
         """Go on from ``to_dict``."""
         self.log_q, self.prices = np.array(saved["log_q"]), np.array(saved["prices"])
         self.unpatched = tuple(GuardedValues(i.numpy(), v.numpy()) for i, v in saved["unpatched"])

@@ -324,7 +324,7 @@ def _parted(
 def _unpatched_values(
     problem: _Problem, objective: Objective, positions: NDArray[np.int64], ids: NDArray[np.int64]
 ) -> tuple[GuardedValues, ...]:
-    """The objective of each guard's metric by the unpatched network, on the examples of its condition."""
+    """How the unpatched network scores on each guard's metric, for every example of its condition."""
     wanted = [guard.condition for guard in objective.guards]
     rows = positions[np.isin(conditions_of(ids[positions]), wanted)]
     parts: list[list[GuardedValues]] = [[] for _ in objective.guards]

@@ -77,14 +77,14 @@ class Guard:
         return Judged(self, cost, high, high <= self.margin)
 
     def says(self, cost: float, bound: float, names: Sequence[str]) -> str:
-        """Why it fails, in a sentence."""
+        """A sentence that says why this guard fails."""
         lost = f"{names[self.condition - 1]} would lose {self._text(cost)} of {INFO[self.metric].name}"
         if self.margin is not None:
             return f"{lost}, and it is not certain that it loses no more than {self._text(self.margin)}"
         return f"{lost}, which is {'significant' if bound > 0 else f'more than {self._text(MOST_COST)}'}"
 
     def kept(self, cost: float, names: Sequence[str]) -> str:
-        """That it passes, in a sentence."""
+        """A sentence that says this guard passes, and what the condition loses or gains."""
         name = names[self.condition - 1]
         verb = "loses" if cost > 0 else "gains"
         limit = "" if self.margin is None else f", surely no more than {self._text(self.margin)}"
