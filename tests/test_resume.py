@@ -25,6 +25,7 @@ from alphatune.data.custom_loader import LoaderBatches
 from alphatune.evaluation.predictor import Predictor
 from alphatune.norms.patching import patch_
 from alphatune.statistics.scores import Scores
+from alphatune.tuning import journal as journal_module
 from alphatune.tuning import pass_record
 from alphatune.tuning.journal import Journal, open_journal
 from alphatune.tuning.passes import Passes
@@ -283,3 +284,22 @@ def test_the_last_line_of_an_interrupted_command_says_what_is_there(
     again.close()
     assert "nothing" in _going_on(["tune", "m"])
     assert _going_on(["evaluate", "m"]) == ""
+
+
+def test_two_that_write_the_same_entry_at_once_do_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As processes do that fit the same repair: the second begins while the first has written, not yet replaced."""
+    first, second = (open_journal(tmp_path / "j", {}, resume=True, minutes=0) for _ in range(2))
+    write, waiting = journal_module.write_saved, [second]
+
+    def write_saved(state: object, path: Path) -> None:
+        write(state, path)
+        if waiting:
+            waiting.pop().entry("a").write({"x": 1})
+
+    monkeypatch.setattr(journal_module, "write_saved", write_saved)
+    first.entry("a").write({"x": 1})
+    assert (first.given_up, second.given_up) == ("", "")
+    assert first.entry("a").read() == {"x": 1}
+    assert sorted(path.name for path in first.folder.iterdir()) == ["a.pt", "job.json"]

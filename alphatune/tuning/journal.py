@@ -60,7 +60,8 @@ class Entry:
         """Replace the state, whole or not at all; a disk that refuses costs the journal, not the job."""
         if self.journal.given_up:
             return
-        temporary = self.path.with_suffix(".tmp")
+        # Several processes that fit the same may write it at once.
+        temporary = self.path.with_suffix(f".{secrets.token_hex(4)}.tmp")
         try:
             self.journal.begin()
             write_saved(state, temporary)
