@@ -161,7 +161,7 @@ def test_showing_finds_the_shell_that_asks(environment: dict[str, str], scripts:
 
 
 def test_help_and_completion_are_quick(environment: dict[str, str], tmp_path: Path) -> None:
-    """In seconds of the processor, beside an app of two commands without options; importing torch takes several times as much."""
+    """In seconds of the processor, beside an app of two bare commands; importing torch takes far longer."""
     bare = tmp_path / "bare.py"
     commands = ['@app.command()\ndef one() -> None: "One."', '@app.command()\ndef two() -> None: "Two."']
     bare.write_text("\n".join(["import typer", "app = typer.Typer()", *commands, "app()"]))
