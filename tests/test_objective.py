@@ -18,7 +18,7 @@ from alphatune.statistics.conditions import (
 )
 from alphatune.statistics.gain import paired_difference, paired_gain
 from alphatune.statistics.scores import Scores, summarise
-from alphatune.tuning.objective import MOST_COST, Guard, Objective, parse_guards
+from alphatune.tuning.objective import LIKELY, MOST_COST, Guard, Objective, parse_guards
 from alphatune.tuning.ordering import halves_of, image_order, whole_images
 from alphatune.tuning.selection import cross_fitted_gain, select
 from alphatune.tuning.sweep import Sweep
@@ -207,9 +207,11 @@ def test_a_guard_with_a_margin_passes_only_what_surely_keeps_to_it() -> None:
     assert passing(0.002, 0.004, 0.01) == ["choose", "test", "deploy"]
     assert passing(0.002, 0.006, 0.01) == ["choose"]
     assert passing(0.02, 0.004, 0.01) == []
-    assert passing(0.004, 0.01, None) == ["choose", "test", "deploy"]
+    assert passing(0.002, 0.005, None) == ["choose", "test", "deploy"]
+    assert passing(0.004, 0.01, None) == ["choose", "test"]  # 0.009 is as likely as not
     assert passing(0.004, 0.001, None) == []  # significantly worse
-    assert passing(MOST_COST + 0.001, 0.1, None) == ["choose", "test"]
+    assert passing(MOST_COST - LIKELY * 0.004 - 1e-4, 0.004, None) == ["choose", "test", "deploy"]
+    assert passing(MOST_COST - LIKELY * 0.004 + 1e-4, 0.004, None) == ["choose", "test"]
 
 
 @pytest.mark.parametrize("over", ["mean", "worst"])

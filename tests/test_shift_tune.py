@@ -230,7 +230,8 @@ def test_what_makes_no_sense_is_one_line_and_exit_2(
     assert "Traceback" not in err
 
 
-def test_in_python(images: Path, trained: Path) -> None:
+def conditions_in_python(images: Path, trained: Path) -> tuple[torch.nn.Module, Any]:
+    """The trained network, and its images under their conditions."""
     from tiny import tiny
 
     from alphatune.data.conditions import make_conditions
@@ -241,10 +242,41 @@ def test_in_python(images: Path, trained: Path) -> None:
 
     model = tiny().eval()
     model.load_state_dict(torch.load(trained, weights_only=True))
-    before = {key: value.clone() for key, value in model.state_dict().items()}
     preprocessing = Preprocessing((3, 12, 12), (0.5,) * 3, (0.5,) * 3, crop_pct=1.0)
     clean = Batches(open_data(str(images)), preprocessing, 32, torch.device("cpu"))
-    data = make_conditions(clean, parse_shifts(SHIFTS))
+    return model, make_conditions(clean, parse_shifts(SHIFTS))
+
+
+def test_what_is_known_is_not_measured_again(images: Path, trained: Path) -> None:
+    from alphatune.core.distributed import World
+    from alphatune.core.progress import Meter
+    from alphatune.evaluation.predictor import Predictor
+    from alphatune.norms.patching import patched
+    from alphatune.tuning.candidate import Candidate, exact_scores
+    from alphatune.tuning.ordering import halves_of
+    from alphatune.tuning.passes import Passes
+    from alphatune.tuning.unseen import unseen_gains
+
+    model, data = conditions_in_python(images, trained)
+    everything, halves = np.arange(len(data)), halves_of(data.targets, data.ids, 0)
+    chosen = Candidate(0.1)
+    with patched(model):
+        passes = Passes(Predictor(model), data, 0.0, World(), Meter())
+        plain, known = (exact_scores(passes, everything, each) for each in (Candidate(0.0), chosen))
+        measured = unseen_gains(passes, halves, plain, lambda *_: chosen, "loss", seed=0)
+        done = passes.meter.done
+        again = unseen_gains(
+            passes, halves, plain, lambda *_: chosen, "loss", known=[(chosen, known)], seed=0
+        )
+        assert passes.meter.done == done
+    assert [each.condition for each in again.each] == [*data.names[1:]]
+    for each, other in zip(again.each, measured.each, strict=True):
+        assert each.gain.delta == pytest.approx(other.gain.delta, abs=1e-6)  # batches of other sizes
+
+
+def test_in_python(images: Path, trained: Path) -> None:
+    model, data = conditions_in_python(images, trained)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
     result = alphatune.tune(model, data, alphas="0,0.1,0.3", metric="loss", guard=["none"])
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     loss = result.chosen.loss

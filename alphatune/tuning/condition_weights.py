@@ -16,9 +16,9 @@ at first does not keep the weight once another one is.
 
 A guard's cost is the smooth objective of its metric (descent.py) minus that of
 the unpatched network on the same example, and its price λ_g rises while the
-cost exceeds the margin (dual ascent):
+cost exceeds the margin (dual ascent that forgets):
 
-    λ_g ← max(0, λ_g + ρ·(mean c_g − margin))                after each step
+    λ_g ← max(0, κ·λ_g + ρ·(mean c_g − margin))              after each step
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ from alphatune.tuning.objective import Guard, Objective
 
 #: η and μ; a descent has a few dozen steps, and losses differ by tenths
 WORST_RATE, SHARED = 1.0, 0.1
-#: ρ by nats, and by shares, of which a hundredth is much; a price has to get to 20 before the learning rate fades
-NATS_RATE, SHARE_RATE = 20.0, 100.0
+#: ρ and κ. A larger ρ, or κ = 1, takes the noise of a step for cost, and γ and β pay for it
+PRICE_RATE, KEPT_PRICE = 30.0, 0.9
+#: a loss in nats moves about so many times as much as a share of the examples; ρ is of the objective's unit to the guard's
+NATS_TO_SHARE = 5.0
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ class ConditionWeights:
 
     @property
     def adapts(self) -> bool:
-        """Whether weights or prices follow what a descent finds."""
-        return self.objective.over == "worst" or bool(self.objective.guards)
+        """Whether weights, or the price of a guard, follow what the descent finds now."""
+        return self.objective.over == "worst" or bool(self.prices.any())
 
     def of_losses(self, ids: Ids) -> NDArray[np.float64]:
         """What each example's loss is multiplied by (n,)."""
@@ -144,8 +146,8 @@ class ConditionWeights:
             costs = np.concatenate([self.costs(place, part.ids, part.guarded[place]) for part in self.seen])
             if len(costs):
                 excess = costs.mean() - margin_of(guard)
-                rate = NATS_RATE if INFO[guard.metric].sees_confidence else SHARE_RATE
-                self.prices[place] = max(0.0, self.prices[place] + rate * excess)
+                rate = _price_rate(self.objective.metric, guard.metric)
+                self.prices[place] = max(0.0, KEPT_PRICE * self.prices[place] + rate * excess)
         self.seen.clear()
 
     def to_dict(self) -> State:
@@ -203,6 +205,12 @@ class HeldOut:
             if not is_within(guard, costs[min(temperature, len(costs) - 1)]):
                 return False
         return True
+
+
+def _price_rate(objective: Metric, guard: Metric) -> float:
+    """ρ in the units of both."""
+    unit = {metric: NATS_TO_SHARE if INFO[metric].sees_confidence else 1.0 for metric in (objective, guard)}
+    return PRICE_RATE * unit[objective] / unit[guard]
 
 
 def margin_of(guard: Guard) -> float:

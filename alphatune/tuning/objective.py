@@ -8,7 +8,11 @@ What passes depends on what for:
                  no margin                                    margin
     choose       not significantly worse                      not significantly more than the margin
     test         not significantly worse                      surely at most the margin
-    deploy       … and by estimate at most 0.005 worse        surely at most the margin
+    deploy       … and likely at most 0.005 worse             surely at most the margin
+
+*Likely* is half a standard error: two to one. Without it the largest α that an
+estimate lets pass costs more than that estimate; with a whole one few images
+would deploy nothing (docs/benchmarks/shift.md).
 
 α are chosen on part of the images, and what is chosen steps back towards the
 unpatched model until it may be deployed, on all images (step_back.py).
@@ -50,8 +54,8 @@ from alphatune.statistics.selection_bias import Limits
 
 #: of the one-sided intervals that guards are held against
 GUARD_CONFIDENCE = 0.95
-#: what a guard without a margin lets be deployed by estimate
-MOST_COST = 0.005
+#: a guard without a margin lets be deployed what costs at most this, by so many standard errors
+MOST_COST, LIKELY = 0.005, 0.5
 
 #: what a guard is asked for
 Purpose = Literal["choose", "test", "deploy"]
@@ -69,10 +73,10 @@ class Guard:
 
     def judge(self, worse: NDArray[np.float64], purpose: Purpose) -> Judged:
         """Hold the paired differences (n,) of the condition's images, positive where α is worse, against the margin."""
-        cost = float(worse.mean())
-        low, high = _one_sided(worse, INFO[self.metric].is_share)
+        cost, is_share = float(worse.mean()), INFO[self.metric].is_share
+        low, high = _interval(worse, is_share, float(ndtri(GUARD_CONFIDENCE)))
         if purpose == "choose" or self.margin is None:
-            slight = cost <= MOST_COST or purpose != "deploy"
+            slight = purpose != "deploy" or _interval(worse, is_share, LIKELY)[1] <= MOST_COST
             return Judged(self, cost, low, low <= (self.margin or 0) and slight)
         return Judged(self, cost, high, high <= self.margin)
 
@@ -81,7 +85,9 @@ class Guard:
         lost = f"{names[self.condition - 1]} would lose {self._text(cost)} of {INFO[self.metric].name}"
         if self.margin is not None:
             return f"{lost}, and it is not certain that it loses no more than {self._text(self.margin)}"
-        return f"{lost}, which is {'significant' if bound > 0 else f'more than {self._text(MOST_COST)}'}"
+        if bound > 0 or cost > MOST_COST:
+            return f"{lost}, which is {'significant' if bound > 0 else f'more than {self._text(MOST_COST)}'}"
+        return f"{lost}, and by so few images it may well be more than {self._text(MOST_COST)}"
 
     def kept(self, cost: float, names: Sequence[str]) -> str:
         """A sentence that says this guard passes, and what the condition loses or gains."""
@@ -110,9 +116,8 @@ class Judged(NamedTuple):
     passed: bool
 
 
-def _one_sided(worse: NDArray[np.float64], is_share: bool) -> Interval:
-    """Both ends of the mean, each with one-sided confidence."""
-    z = float(ndtri(GUARD_CONFIDENCE))
+def _interval(worse: NDArray[np.float64], is_share: bool, z: float) -> Interval:
+    """The mean, z standard errors to either side."""
     if is_share:
         return proportion_interval(int((worse > 0).sum()), int((worse < 0).sum()), len(worse), -z, z)
     if len(worse) < 2:

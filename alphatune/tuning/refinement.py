@@ -166,6 +166,7 @@ def refine(
             fits.named(won),
             metric,
             tempered=tempered,
+            known=[(candidate, final.scores)],
             seed=seed,
         )
     labels: LabelCurve | None = None

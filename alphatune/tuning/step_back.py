@@ -3,7 +3,7 @@
 What is fitted sees the cost to a guarded condition only roughly: on part of the
 images, or through a smooth stand-in. So the guarded conditions are measured at
 what was fitted and at smaller shares of the way to it, and the largest share
-that keeps every guard is taken; none is the unpatched network. Where it was
+that was found to keep every guard is taken; none is the unpatched network. Where it was
 fitted on some examples only, only these have a say.
 """
 
@@ -48,13 +48,18 @@ def step_back(
     else:
         before = unpatched.take(np.isin(unpatched.ids, ids[rows]))
     kept: tuple[Candidate, Scores] = plain, before
-    sequence = any(guard.margin is not None for guard in objective.guards)
-    for share in sorted(SHARES, reverse=not sequence):
-        nearer = candidate.nearer(share, passes)
+    in_sequence = any(guard.margin is not None for guard in objective.guards)
+    left = sorted(SHARES, reverse=not in_sequence)
+    while left:
+        # The whole way first; then halving, as a smaller share seldom costs more. A sequence goes outwards.
+        place = len(left) // 2 if len(left) < len(SHARES) and not in_sequence else 0
+        nearer = candidate.nearer(left[place], passes)
         after = exact_scores(passes, rows, nearer)
         passed = all(judged.passed for judged in objective.judge(after, before, "deploy"))
         if passed:
             kept = nearer, after
-        if passed != sequence:  # the largest that passes, or the last of a sequence that does
-            break
+        if in_sequence:
+            left = left[1:] if passed else []
+        else:
+            left = left[:place] if passed else left[place + 1 :]
     return kept

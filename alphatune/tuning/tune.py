@@ -366,6 +366,7 @@ def tune(
                     swept.baseline,
                     lambda positions, _: Candidate(choose_global(positions)),
                     metric,
+                    known=[*zip(map(Candidate, swept.alphas), swept.scores, strict=True)],
                     seed=seed,
                 )
         seconds = time.perf_counter() - started

@@ -20,7 +20,7 @@ from alphatune.results.shift import Unseen
 from alphatune.statistics.conditions import conditions_of
 from alphatune.statistics.gain import paired_gain
 from alphatune.statistics.scores import Scores, concatenate
-from alphatune.tuning.candidate import FitOn, score
+from alphatune.tuning.candidate import Candidate, FitOn, exact_scores, score
 from alphatune.tuning.passes import Passes
 from alphatune.tuning.temperature import TemperatureScores
 
@@ -40,6 +40,7 @@ def unseen_gains(
     metric: Metric,
     *,
     tempered: TemperatureScores | None = None,
+    known: Sequence[tuple[Candidate, Scores]] = (),
     seed: int,
 ) -> UnseenGains:
     """The gain on each shift without it, and their mean; none with fewer than two shifts.
@@ -48,6 +49,7 @@ def unseen_gains(
         plain: of all examples by the network as it is.
         fit: fits the repair on some examples.
         tempered: the same at every temperature, where both are compared with one, fitted on the same examples.
+        known: scores of all examples that need not be measured again.
     """
     ids, names = passes.data.ids, passes.data.names
     condition = conditions_of(ids)
@@ -60,11 +62,13 @@ def unseen_gains(
         seen = fitted[condition[fitted] != k]
         left_out = tested[condition[tested] == k]
         candidate = fit(seen, f"without-{names[k - 1]}")
-        scored = score(passes, left_out, candidate)
-        pair: tuple[Scores, Scores] = scored.scores, plain.take(left_out)
         if tempered is not None:
-            t = score(passes, seen, candidate).best()
-            pair = scored.at(t), tempered.take(left_out).at(tempered.take(seen).best())
+            t, own = score(passes, seen, candidate).best(), tempered.take(seen).best()
+            pair = score(passes, left_out, candidate).at(t), tempered.take(left_out).at(own)
+        else:
+            measured = [scores for each, scores in known if candidate.is_same_number(each)]
+            scored = measured[0].take(left_out) if measured else exact_scores(passes, left_out, candidate)
+            pair = scored, plain.take(left_out)
         found.append(Unseen(condition=names[k - 1], gain=paired_gain(*pair, metric, seed=seed)))
         after.append(pair[0])
         before.append(pair[1])

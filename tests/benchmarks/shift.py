@@ -53,48 +53,43 @@ def main() -> None:
     parser.add_argument("--model", default="alphatune.models.cifar:resnet20")
     parser.add_argument("--checkpoint")
     parser.add_argument("--data", required=True)
-    parser.add_argument("--class-map")
-    parser.add_argument("--classes-only-present", action="store_true")
+    parser.add_argument("--settings", type=json.loads, default={}, help="further settings of tune, as JSON")
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--counts", default="", help="numbers of images to fit on; all of the half besides")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seen", default=SEEN)
     parser.add_argument("--unseen", default=UNSEEN)
     parser.add_argument("--metric", default="top1")
-    parser.add_argument("--repairs", default="")
+    parser.add_argument("--repairs", default="plain,temperature,averages,affine," + ",".join(GRANULARITIES))
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--table", type=Path)
     args = parser.parse_args()
     keep_freed_memory()
     settings = TuneSettings(
-        model=args.model, checkpoint=args.checkpoint, data=args.data, class_map=args.class_map,
-        classes_only_present=args.classes_only_present, limit=args.images,
-    )  # fmt: skip
+        model=args.model, checkpoint=args.checkpoint, data=args.data, limit=args.images, **args.settings
+    )
     prepared = prepare(settings)
     predictor, n = predictor_of(settings, prepared), len(prepared.batches)
     lines = args.output.read_text().splitlines() if args.output.exists() else []
     known = {_key(json.loads(line)) for line in lines}
     kernel = resolve_kernel("auto", prepared.opened.device, worth_compiling=True)
     seen, unseen = parse_shifts(args.seen), parse_shifts(args.unseen)
+    wanted = args.repairs.split(",")
     with use_kernel(kernel), patched(prepared.opened.module):
         for seed in range(args.seeds):
             order = stratified_order(prepared.batches.targets, seed)
             tested = make_conditions(prepared.batches.take(np.sort(order[1::2])), (*seen, *unseen), seed=seed)
             counts = [n // 2, *(int(c) for c in args.counts.split(",") if c)]
             for count in counts:
+                if {_key(_run(args, seed, count, name)) for name in wanted} <= known:
+                    continue
                 drawn = np.sort(order[::2][:count])
                 fitted = make_conditions(prepared.batches.take(drawn), seen, seed=seed)
                 fits = _fits(predictor, fitted, args.metric, seed)
                 passes = Passes(predictor, tested, 0.0, World(), Meter())
                 for name, fit in _repairs(fits).items():
-                    run = {
-                        "model": args.model,
-                        "seed": seed,
-                        "images": count,
-                        "metric": args.metric,
-                        "repair": name,
-                    }
-                    if _key(run) in known or (args.repairs and name not in args.repairs.split(",")):
+                    run = _run(args, seed, count, name)
+                    if _key(run) in known or name not in wanted:
                         continue
                     started = time.perf_counter()
                     candidate = fit(np.arange(len(fitted)), name)
@@ -157,6 +152,17 @@ def _by_condition(scores: Any, data: Conditions) -> dict[str, list[float]]:
     number = conditions_of(scores.ids)
     each = {name: summarise(plain_scores(scores.take(number == k))) for k, name in enumerate(data.names, 1)}
     return {name: [round(m.top1, 5), round(m.loss, 5)] for name, m in each.items()}
+
+
+def _run(args: argparse.Namespace, seed: int, images: int, repair: str) -> dict[str, Any]:
+    """What tells a run from all others."""
+    return {
+        "model": args.model,
+        "seed": seed,
+        "images": images,
+        "metric": args.metric,
+        "repair": repair,
+    }
 
 
 def _key(run: dict[str, Any]) -> tuple[Any, ...]:
