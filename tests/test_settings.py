@@ -14,6 +14,7 @@ import typer.main
 from conftest import TINY, Run
 
 from alphatune.cli.main import app
+from alphatune.core.errors import ConfigurationError
 from alphatune.jobs.opening import resolved_paths
 from alphatune.reports.page_tables import repeatable_command
 from alphatune.settings import (
@@ -167,7 +168,8 @@ def test_a_setting_of_the_run_is_not_on_the_page(name: str) -> None:
     plain = TuneSettings(
         model="my net.py:net", data="images", alphas="0,0.1", exclude=("a", "b"), min_positions=2
     )
-    changed = replace(plain, **{name: other(getattr(plain, name), name)})
+    choices = {"cache": "disk", "gate_on": "interval"}
+    changed = replace(plain, **{name: choices.get(name) or other(getattr(plain, name), name)})
     assert to_command("tune", changed) != to_command("tune", plain)
     assert repeatable_command(to_command("tune", changed)) == repeatable_command(to_command("tune", plain))
     assert "--exclude a" in repeatable_command(to_command("tune", changed))
@@ -204,3 +206,26 @@ def test_a_hint_says_whose_option_it_means(
     for option in lacking:
         owners = [name for name, c in COMMANDS.items() if option in {o for p in c.params for o in p.opts}]
         assert f"{option} is an option of {', '.join(owners)}" in err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"metric": "accuracy"}, "`metric` takes one of top1, top5, loss, ece, got 'accuracy'"),
+        ({"limit": "many"}, "`limit` takes a whole number or None, got 'many'"),
+        ({"limit": True}, "`limit` takes a whole number or None, got True"),
+        ({"temperature": 1}, "`temperature` takes True or False, got 1"),
+        ({"guard": [0.005]}, r"`guard` takes a list of texts, got \[0.005\]"),
+        ({"min_positions": 0}, "`min_positions` takes a number from 1, got 0"),
+        ({"seed": 2**32}, f"`seed` takes a number from 0 to {2**32 - 1}, got {2**32}"),
+    ],
+)
+def test_values_from_python_are_held_against_what_is_declared(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{message}$"):
+        TuneSettings(model="m", data="d", **given)
+
+
+def test_what_stands_for_a_text_or_a_list_from_python() -> None:
+    settings = TuneSettings(model="m", data=Path("d"), input_size=160, guard=["none"])  # type: ignore[arg-type]
+    assert (settings.data, settings.input_size, settings.guard) == ("d", "160", ("none",))
+    assert settings == TuneSettings(model="m", data="d", input_size="160", guard=("none",))

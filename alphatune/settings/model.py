@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from alphatune.settings.option import IMAGES, MODEL, PREPROCESSING, RUNNING, Option
+from alphatune.settings.option import IMAGES, MODEL, PREPROCESSING, RUNNING, Option, check_values
 
 #: of the positional argument
 MODEL_OPTION = Option(
@@ -144,3 +144,6 @@ class ModelSettings:
         ),
     ] = None
     device: Annotated[str, DEVICE] = "auto"
+
+    def __post_init__(self) -> None:
+        check_values(self)

@@ -1,9 +1,13 @@
 """What a field of the settings says about itself, beside its type and default."""
 
+import os
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, get_args, get_type_hints
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from alphatune.core.errors import ConfigurationError
+import msgspec
+
+from alphatune.core.errors import ConfigurationError, one_line
 
 MODEL, DATA, PREPROCESSING, RUNNING, OUTPUT = "Model", "Data", "Preprocessing", "Running", "Output"
 TUNING, AVERAGES, GATES = "Tuning", "Moving averages", "Gates (exit code 1 if one fails)"
@@ -79,6 +83,47 @@ def declared(kind: type) -> tuple[Declared, ...]:
         if options and field.name not in omitted:
             found.append(Declared(field.name, type_, field.default, options[0]))
     return tuple(sorted(found, key=lambda each: GROUPS.index(each.option.group)))
+
+
+def check_values(settings: object) -> None:
+    """Hold the settings against what they are declared as, as the command line does.
+
+    A path or a number may stand for its text, a list for a tuple.
+
+    Raises:
+        ConfigurationError: another type, none of the choices, or a number out of range; names the setting.
+    """
+    for name, type_, _, option in declared(type(settings)):
+        given = getattr(settings, name)
+        value = os.fspath(given) if isinstance(given, os.PathLike) else given
+        if str in (type_, *get_args(type_)) and type(value) in (int, float):  # as it would be typed
+            value = str(value)
+        try:
+            value = msgspec.convert(value, type_)
+        except msgspec.ValidationError:
+            raise ConfigurationError(
+                f"`{name}` takes {_in_words(type_)}, got {one_line(repr(given), 80)}"
+            ) from None
+        low, high = option.minimum, option.maximum
+        if isinstance(value, int | float) and (
+            (low is not None and value < low) or (high is not None and value > high)
+        ):
+            allowed = (
+                f"from {low}" if high is None else f"up to {high}" if low is None else f"from {low} to {high}"
+            )
+            raise ConfigurationError(f"`{name}` takes a number {allowed}, got {value}")
+        if value is not given:
+            object.__setattr__(settings, name, value)
+
+
+def _in_words(type_: Any) -> str:
+    """What a setting takes."""
+    if get_origin(type_) is Literal:
+        return f"one of {', '.join(map(str, get_args(type_)))}"
+    if get_origin(type_) is tuple:
+        return "a list of texts"
+    kinds = {str: "a text", int: "a whole number", float: "a number", bool: "True or False", NoneType: "None"}
+    return " or ".join(kinds.get(each) or _in_words(each) for each in get_args(type_) or (type_,))
 
 
 def without_effect(kind: type) -> frozenset[str]:
