@@ -14,7 +14,7 @@ from forks import run_captured, run_distributed
 
 import alphatune
 from alphatune.core.errors import ConfigurationError
-from alphatune.statistics.conditions import conditions_of
+from alphatune.statistics.conditions import conditions_of, images_of
 
 SHIFTS = "contrast:5,gaussian-noise:5"
 
@@ -332,8 +332,50 @@ def test_every_fit_goes_back_until_the_guards_are_kept(images: Path, trained: Pa
         for guards, changed in (((), True), ((Never(1, "loss"),), False)):
             fits = Fits(passes, Objective("loss", "mean", guards), False, 0, None, lambda _: 0.3, units)
             fit = getattr(fits, name, None) or fits.level(name)  # type: ignore[arg-type]
-            candidate = fit(np.arange(len(data)), "test")
+            candidate = fits.guarded(fit)(np.arange(len(data)), "test")
             assert candidate.is_same_number(type(candidate)(0.0)) != changed
+
+
+def test_what_is_fitted_on_one_half_is_judged_by_the_other(
+    images: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many numbers fit the very images that they were tuned on, and a guard judged by these says nothing."""
+    from alphatune.core.distributed import World
+    from alphatune.core.progress import Meter
+    from alphatune.evaluation.predictor import Predictor
+    from alphatune.norms.patching import patched
+    from alphatune.tuning import step_back
+    from alphatune.tuning.candidate import Candidate
+    from alphatune.tuning.fits import Fits
+    from alphatune.tuning.objective import Guard, Objective
+    from alphatune.tuning.passes import Passes
+
+    model, data = conditions_in_python(images, trained)
+    fitted_on: dict[float, np.ndarray] = {}
+    judged: list[float] = []
+
+    def fit(positions: np.ndarray, _: str) -> Candidate:
+        alpha = 0.1 * (1 + len(fitted_on))
+        fitted_on[alpha] = positions
+        return Candidate(alpha)
+
+    measure = step_back.exact_scores
+
+    def exact_scores(passes: Passes, rows: np.ndarray, candidate: Candidate) -> Any:
+        if candidate.alpha in fitted_on:
+            own = images_of(data.ids[fitted_on[candidate.alpha]])
+            assert not np.isin(images_of(data.ids[rows]), own).any()
+            assert (conditions_of(data.ids[rows]) == 1).all()
+            judged.append(candidate.alpha)
+        return measure(passes, rows, candidate)
+
+    monkeypatch.setattr(step_back, "exact_scores", exact_scores)
+    with patched(model):
+        passes = Passes(Predictor(model), data, 0.0, World(), Meter())
+        fits = Fits(passes, Objective("loss", guards=(Guard(1, "top1"),)), False, 0, None, lambda _: 0.3, {})
+        fits.guarded(fit)(np.arange(len(data)), "test")
+    assert [len(positions) for positions in fitted_on.values()] == [480, 240, 240]
+    assert judged == [0.2, pytest.approx(0.3)]
 
 
 def without_times(document: dict[str, Any]) -> dict[str, Any]:

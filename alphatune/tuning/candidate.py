@@ -46,6 +46,8 @@ class Candidate:
         """The candidate at a share of the way from the unpatched network, α and tensors alike."""
         if share == 1:
             return self
+        if share == 0:
+            return Candidate(passes.baseline)
         base = passes.baseline
 
         def number(alpha: float) -> float:

@@ -14,7 +14,7 @@ from alphatune.tuning.objective import Objective
 from alphatune.tuning.passes import Passes
 from alphatune.tuning.search import Search, search
 from alphatune.tuning.selection import Accept, progressive_gain
-from alphatune.tuning.step_back import step_back
+from alphatune.tuning.step_back import Judged, step_back
 from alphatune.tuning.sweep import Sweep
 
 
@@ -55,10 +55,9 @@ def search_and_confirm(
         baseline = found.baseline
         if not full:
             baseline = concatenate([baseline, *passes.measure(found.confirming, [0.0])])
-        chosen, known = step_back(
-            passes, objective, Candidate(passes.alpha(found.t)), np.arange(len(passes.data)), baseline
-        )
-        t = abs(passes.baseline - chosen.single_alpha)
+        chosen = Candidate(passes.alpha(found.t))
+        share, known = step_back(passes, objective, [Judged(chosen, np.arange(len(passes.data)))], baseline)
+        t = abs(passes.baseline - chosen.nearer(share, passes).single_alpha)
         found = replace(found, t=t)
         left = _without(found.confirming, known, passes)
         confirmed = concatenate([*passes.measure(left, [t]), *_among(known, found.confirming, passes)])

@@ -18,10 +18,11 @@ from alphatune.tuning.descent import Fit, descend
 from alphatune.tuning.granularity import Granularity, Units
 from alphatune.tuning.journal import Journal
 from alphatune.tuning.objective import Objective
+from alphatune.tuning.ordering import halves_of
 from alphatune.tuning.parameters import Parameters
 from alphatune.tuning.passes import Passes
 from alphatune.tuning.running_averages import measure_averages
-from alphatune.tuning.step_back import step_back
+from alphatune.tuning.step_back import Judged, step_back
 
 #: chooses the α of the whole model on some examples
 ChooseGlobal = Callable[[NDArray[np.int64]], float]
@@ -54,7 +55,7 @@ class Fits:
         """Running statistics measured anew; no label is used."""
         passes = self.passes
         found = measure_averages(passes.predictor, passes.data, positions, seed=self.seed, meter=passes.meter)
-        return self._kept(Candidate(passes.baseline, AVERAGES, found), positions)
+        return Candidate(passes.baseline, AVERAGES, found)
 
     def affine(self, positions: NDArray[np.int64], name: str) -> Candidate:
         """γ and β."""
@@ -71,13 +72,33 @@ class Fits:
         def fit(positions: NDArray[np.int64], name: str) -> Candidate:
             alpha = self.choose_global(positions)
             if level == "global":
-                return self._kept(Candidate(alpha), positions)
+                return Candidate(alpha)
             units = self.units[level]
             start = units.gather(self.units["global"].alphas([alpha]))
             found = self.descend(positions, units, start, alpha, f"{level}-{name}")
-            return self._kept(Candidate(units.alphas(found.values)), positions)
+            return Candidate(units.alphas(found.values))
 
         return fit
+
+    def guarded(self, fit: FitOn) -> FitOn:
+        """A fit, as far towards it as the guards are kept by fits on either half, each judged on the other one."""
+        passes = self.passes
+
+        def within(positions: NDArray[np.int64], name: str) -> Candidate:
+            candidate = fit(positions, name)
+            if not self.objective.guards:
+                return candidate
+            data = passes.data
+            halves = [
+                positions[half] for half in halves_of(data.targets[positions], data.ids[positions], self.seed)
+            ]
+            judged = [
+                Judged(fit(other, f"{name}-half{place}"), half)
+                for place, (half, other) in enumerate(zip(halves, reversed(halves), strict=True))
+            ]
+            return candidate.nearer(step_back(passes, self.objective, judged).share, passes)
+
+        return within
 
     def descend(
         self,
@@ -104,14 +125,14 @@ class Fits:
         )
 
     def shown(self) -> dict[str, FitOn]:
-        """Those that are compared by number of labels, by name."""
+        """Those that are compared by number of labels, by name, each within the guards."""
         found: dict[str, FitOn] = {"plain": self.named("plain"), **dict(self.free().items())}
         found |= {level: self.level(level) for level in self.units}
         if self.temperature:
             found = {"temperature": self.named("temperature"), **found}
         if "affine" in found:
             found["global and affine"] = self.global_and_affine
-        return found
+        return {name: self.guarded(fit) for name, fit in found.items()}
 
     def named(self, name: RepairName) -> FitOn:
         """How a repair is fitted; the plain network, and a temperature, change nothing in it."""
@@ -136,10 +157,4 @@ class Fits:
     ) -> Candidate:
         units = self._affine_units(alpha)
         found = self.descend(positions, units, units.start, 0.0, f"affine-{name}")
-        candidate = Candidate(
-            self.passes.baseline if alpha is None else alpha, AFFINE, units.affine(found.values)
-        )
-        return self._kept(candidate, positions)
-
-    def _kept(self, candidate: Candidate, positions: NDArray[np.int64]) -> Candidate:
-        return step_back(self.passes, self.objective, candidate, positions)[0]
+        return Candidate(self.passes.baseline if alpha is None else alpha, AFFINE, units.affine(found.values))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from alphatune.statistics.scores import Scores, concatenate
 from alphatune.tuning.candidate import Candidate, score
 from alphatune.tuning.objective import Objective
 from alphatune.tuning.passes import Passes
+from alphatune.tuning.step_back import Judged, step_back
 from alphatune.tuning.temperature import TemperatureScores
 
 
@@ -24,6 +25,7 @@ class OutOfFold:
     calibrated: Scores
     temperatures: tuple[float, ...]
     everything: TemperatureScores  # of the last candidate, for the unpatched model
+    share: float = 1.0  # of what was fitted, that keeps the guards
 
     @classmethod
     def of(
@@ -41,6 +43,21 @@ class OutOfFold:
             raw.append(scored.scores.take(half))
             calibrated.append(scored.take(half).at(t))
         return cls(concatenate(raw), concatenate(calibrated), tuple(temperatures), scored)
+
+    @classmethod
+    def within_guards(
+        cls,
+        passes: Passes,
+        objective: Objective,
+        halves: Sequence[NDArray[np.int64]],
+        candidates: Sequence[Candidate],
+        plain: OutOfFold,
+    ) -> OutOfFold:
+        """The same, as far towards the candidates as each keeps the guards on the half that it has not seen."""
+        judged = [Judged(*each) for each in zip(candidates, halves, strict=True)]
+        share = step_back(passes, objective, judged, plain.everything.scores).share
+        scored = cls.of(passes, halves, [each.nearer(share, passes) for each in candidates])
+        return replace(scored, share=share)
 
     def scores(self, calibrated: bool) -> Scores:
         return self.calibrated if calibrated else self.raw

@@ -3,9 +3,10 @@
 The examples are halved, class by class. On each half a candidate is fitted:
 the α of the whole model, then one α for each stage, each layer, each channel
 (granularity.py, descent.py), every level starting from the last one that was
-worth it; and at each of them the temperature (temperature.py). Each is scored,
-exactly, on the half that it has not seen. So every example is scored once,
-out of fold, by every level, with and without temperature.
+worth it; and at each of them the temperature (temperature.py). Each goes back
+towards the unpatched network until the guards are kept (step_back.py), and is
+scored, exactly, on the half that it has not seen. So every example is scored
+once, out of fold, by every level, with and without temperature.
 
 A finer level is accepted if its out-of-fold gain over the level before it is
 significant, with the interval widened for the number of levels looked at
@@ -49,7 +50,7 @@ from alphatune.tuning.out_of_fold import OutOfFold
 from alphatune.tuning.passes import Passes
 from alphatune.tuning.repairs import Tried, compare_repairs, try_free
 from alphatune.tuning.selection import Accept
-from alphatune.tuning.step_back import step_back
+from alphatune.tuning.step_back import within_guards
 from alphatune.tuning.unseen import UnseenGains, unseen_gains
 
 
@@ -143,7 +144,7 @@ def refine(
         won = repairs.chosen
         current = next((each.scored for each in tried if each.name == won), plain)
     meter.phase("confirming")
-    candidate = _fit_all(fits, won, compared.alphas, overall, plain.everything.scores)
+    candidate = _fit_all(fits, won, compared.alphas, overall, current.share)
     unchanged = candidate.is_same_number(Candidate(passes.baseline))
     passes.expect(0 if unchanged else n)
     final = plain.everything if unchanged else score(passes, everything, candidate)
@@ -158,12 +159,19 @@ def refine(
         passes.expect(n if won == "global" else n + n * len(passes.data.names))
         everywhere = plain.everything
         tempered = everywhere if joint or won == "temperature" else None
-        fitted_and_tested = parts if parts and won == "global" and not joint else halves
+        one_alpha = won == "global" and not joint
+
+        def fit_without(positions: NDArray[np.int64], name: str) -> Candidate:
+            fitted = fits.named(won)(positions, name)
+            if one_alpha:
+                return within_guards(passes, objective, fitted, positions, everywhere.scores)
+            return fitted.nearer(current.share, passes)
+
         unseen = unseen_gains(
             passes,
-            fitted_and_tested,
+            parts if parts and one_alpha else halves,
             everywhere.scores,
-            fits.named(won),
+            fit_without,
             metric,
             tempered=tempered,
             known=[(candidate, final.scores)],
@@ -263,16 +271,8 @@ def _compare_levels(
             descents = _fit_folds(fits, halves, unit, found, singles)
             found = [unit.alphas(fit.alphas) for fit in descents if fit]
         candidates = [Candidate(each) for each in found]
-        if any(descents) or objective.guards:
-            candidates = [
-                step_back(passes, objective, each, half, plain.everything.scores)[0]
-                for each, half in zip(candidates, reversed(halves), strict=True)
-            ]
-            found = [
-                unit.alphas([each.alpha] * len(unit)) if isinstance(each.alpha, float) else dict(each.alpha)
-                for each in candidates
-            ]
-        scored = OutOfFold.of(passes, halves, candidates)
+        scored = OutOfFold.within_guards(passes, objective, halves, candidates, plain)
+        fitted, found = found, [_nearer(each, scored.share, unit, passes) for each in candidates]
         over_coarser = scored.gain_over(current, objective, joint, seed, comparisons)
         over_plain = scored.gain_over(plain, objective, joint, seed, comparisons)
         if name == "global" and not joint:
@@ -301,8 +301,14 @@ def _compare_levels(
             if name == "global" and not joint:
                 alphas = unit.alphas([overall])
             else:
-                alphas = unit.alphas(_average(unit, found))
+                alphas = unit.alphas(_average(unit, fitted))
     return _Compared(tuple(levels), chosen, current, alphas)
+
+
+def _nearer(candidate: Candidate, share: float, units: Units, passes: Passes) -> dict[str, Alpha]:
+    """The α of a level at a share of the way to a candidate."""
+    alpha = candidate.nearer(share, passes).alpha
+    return units.alphas([alpha] * len(units)) if isinstance(alpha, float) else dict(alpha)
 
 
 def _level(
@@ -363,28 +369,28 @@ def _fit_folds(
 
 
 def _fit_all(
-    fits: Fits, won: RepairName, alphas: Mapping[str, Alpha], overall: float, unpatched: Scores
+    fits: Fits, won: RepairName, alphas: Mapping[str, Alpha], overall: float, share: float
 ) -> Candidate:
-    """What won, fitted on all examples: α from what the halves found, by one process."""
+    """What won, fitted on all examples: α from what the halves found, by one process; so far as the guards let it."""
     passes = fits.passes
     everything = np.arange(len(passes.data))
     passes.expect(len(everything) + examples_of_descent(len(everything)))
     if won in ("plain", "temperature"):
         return Candidate(passes.baseline)
     if won in ("averages", "affine"):
-        return fits.named(won)(everything, "all")
+        return fits.named(won)(everything, "all").nearer(share, passes)
     level: Granularity = won  # type: ignore[assignment]
-    if level != "global" or fits.temperature:
-        units = fits.units[level]
+    if level == "global" and not fits.temperature:
+        return Candidate(alphas)  # which the guards have let pass
+    units = fits.units[level]
 
-        def mine() -> Fit | None:
-            if not passes.world.first:
-                return None
-            return fits.descend(everything, units, units.gather(alphas), overall, f"{level}-all")
+    def mine() -> Fit | None:
+        if not passes.world.first:
+            return None
+        return fits.descend(everything, units, units.gather(alphas), overall, f"{level}-all")
 
-        fit = next(fit for fit in passes.world.run_on_all_ranks(mine) if fit)
-        alphas = units.alphas(fit.values)
-    return step_back(passes, fits.objective, Candidate(alphas), everything, unpatched)[0]
+    fit = next(fit for fit in passes.world.run_on_all_ranks(mine) if fit)
+    return Candidate(units.alphas(fit.values)).nearer(share, passes)
 
 
 def _average(units: Units, alphas: Sequence[Mapping[str, Alpha]]) -> list[float]:

@@ -68,7 +68,7 @@ def try_free(
         started = time.perf_counter()
         fits.passes.meter.phase(NAMES[name])
         found = [fit(half, str(fold)) for fold, half in enumerate(reversed(halves))]
-        scored = OutOfFold.of(fits.passes, halves, found)
+        scored = OutOfFold.within_guards(fits.passes, fits.objective, halves, found, plain)
         tried.append(Tried(name, fits.numbers(name), scored, calibrated, time.perf_counter() - started))
     return tried
 

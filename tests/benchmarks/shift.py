@@ -1,12 +1,12 @@
 """α, and what is free, under shifts: tuned on some images and shifts, scored on others.
 
-    python tests/benchmarks/shift.py --checkpoint resnet20.th --data cifar10-test.tar --images 3000 --seeds 3 \
-        --output runs.jsonl --table docs/benchmarks/shift.csv
+    python tests/benchmarks/shift.py --checkpoint resnet20.th --data cifar10-test.tar --images 3000 --seeds 0,1,2 \
+        --output runs.jsonl
 
 For each seed the images are halved. Every repair is fitted on one half under the clean condition and the *seen*
 shifts, within the default guard, and scored on the other half under these and the *unseen* shifts. ``--counts``
 repeats it with so many of the images only. Each run is one line of ``--output``; runs that are there already are not
-made again. ``--table`` writes means over the seeds.
+made again. shift_tables.py makes tables of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import json
 import platform
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +55,13 @@ def main() -> None:
     parser.add_argument("--settings", type=json.loads, default={}, help="further settings of tune, as JSON")
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--counts", default="", help="numbers of images to fit on; all of the half besides")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--tested", type=int, help="images of the other half to score on; all")
     parser.add_argument("--seen", default=SEEN)
     parser.add_argument("--unseen", default=UNSEEN)
     parser.add_argument("--metric", default="top1")
     parser.add_argument("--repairs", default="plain,temperature,averages,affine," + ",".join(GRANULARITIES))
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--table", type=Path)
     args = parser.parse_args()
     keep_freed_memory()
     settings = TuneSettings(
@@ -76,9 +75,11 @@ def main() -> None:
     seen, unseen = parse_shifts(args.seen), parse_shifts(args.unseen)
     wanted = args.repairs.split(",")
     with use_kernel(kernel), patched(prepared.opened.module):
-        for seed in range(args.seeds):
+        for seed in map(int, args.seeds.split(",")):
             order = stratified_order(prepared.batches.targets, seed)
-            tested = make_conditions(prepared.batches.take(np.sort(order[1::2])), (*seen, *unseen), seed=seed)
+            tested = make_conditions(
+                prepared.batches.take(np.sort(order[1::2][: args.tested])), (*seen, *unseen), seed=seed
+            )
             counts = [n // 2, *(int(c) for c in args.counts.split(",") if c)]
             for count in counts:
                 if {_key(_run(args, seed, count, name)) for name in wanted} <= known:
@@ -122,8 +123,6 @@ def main() -> None:
                         _mean(run, "unseen"),
                         flush=True,
                     )
-    if args.table:
-        _write_table([json.loads(line) for line in args.output.read_text().splitlines()], args.table)
 
 
 def _fits(predictor: Any, data: Conditions, metric: Any, seed: int) -> Fits:
@@ -141,10 +140,8 @@ def _fits(predictor: Any, data: Conditions, metric: Any, seed: int) -> Fits:
 
 
 def _repairs(fits: Fits) -> dict[str, FitOn]:
-    found: dict[str, FitOn] = {
-        name: fits.named(name) for name in ("plain", "temperature", "averages", "affine")
-    }  # type: ignore[arg-type]
-    return found | {name: fits.level(name) for name in GRANULARITIES}
+    names = ("plain", "temperature", "averages", "affine", *GRANULARITIES)
+    return {name: fits.guarded(fits.named(name)) for name in names}  # type: ignore[arg-type]
 
 
 def _by_condition(scores: Any, data: Conditions) -> dict[str, list[float]]:
@@ -169,31 +166,13 @@ def _key(run: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(run[name] for name in ("model", "seed", "images", "metric", "repair"))
 
 
-def _mean(run: dict[str, Any], which: str, place: int = 0) -> float:
+def _mean(run: dict[str, Any], which: str) -> float:
     names = {
         "clean": ["clean"],
         "seen": run["seen"],
         "unseen": [name for name in run["conditions"] if name not in ("clean", *run["seen"])],
     }[which]
-    return round(float(np.mean([run["conditions"][name][place] for name in names])), 4)
-
-
-def _write_table(runs: list[dict[str, Any]], path: Path) -> None:
-    """Means over the seeds, with their number: a row a network, number of images and repair."""
-    grouped = defaultdict(list)
-    for run in runs:
-        grouped[run["model"], run["metric"], run["images"], run["repair"]].append(run)
-    rows = [
-        "model,metric,images,repair,numbers,seeds,clean,seen,unseen,worst,clean loss,seen loss,unseen loss"
-    ]
-    for (model, metric, images, repair), each in grouped.items():
-        worst = np.mean([min(top1 for top1, _ in run["conditions"].values()) for run in each])
-        values = [np.mean([_mean(run, which) for run in each]) for which in ("clean", "seen", "unseen")]
-        losses = [np.mean([_mean(run, which, 1) for run in each]) for which in ("clean", "seen", "unseen")]
-        numbers = each[0]["numbers"] if each[0]["numbers"] is not None else ""
-        figures = ",".join(f"{value:.4f}" for value in (*values, worst, *losses))
-        rows.append(f"{model.rpartition(':')[2]},{metric},{images},{repair},{numbers},{len(each)},{figures}")
-    path.write_text("\n".join(rows) + "\n")
+    return round(float(np.mean([run["conditions"][name][0] for name in names])), 4)
 
 
 if __name__ == "__main__":
