@@ -22,7 +22,7 @@ from alphatune.tuning.ordering import halves_of
 from alphatune.tuning.parameters import Parameters
 from alphatune.tuning.passes import Passes
 from alphatune.tuning.running_averages import measure_averages
-from alphatune.tuning.step_back import Judged, step_back
+from alphatune.tuning.step_back import Judged, step_back, within_guards
 
 #: chooses the α of the whole model on some examples
 ChooseGlobal = Callable[[NDArray[np.int64]], float]
@@ -80,14 +80,18 @@ class Fits:
 
         return fit
 
-    def guarded(self, fit: FitOn) -> FitOn:
-        """A fit, as far towards it as the guards are kept by fits on either half, each judged on the other one."""
-        passes = self.passes
+    def guarded(self, fit: FitOn, *, one_number: bool = False) -> FitOn:
+        """A fit, as far towards it as the guards are kept.
+
+        One number is judged by the images that it was chosen on; many, which fit these very images, by fits on
+        either half, each judged on the other one.
+        """
+        passes, objective = self.passes, self.objective
 
         def within(positions: NDArray[np.int64], name: str) -> Candidate:
             candidate = fit(positions, name)
-            if not self.objective.guards:
-                return candidate
+            if one_number or not objective.guards:
+                return within_guards(passes, objective, candidate, positions)
             data = passes.data
             halves = [
                 positions[half] for half in halves_of(data.targets[positions], data.ids[positions], self.seed)
@@ -96,7 +100,7 @@ class Fits:
                 Judged(fit(other, f"{name}-half{place}"), half)
                 for place, (half, other) in enumerate(zip(halves, reversed(halves), strict=True))
             ]
-            return candidate.nearer(step_back(passes, self.objective, judged).share, passes)
+            return candidate.nearer(step_back(passes, objective, judged).share, passes)
 
         return within
 
@@ -132,7 +136,7 @@ class Fits:
             found = {"temperature": self.named("temperature"), **found}
         if "affine" in found:
             found["global and affine"] = self.global_and_affine
-        return {name: self.guarded(fit) for name, fit in found.items()}
+        return {name: self.guarded(fit, one_number=name == "global") for name, fit in found.items()}
 
     def named(self, name: RepairName) -> FitOn:
         """How a repair is fitted; the plain network, and a temperature, change nothing in it."""

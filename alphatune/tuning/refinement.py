@@ -271,7 +271,14 @@ def _compare_levels(
             descents = _fit_folds(fits, halves, unit, found, singles)
             found = [unit.alphas(fit.alphas) for fit in descents if fit]
         candidates = [Candidate(each) for each in found]
-        scored = OutOfFold.within_guards(passes, objective, halves, candidates, plain)
+        if any(descents):
+            scored = OutOfFold.within_guards(passes, objective, halves, candidates, plain)
+        else:  # one number does not fit the very images that it was chosen on
+            candidates = [
+                within_guards(passes, objective, each, half, plain.everything.scores)
+                for each, half in zip(candidates, reversed(halves), strict=True)
+            ]
+            scored = OutOfFold.of(passes, halves, candidates)
         fitted, found = found, [_nearer(each, scored.share, unit, passes) for each in candidates]
         over_coarser = scored.gain_over(current, objective, joint, seed, comparisons)
         over_plain = scored.gain_over(plain, objective, joint, seed, comparisons)

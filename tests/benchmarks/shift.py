@@ -141,7 +141,7 @@ def _fits(predictor: Any, data: Conditions, metric: Any, seed: int) -> Fits:
 
 def _repairs(fits: Fits) -> dict[str, FitOn]:
     names = ("plain", "temperature", "averages", "affine", *GRANULARITIES)
-    return {name: fits.guarded(fits.named(name)) for name in names}  # type: ignore[arg-type]
+    return {name: fits.guarded(fits.named(name), one_number=name == "global") for name in names}  # type: ignore[arg-type]
 
 
 def _by_condition(scores: Any, data: Conditions) -> dict[str, list[float]]:
