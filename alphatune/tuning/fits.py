@@ -74,6 +74,8 @@ class Fits:
             if level == "global":
                 return Candidate(alpha)
             units = self.units[level]
+            # Where the start breaks a guard, few steps may find nothing that keeps it.
+            alpha = within_guards(self.passes, self.objective, Candidate(alpha), positions).single_alpha
             start = units.gather(self.units["global"].alphas([alpha]))
             found = self.descend(positions, units, start, alpha, f"{level}-{name}")
             return Candidate(units.alphas(found.values))

@@ -275,9 +275,10 @@ def _compare_levels(
             scored = OutOfFold.within_guards(passes, objective, halves, candidates, plain)
         else:  # one number does not fit the very images that it was chosen on
             candidates = [
-                within_guards(passes, objective, each, half, plain.everything.scores)
-                for each, half in zip(candidates, reversed(halves), strict=True)
+                within_guards(passes, objective, Candidate(alpha), half, plain.everything.scores)
+                for alpha, half in zip(singles, reversed(halves), strict=True)
             ]
+            singles = [each.single_alpha for each in candidates]
             scored = OutOfFold.of(passes, halves, candidates)
         fitted, found = found, [_nearer(each, scored.share, unit, passes) for each in candidates]
         over_coarser = scored.gain_over(current, objective, joint, seed, comparisons)
