@@ -92,7 +92,7 @@ def by_condition(frame: pd.DataFrame) -> str:
         f"{most.images.max()} images per condition, {seeds} seed{'s' * (seeds > 1)}, top-1 in percent; "
         f"tuned on clean, {shifts['seen']}; not tuned on {shifts['unseen']}:"
     )
-    return caption + "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return caption + "\n\n" + _markdown(rows)
 
 
 def by_count(frame: pd.DataFrame) -> str:
@@ -109,12 +109,16 @@ def by_count(frame: pd.DataFrame) -> str:
             parts = []
             for kind in ("clean", "seen", "unseen"):
                 of = change.xs((count, repair, kind), level=("images", "repair", "kind"))
-                error = f" ± {of.sem():.1f}" if len(of) > 1 else ""
+                error = f"±{of.sem():.1f}" if len(of) > 1 else ""
                 parts.append(f"{of.mean():+.1f}{error}".replace("-", "−"))
-            cells.append(" / ".join(parts))
+            cells.append("/".join(parts))
         rows.append([NAMES[repair], *cells])
     caption = "Points over the plain network, clean / seen / unseen, by number of images per condition:"
-    return caption + "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return caption + "\n\n" + _markdown(rows)
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    return "\n".join(f"|{'|'.join(row)}|" for row in rows)
 
 
 if __name__ == "__main__":
