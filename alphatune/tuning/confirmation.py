@@ -58,7 +58,7 @@ def search_and_confirm(
         chosen = Candidate(passes.alpha(found.t))
         share, known = step_back(passes, objective, [Judged(chosen, np.arange(len(passes.data)))], baseline)
         t = abs(passes.baseline - chosen.nearer(share, passes).single_alpha)
-        found = replace(found, t=t)
+        found = replace(found, t=t, share=share)
         left = _without(found.confirming, known, passes)
         confirmed = concatenate([*passes.measure(left, [t]), *_among(known, found.confirming, passes)])
     else:

@@ -90,6 +90,7 @@ class Search:
     challenged: tuple[Scores, ...]  # exact, of each lot but the first, at its leader
     best: dict[Metric, float]  # best t of each metric, where it is known (``_optima``)
     estimated_error: float  # of the curve, in nats and as a fraction, by the pilot
+    share: float = 1.0  # of the way to what is best, that keeps the guards: t is there
 
 
 @dataclass(frozen=True)

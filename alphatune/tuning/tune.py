@@ -59,7 +59,6 @@ from alphatune.tuning.refinement import expected_examples as examples_of_refinem
 from alphatune.tuning.search import FEWEST_TO_SEARCH, Search, best_on, within_finite_range
 from alphatune.tuning.search import expected_examples as examples_of_search
 from alphatune.tuning.selection import Accept, Decision, best_index, decide, select
-from alphatune.tuning.step_back import within_guards
 from alphatune.tuning.sweep import Sweep
 from alphatune.tuning.unseen import UnseenGains, unseen_gains
 from alphatune.tuning.warnings import warnings_of
@@ -365,8 +364,8 @@ def tune(
                     passes,
                     parts,
                     swept.baseline,
-                    lambda positions, _: within_guards(
-                        passes, goal, Candidate(choose_global(positions)), positions, swept.baseline
+                    lambda positions, _: Candidate(choose_global(positions)).nearer(
+                        1.0 if found is None else found.share, passes
                     ),
                     metric,
                     known=[*zip(map(Candidate, swept.alphas), swept.scores, strict=True)],
