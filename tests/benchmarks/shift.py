@@ -1,7 +1,7 @@
 """α, and what is free, under shifts: tuned on some images and shifts, scored on others.
 
     python tests/benchmarks/shift.py --checkpoint resnet20.th --data cifar10-test.tar --images 3000 --seeds 0,1,2 \
-        --output runs.jsonl
+        --tested 1000 --counts 400,100,25 --output docs/benchmarks/shift.jsonl
 
 For each seed the images are halved. Every repair is fitted on one half under the clean condition and the *seen*
 shifts, within the default guard, and scored on the other half under these and the *unseen* shifts. ``--counts``

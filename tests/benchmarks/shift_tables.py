@@ -1,15 +1,14 @@
 """The tables of docs/benchmarks/shift.md from the runs of shift.py.
 
-    python tests/benchmarks/shift_tables.py runs.jsonl [MORE.jsonl ...]
+    python tests/benchmarks/shift_tables.py
 
-Writes every run to docs/benchmarks/shift.csv, a row a condition, and the means over the seeds into the page.
+Reads docs/benchmarks/shift.jsonl, and writes means over the seeds into the page.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -29,9 +28,8 @@ FREE = ("plain", "temperature", "averages", "affine")
 
 
 def main() -> None:
-    runs = [json.loads(line) for name in sys.argv[1:] for line in Path(name).read_text().splitlines()]
+    runs = [json.loads(line) for line in (PAGES / "shift.jsonl").read_text().splitlines()]
     frame = as_frame(runs)
-    frame.to_csv(PAGES / "shift.csv", index=False)
     page = PAGES / "shift.md"
     text = page.read_text()
     tables = [
