@@ -5,8 +5,6 @@ from dataclasses import dataclass, fields, replace
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-import msgspec
-
 from alphatune.core.errors import ConfigurationError, one_line
 
 MODEL, DATA, PREPROCESSING, RUNNING, OUTPUT = "Model", "Data", "Preprocessing", "Running", "Output"
@@ -86,13 +84,15 @@ def declared(kind: type) -> tuple[Declared, ...]:
 
 
 def check_values(settings: object) -> None:
-    """Hold the settings against what they are declared as, as the command line does.
+    """Check the settings against their declarations, as the command line does.
 
-    A path or a number may stand for its text, a list for a tuple.
+    A path or a number may be given for text, and a list for a tuple.
 
     Raises:
         ConfigurationError: another type, none of the choices, or a number out of range; names the setting.
     """
+    import msgspec  # not needed for --help
+
     for name, type_, _, option in declared(type(settings)):
         given = getattr(settings, name)
         value = os.fspath(given) if isinstance(given, os.PathLike) else given

@@ -16,7 +16,7 @@ at first does not keep the weight once another one is.
 
 A guard's cost is the smooth objective of its metric (descent.py) minus that of
 the unpatched network on the same example, and its price λ_g rises while the
-cost exceeds the margin (dual ascent that forgets):
+cost exceeds the margin (dual ascent with a decay):
 
     λ_g ← max(0, κ·λ_g + ρ·(mean c_g − margin))              after each step
 """
@@ -39,9 +39,9 @@ from alphatune.tuning.objective import Guard, Objective
 
 #: η and μ; a descent has a few dozen steps, and losses differ by tenths
 WORST_RATE, SHARED = 1.0, 0.1
-#: ρ and κ. A larger ρ, or κ = 1, takes the noise of a step for cost, and γ and β pay for it
+#: ρ and κ. With a larger ρ, or κ = 1, the noise of each step raises the price, and the descent gains less
 PRICE_RATE, KEPT_PRICE = 30.0, 0.9
-#: a loss in nats moves about so many times as much as a share of the examples; ρ is of the objective's unit to the guard's
+#: a loss in nats changes about this many times as much as a share of the examples
 NATS_TO_SHARE = 5.0
 
 
@@ -208,7 +208,7 @@ class HeldOut:
 
 
 def _price_rate(objective: Metric, guard: Metric) -> float:
-    """ρ in the units of both."""
+    """ρ, in the objective's unit for each unit of the guard's metric."""
     unit = {metric: NATS_TO_SHARE if INFO[metric].sees_confidence else 1.0 for metric in (objective, guard)}
     return PRICE_RATE * unit[objective] / unit[guard]
 

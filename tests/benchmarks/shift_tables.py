@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def as_frame(runs: list[dict]) -> pd.DataFrame:
-    """A row a run and condition."""
+    """One row for each run and condition."""
     rows = []
     for run in runs:
         for name, (top1, loss) in run["conditions"].items():
@@ -94,7 +94,7 @@ def by_condition(frame: pd.DataFrame) -> str:
 
 
 def by_count(frame: pd.DataFrame) -> str:
-    """Points of top-1 over the plain network by number of images: clean / seen / unseen, each with its standard error."""
+    """Change in top-1 from the plain network by number of images, in points, with its standard error."""
     mean = frame.groupby(["images", "seed", "repair", "kind"]).top1.mean()
     change = 100 * (
         mean - mean.xs("plain", level="repair").reindex(mean.index.droplevel("repair")).to_numpy()
