@@ -13,17 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from alphatune.results.repairs import NAMES
+
 PAGES = Path(__file__).parents[2] / "docs" / "benchmarks"
-NAMES = {
-    "plain": "plain",
-    "temperature": "temperature",
-    "averages": "running statistics anew",
-    "affine": "γ and β",
-    "global": "one α",
-    "stage": "α per stage",
-    "layer": "α per layer",
-    "channel": "α per channel",
-}
 FREE = ("plain", "temperature", "averages", "affine")
 
 
