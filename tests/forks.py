@@ -45,10 +45,21 @@ def command(
 ) -> None:
     """What a process does; no file may become larger than ``largest``, as on a disk that is full."""
     null = os.open(os.devnull, os.O_WRONLY)
-    os.environ.update(environment)
+    take_environment(environment)
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     command_on(argv, (0, null, err.fileno() if err else null))
+
+
+def environment_now(**more: str) -> dict[str, str]:
+    """The environment of this process, for a fork: the server keeps that of the test that happened to start it."""
+    return {**os.environ, **more}
+
+
+def take_environment(environment: dict[str, str]) -> None:
+    """Have this environment and no other."""
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def command_on(argv: list[str], streams: tuple[int, int, int]) -> None:
@@ -64,7 +75,9 @@ def command_on(argv: list[str], streams: tuple[int, int, int]) -> None:
 
 
 def started(argv: Sequence[object]) -> BaseProcess:
-    process = FORKS.Process(target=command, args=([str(word) for word in argv], None, {}, None))
+    process = FORKS.Process(
+        target=command, args=([str(word) for word in argv], None, environment_now(), None)
+    )
     process.start()
     return process
 
@@ -87,7 +100,8 @@ def run_forked(
     """Exit code and stderr; ``meanwhile`` is called with the process's number."""
     ours, theirs = FORKS.Pipe(duplex=False)
     process = FORKS.Process(
-        target=command, args=([str(word) for word in argv], largest, environment or {}, theirs)
+        target=command,
+        args=([str(word) for word in argv], largest, environment_now(**environment or {}), theirs),
     )
     process.start()
     theirs.close()
@@ -134,7 +148,9 @@ def run_at_once(
         for i, (command, environment) in enumerate(zip_longest(commands, environments, fillvalue={})):
             words = [str(word) for word in command]
             files = [Path(folder, f"{i}.{name}") for name in ("out", "err")]
-            process = FORKS.Process(target=_captured, args=(words, environment, files, before))
+            process = FORKS.Process(
+                target=_captured, args=(words, environment_now(**environment), files, before)
+            )
             process.start()
             started.append((process, words, files))
         found = []
@@ -153,7 +169,7 @@ def _captured(
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     _as_without_us()
-    os.environ.update(environment)
+    take_environment(environment)
     before()
     from alphatune.cli.main import main
 

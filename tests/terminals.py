@@ -17,7 +17,7 @@ from fcntl import ioctl
 from pathlib import Path
 
 import pyte
-from forks import FORKS, command_on
+from forks import FORKS, command_on, environment_now, take_environment
 
 #: seconds after which a run has hung
 LIMIT = 120
@@ -44,7 +44,8 @@ def on_terminal(argv: Sequence[object], columns: int, *, interrupt_at: str = "",
     stream = pyte.ByteStream(screen)
     ours, theirs = pty.openpty()
     ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    process = FORKS.Process(target=_on, args=([str(word) for word in argv], os.ttyname(theirs)))
+    words = [str(word) for word in argv]
+    process = FORKS.Process(target=_on, args=(words, os.ttyname(theirs), environment_now()))
     process.start()
     began, signalled = time.monotonic(), 0.0
     try:
@@ -74,11 +75,11 @@ def on_terminal(argv: Sequence[object], columns: int, *, interrupt_at: str = "",
                 os.close(number)
 
 
-def _on(argv: list[str], terminal: str) -> None:
+def _on(argv: list[str], terminal: str, environment: dict[str, str]) -> None:
     os.setsid()
     number = os.open(terminal, os.O_RDWR)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-    os.environ |= {"TERM": "xterm", "PYTHONUNBUFFERED": "1"}
+    take_environment(environment | {"TERM": "xterm", "PYTHONUNBUFFERED": "1"})
     for name in ("COLUMNS", "LINES", "NO_COLOR", "RANK"):
         os.environ.pop(name, None)
     command_on(argv, (number, number, number))
