@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Run, write_images
+from conftest import TINY, Run, slow, write_images
 from forks import run_captured, run_distributed
 
 import alphatune
@@ -294,7 +294,7 @@ def test_in_python(images: Path, trained: Path) -> None:
         alphatune.tune(model, data, metric="ece")
 
 
-@pytest.mark.parametrize("name", ["averages", "affine", "global_and_affine", "channel"])
+@pytest.mark.parametrize("name", ["averages", "affine", slow("global_and_affine"), slow("channel")])
 def test_every_fit_goes_back_until_the_guards_are_kept(images: Path, trained: Path, name: str) -> None:
     """A guard that nothing keeps: what comes back is the plain network, whatever is fitted."""
     from tiny import tiny
@@ -362,7 +362,7 @@ def test_what_is_fitted_on_one_half_is_judged_by_the_other(
     measure = step_back.exact_scores
 
     def exact_scores(passes: Passes, rows: np.ndarray, candidate: Candidate) -> Any:
-        if candidate.alpha in fitted_on:
+        if candidate.alpha in list(fitted_on)[1:]:
             own = images_of(data.ids[fitted_on[candidate.alpha]])
             assert not np.isin(images_of(data.ids[rows]), own).any()
             assert (conditions_of(data.ids[rows]) == 1).all()
@@ -378,6 +378,46 @@ def test_what_is_fitted_on_one_half_is_judged_by_the_other(
     assert judged == [0.2, pytest.approx(0.3)]
 
 
+@pytest.mark.parametrize("deployed", [False, True])
+def test_a_fit_on_all_images_that_goes_farther_than_the_halves_is_judged_too(
+    images: Path, trained: Path, deployed: bool
+) -> None:
+    from alphatune.core.distributed import World
+    from alphatune.core.progress import Meter
+    from alphatune.evaluation.predictor import Predictor
+    from alphatune.norms.patching import patched
+    from alphatune.tuning.candidate import Candidate
+    from alphatune.tuning.fits import Fits
+    from alphatune.tuning.objective import Guard, Objective
+    from alphatune.tuning.out_of_fold import OutOfFold
+    from alphatune.tuning.passes import Passes
+    from alphatune.tuning.refinement import _fit_all
+
+    model, data = conditions_in_python(images, trained)
+    everything = np.arange(len(data))
+
+    def fit(positions: np.ndarray, _: str) -> Candidate:
+        return Candidate(1.0 if len(positions) == len(data) else 0.0)
+
+    class Far(Fits):
+        def named(self, name: str) -> Any:
+            return fit
+
+    with patched(model):
+        passes = Passes(Predictor(model), data, 0.0, World(), Meter())
+        found = {}
+        for guards in ((), (Guard(1, "top1"),)):
+            fits = Far(passes, Objective("loss", guards=guards), False, 0, None, lambda _: 0.3, {})
+            if deployed:
+                plain = OutOfFold.of(passes, [everything[::2], everything[1::2]], [Candidate(0.0)] * 2)
+                candidate = _fit_all(fits, "affine", {}, 0.0, 1.0, plain)
+            else:
+                candidate = fits.guarded(fit)(everything, "test")
+            found[bool(guards)] = candidate.single_alpha
+    assert found[False] == 1.0
+    assert found[True] < 1.0
+
+
 def without_times(document: dict[str, Any]) -> dict[str, Any]:
     for each in (*document["repairs"]["tried"], *document["refinement"]["levels"]):
         del each["seconds"]
@@ -385,6 +425,7 @@ def without_times(document: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in document.items() if key not in passing}
 
 
+@pytest.mark.slow
 def test_several_processes_and_a_run_that_was_interrupted_find_the_same(
     command: list[str], trained: Path, tmp_path: Path
 ) -> None:

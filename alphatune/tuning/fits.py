@@ -85,8 +85,9 @@ class Fits:
     def guarded(self, fit: FitOn, *, one_number: bool = False) -> FitOn:
         """A fit, as far towards it as the guards are kept.
 
-        One number is judged by the images that it was chosen on; many, which fit these very images, by fits on
-        either half, each judged on the other one.
+        One number is judged by the images that it was chosen on. Many fit these very images: first fits on either
+        half, each judged on the other one, say how far; then, as the fit on all may go farther than those, it too is
+        judged by the images that it was chosen on.
         """
         passes, objective = self.passes, self.objective
 
@@ -102,7 +103,8 @@ class Fits:
                 Judged(fit(other, f"{name}-half{place}"), half)
                 for place, (half, other) in enumerate(zip(halves, reversed(halves), strict=True))
             ]
-            return candidate.nearer(step_back(passes, objective, judged).share, passes)
+            share = step_back(passes, objective, judged).share
+            return within_guards(passes, objective, candidate.nearer(share, passes), positions)
 
         return within
 

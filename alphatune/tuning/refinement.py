@@ -144,7 +144,7 @@ def refine(
         won = repairs.chosen
         current = next((each.scored for each in tried if each.name == won), plain)
     meter.phase("confirming")
-    candidate = _fit_all(fits, won, compared.alphas, overall, current.share)
+    candidate = _fit_all(fits, won, compared.alphas, overall, current.share, plain)
     unchanged = candidate.is_same_number(Candidate(passes.baseline))
     passes.expect(0 if unchanged else n)
     final = plain.everything if unchanged else score(passes, everything, candidate)
@@ -163,9 +163,9 @@ def refine(
 
         def fit_without(positions: NDArray[np.int64], name: str) -> Candidate:
             fitted = fits.named(won)(positions, name)
-            if one_alpha:
-                return within_guards(passes, objective, fitted, positions, everywhere.scores)
-            return fitted.nearer(current.share, passes)
+            if not one_alpha:
+                fitted = fitted.nearer(current.share, passes)
+            return within_guards(passes, objective, fitted, positions, everywhere.scores)
 
         unseen = unseen_gains(
             passes,
@@ -377,28 +377,35 @@ def _fit_folds(
 
 
 def _fit_all(
-    fits: Fits, won: RepairName, alphas: Mapping[str, Alpha], overall: float, share: float
+    fits: Fits, won: RepairName, alphas: Mapping[str, Alpha], overall: float, share: float, plain: OutOfFold
 ) -> Candidate:
-    """What won, fitted on all examples: α from what the halves found, by one process; so far as the guards let it."""
-    passes = fits.passes
+    """What won, fitted on all examples: α from what the halves found, by one process; so far as the guards let it.
+
+    The share is what the guards left of the halves' fits, on images that these had not seen. A fit on all examples
+    may go farther than they did, so that it is judged once more, by the examples that it was fitted on.
+    """
+    passes, objective = fits.passes, fits.objective
     everything = np.arange(len(passes.data))
     passes.expect(len(everything) + examples_of_descent(len(everything)))
     if won in ("plain", "temperature"):
         return Candidate(passes.baseline)
-    if won in ("averages", "affine"):
-        return fits.named(won)(everything, "all").nearer(share, passes)
-    level: Granularity = won  # type: ignore[assignment]
-    if level == "global" and not fits.temperature:
+    if won == "global" and not fits.temperature:
         return Candidate(alphas)  # which the guards have let pass
-    units = fits.units[level]
+    if won in ("averages", "affine"):
+        found = fits.named(won)(everything, "all")
+    else:
+        level: Granularity = won  # type: ignore[assignment]
+        units = fits.units[level]
 
-    def mine() -> Fit | None:
-        if not passes.world.first:
-            return None
-        return fits.descend(everything, units, units.gather(alphas), overall, f"{level}-all")
+        def mine() -> Fit | None:
+            if not passes.world.first:
+                return None
+            return fits.descend(everything, units, units.gather(alphas), overall, f"{level}-all")
 
-    fit = next(fit for fit in passes.world.run_on_all_ranks(mine) if fit)
-    return Candidate(units.alphas(fit.values)).nearer(share, passes)
+        fit = next(fit for fit in passes.world.run_on_all_ranks(mine) if fit)
+        found = Candidate(units.alphas(fit.values))
+    found = found.nearer(share, passes)
+    return within_guards(passes, objective, found, everything, plain.everything.scores)
 
 
 def _average(units: Units, alphas: Sequence[Mapping[str, Alpha]]) -> list[float]:
