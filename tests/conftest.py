@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -53,8 +54,9 @@ def _repeatable() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _blank_figures(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Figures are rendered only where a module says ``RENDERS_FIGURES``."""
-    with contextlib.nullcontext() if hasattr(request.module, "RENDERS_FIGURES") else blank_figures():
+    """Figures are drawn only where a module says ``DRAWS_FIGURES``, and in slow tests."""
+    drawn = hasattr(request.module, "DRAWS_FIGURES") or request.node.get_closest_marker("slow")
+    with contextlib.nullcontext() if drawn else blank_figures():
         yield
 
 
@@ -71,6 +73,11 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return int(stop.value.code or 0), out, err
 
     return run
+
+
+def slow(*values: object) -> Any:
+    """Values of ``parametrize`` that are tried with ``-m slow`` only."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def needs_torch(what: str) -> pytest.MarkDecorator:

@@ -112,6 +112,7 @@ def test_inputs_and_outputs_are_used_and_documented() -> None:
     assert re.findall(r"steps\.tune\.outputs\.([\w-]+)", str(used[2])) == ["alpha"]
 
 
+@pytest.mark.slow
 @needs_bash
 def test_tune_outputs_summary_and_gates(runner: Runner, tiny_checkpoint: Path) -> None:
     runner.program("alphatune", f'exec "{sys.executable}" -m alphatune "$@"')

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
+from conftest import slow, write_images
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -298,7 +298,7 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("end", ["raise", signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("end", ["raise", slow(signal.SIGINT), slow(signal.SIGTERM), slow(signal.SIGKILL)])
 def test_the_file_is_gone_however_the_process_ends(tmp_path: Path, end: str | signal.Signals) -> None:
     how = end if isinstance(end, str) else "wait"
     with subprocess.Popen(

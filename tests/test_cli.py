@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, Run, write_images
+from conftest import TINY, Run, slow, write_images
 from safetensors.torch import load_file
 from tiny import tiny
 
@@ -227,6 +227,7 @@ def test_quiet_format_and_quiet_option(run: Run, job: list, tmp_path: Path) -> N
     assert (code, stdout, stderr) == (0, f"{tmp_path / 'out'}\n", "")
 
 
+@pytest.mark.slow
 def test_piped_output_is_plain_where_ci_forces_terminals(job: list, tmp_path: Path) -> None:
     done = command(
         "tune", *job, "--alphas", "0,0.1", "-o", tmp_path / "out", "--format", "json",
@@ -603,7 +604,7 @@ def test_a_bug_is_no_traceback(run: Run, job: list, tmp_path: Path, monkeypatch:
     assert "Traceback" in stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
 def test_interrupts_leave_nothing_behind(tmp_path: Path, job: list, number: int, code: int) -> None:
     args = [*job, "--alphas", "0:1:50001", "-o", tmp_path / "out", "-v", "--format", "json"]
     process = subprocess.Popen(
@@ -677,6 +678,7 @@ def end_of_a_pipe_that_nobody_reads() -> int:
     return writing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", SPOKEN)
 def test_a_reader_that_left_is_no_failed_gate(words: str) -> None:
     with os.fdopen(end_of_a_pipe_that_nobody_reads(), "w") as pipe:
@@ -690,6 +692,7 @@ def test_a_reader_that_left_is_no_failed_gate(words: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_where_nobody_reads_stderr_the_work_is_done() -> None:
     """Of a shell's ``2>&1 | head`` stdout decides."""
     for together in (False, True):  # what is told of random weights finds no reader first

@@ -79,6 +79,7 @@ PARSED = {
 }
 #: pages whose commands export in every form
 EXPORTING = ("README.md", "docs/exporting.md")
+SLOW = ("docs/exporting.md", "docs/repeat-the-paper.md", "docs/shift.md", "docs/other-tasks.md")
 #: other programs, and why they are not run
 NOT_RUN = {
     ("README.md", "git clone"): "the URL is a placeholder",
@@ -412,7 +413,11 @@ def _commands(text: str) -> list[Statement]:
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, id=name, marks=needs_torch(ONNX) if name in EXPORTING else ())
+        pytest.param(
+            page,
+            id=name,
+            marks=[needs_torch(ONNX)] * (name in EXPORTING) + [pytest.mark.slow] * (name in SLOW),
+        )
         for page in PAGES
         for name in [str(page.relative_to(ROOT))]
     ],

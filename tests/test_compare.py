@@ -34,7 +34,7 @@ from alphatune.statistics.holm import holm
 from alphatune.statistics.permutation_test import exchange_p
 from alphatune.statistics.scores import Scores, expected_calibration_error, summarise
 
-RENDERS_FIGURES = True
+DRAWS_FIGURES = True
 
 SETTINGS: dict[str, Any] = {
     "input_size": "12", "crop_pct": 1.0, "mean": "0.5", "std": "0.25", "workers": "0", "trust_code": True,

@@ -192,6 +192,7 @@ def test_tuned_folders(folder: Path, tmp_path: Path, name: str, damage: Damage) 
         assert torch.equal(got, wanted)
 
 
+@pytest.mark.slow
 @cases(100)
 def test_run_toml(tmp_path: Path, damage: Damage, capsys: pytest.CaptureFixture[str]) -> None:
     from alphatune.cli.main import main
@@ -343,6 +344,7 @@ print((peak() - before) / 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
 def test_reading_takes_at_most_twice_the_file(tmp_path: Path, kind: str) -> None:

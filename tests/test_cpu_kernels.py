@@ -256,6 +256,7 @@ def test_a_cache_that_others_can_write_to_is_not_used(
     assert cpu_kernels._cache_folder() == tmp_path / "alphatune"
 
 
+@pytest.mark.slow
 @compiled
 def test_two_processes_compile_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

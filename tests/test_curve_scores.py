@@ -78,6 +78,7 @@ print((peak() - before) / 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("n", [1_000, pytest.param(50_000, marks=pytest.mark.slow)])
 def test_memory_stays_small(n: int) -> None:

@@ -143,6 +143,7 @@ def test_bad_options_leave_nothing(run: Run, tmp_path: Path, options: list[str],
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "alphatune", "demo"], cwd=tmp_path,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, write_images
+from conftest import TINY, slow, write_images
 from forks import run_captured, run_distributed
 
 from alphatune.core.distributed import World
@@ -56,7 +56,7 @@ def tuned(processes: int, *args: object) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("alphas", ["auto", "0,0.1"])
+@pytest.mark.parametrize("alphas", ["auto", slow("0,0.1")])
 def test_results_are_identical(alphas: str, images: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     job = (
         TINY, "--checkpoint", tiny_checkpoint, "--data", images, "--input-size", 12, "--crop-pct", 1,
@@ -73,6 +73,7 @@ def test_results_are_identical(alphas: str, images: Path, tiny_checkpoint: Path,
         assert other == alone
 
 
+@pytest.mark.slow
 def test_several_processes_go_on(images: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """A device that fails in all of them at some batch; each goes on from its own share of the passes."""
     faulty = f"{Path(__file__).parent / 'faulty.py'}:faulty"
@@ -93,6 +94,7 @@ def test_several_processes_go_on(images: Path, tiny_checkpoint: Path, tmp_path: 
     assert resumed == tuned(2, *job, "-o", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_nodes_without_a_shared_disk_keep_nothing(
     image_folder: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -77,6 +77,7 @@ def test_a_person_reads_a_table_and_a_script_one_line(run: Run) -> None:
     assert dict(pair.split("=") for pair in stdout.split())["broken"] == "0"
 
 
+@pytest.mark.slow
 def test_torchvision_built_for_another_torch_is_broken(tmp_path: Path) -> None:
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text(

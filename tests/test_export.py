@@ -388,6 +388,7 @@ def test_safetensors_hold_the_weights_and_the_rest_as_text(tmp_path: Path) -> No
         )
 
 
+@pytest.mark.slow
 def test_a_large_model_has_its_weights_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tuned(tmp_path / "t", width=64)
     with monkeypatch.context() as patch:
@@ -710,6 +711,7 @@ def test_a_hub_folder_never_replaces_its_input(tmp_path: Path, run: Run) -> None
     alphatune.load(folder)
 
 
+@pytest.mark.slow
 def test_torchvisions_networks(tmp_path: Path) -> None:
     folder = tuned(tmp_path / "t", "torchvision:resnet18", 0.05, num_classes=5)
     document = exported(folder, "pt2", fixed_size=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, write_images
+from conftest import TINY, slow, write_images
 from forks import SIZE, is_whole, run_forked, run_whole
 
 from alphatune.core.errors import machine_failure
@@ -61,6 +61,7 @@ def limits(folder: Path, few: int | None) -> list[int]:
 FEW = [pytest.param(3, id="few"), pytest.param(None, id="all", marks=pytest.mark.slow)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("few", FEW)
 def test_a_full_disk(tune: list[object], tmp_path: Path, few: int | None) -> None:
     """Whichever file is the one that does not fit: tune, export, report, compare and evaluate."""
@@ -130,6 +131,7 @@ def test_what_resume_would_go_on_from_is_not_worth_a_failure(
     assert [p.name for p in disk.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("few", FEW)
 def test_a_disk_that_is_full_while_training(train: list[object], tmp_path: Path, few: int | None) -> None:
     """The last checkpoint stays readable, and the run goes on to the same bytes."""
@@ -193,8 +195,8 @@ def test_a_file_system_that_nobody_can_write_to(tune: list[object], small_disk: 
 # --- memory and devices -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["oom", "cpu-oom"])
-@pytest.mark.parametrize("batch", [1, 4, 17])
+@pytest.mark.parametrize("kind", ["oom", slow("cpu-oom")])
+@pytest.mark.parametrize("batch", [1, slow(4), 17])
 def test_memory_that_runs_out_once(tune: list[object], tmp_path: Path, kind: str, batch: int) -> None:
     """The batch is cut in two, and no example lost."""
     run_whole([*tune[:-1], tmp_path / "whole"])
@@ -213,7 +215,7 @@ def test_memory_for_small_batches_only(tune: list[object], tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [("always-oom", "does not fit"), ("gpu 9", "the device failed: CUDA error"), ("cudnn 9", "the device failed")],
+    [("always-oom", "does not fit"), slow("gpu 9", "the device failed: CUDA error"), slow("cudnn 9", "the device failed")],
 )  # fmt: skip
 def test_what_cannot_be_helped(tune: list[object], tmp_path: Path, fault: str, said: str) -> None:
     """Exit code 5; the older output stays, nothing is left, and the same command works when the fault is gone."""
@@ -234,7 +236,7 @@ def test_what_cannot_be_helped(tune: list[object], tmp_path: Path, fault: str, s
         assert sha256(tmp_path / "out" / name) == sha256(tmp_path / "whole" / name)
 
 
-@pytest.mark.parametrize("cache", ["off", "on"])
+@pytest.mark.parametrize("cache", ["off", slow("on")])
 @pytest.mark.parametrize("changed", ["images", "images for a while", "labels", "weights"])
 def test_nothing_goes_on_with_other_data(
     tune: list[object], image_folder: Path, tiny_checkpoint: Path, tmp_path: Path, changed: str, cache: str
@@ -266,8 +268,9 @@ def test_nothing_goes_on_with_other_data(
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"), [("oom 6", "a batch of 9 does not fit"), ("gpu 6", "the device failed"), ("gpu 1", "the device")]
-)  # fmt: skip
+    ("fault", "said"),
+    [("oom 6", "a batch of 9 does not fit"), slow("gpu 6", "the device failed"), slow("gpu 1", "the device")],
+)
 def test_training_goes_on_after_a_fault(train: list[object], tmp_path: Path, fault: str, said: str) -> None:
     run_whole([*train[:-1], tmp_path / "whole"])
     code, err = run_forked(train, environment={"FAULT": fault})

@@ -37,7 +37,7 @@ from alphatune.reports.reliability import reliability, wilson
 from alphatune.results.tune import Tuned
 from alphatune.statistics.scores import expected_calibration_error
 
-RENDERS_FIGURES = True
+DRAWS_FIGURES = True
 
 SVG = "{http://www.w3.org/2000/svg}"
 

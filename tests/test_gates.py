@@ -440,6 +440,7 @@ def test_a_score_of_ones_own_has_gates(run: Run, tmp_path: Path) -> None:
     assert run(*words, "--max-regression", "score=9", "-o", tmp_path / "c")[0] == 0
 
 
+@pytest.mark.slow
 def test_the_exit_codes_in_a_pipeline(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path) -> None:
     """A step passes, a step fails and a step errs, as a shell of a CI runner sees them."""
     summary = tmp_path / "summary.md"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, TINY, Run
+from conftest import CLASSES, TINY, Run, slow
 from PIL import Image
 from tiny import tiny
 from torch.utils.data import DataLoader, Dataset
@@ -58,6 +58,7 @@ def in_container(size: str, *command: object, **how: Any) -> subprocess.Complete
     pytest.skip("no mount namespace may be made here")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", ["8", *(pytest.param(n, marks=pytest.mark.slow) for n in ("auto", "4"))])
 def test_little_shared_memory(large: Path, tmp_path: Path, count: str) -> None:
     sweep = () if count == "8" else ("--alphas", "0,0.1", "-o", tmp_path / "out")
@@ -97,6 +98,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "collate"),
     [("fork", "stacked"), *(pytest.param(m, "torch", marks=pytest.mark.slow) for m in ("fork", "spawn"))],
@@ -169,7 +171,7 @@ except ResourceError as error:
 
 
 @pytest.mark.parametrize(
-    ("how", "happens"), [("tune", "killed"), ("tune_score", "bus error"), ("recalibrate_", "lost")]
+    ("how", "happens"), [slow("tune", "killed"), slow("tune_score", "bus error"), ("recalibrate_", "lost")]
 )
 def test_a_worker_or_batch_of_ones_own_loader_that_is_lost(happens: str, how: str) -> None:
     """In a process of its own: torch raises wherever the main process is when a worker dies."""
@@ -258,6 +260,7 @@ def test_less_memory_than_the_workers_want_is_said(
     assert "3 workers read images, not 8" in err
 
 
+@pytest.mark.slow
 def test_a_worker_of_ours_that_has_no_memory_for_a_batch(large: Path) -> None:
     """The limit leaves room to decode, and none to hand over."""
     code = """

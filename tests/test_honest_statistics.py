@@ -286,6 +286,7 @@ def test_false_alarms_are_rare(name: str) -> None:
         assert counts.covered >= runs - most(runs, 0.07)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_worth_of_an_effect() -> None:
     runs, population = 200, replace(POPULATIONS["ordinary"], effect=EFFECTS["medium"])
     for counts in simulate(population, 200, runs, parts=8).values():

@@ -32,7 +32,7 @@ from alphatune.reports.scores import StoredScores
 from alphatune.reports.summary import summarise_tune
 from alphatune.settings.naming import as_options
 
-RENDERS_FIGURES = True
+DRAWS_FIGURES = True
 
 VOID = {"meta", "br", "img", "hr", "input", "link"}
 

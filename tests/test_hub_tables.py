@@ -345,6 +345,7 @@ def cifar(tmp_path_factory: pytest.TempPathFactory, cifar_test: Path) -> tuple[P
     return root, weights, how.split()
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_folder_and_nothing_else_is_printed(
     cifar: tuple[Path, Path, list[str]], run: Run
 ) -> None:

@@ -38,6 +38,7 @@ def tune(tiny_checkpoint: Path, image_folder: Path, tmp_path: Path) -> list[obje
             "--accept", "best", "--metric", "loss", "--thumbnails", 2, "-o", tmp_path / "out"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", KILLS)
 def test_tune(tune: list[object], tmp_path: Path, kills: int) -> None:
     jobs = [[*tune, "--overwrite", "--alphas", alphas] for alphas in ("0,0.2", "0,0.3,0.4")]
@@ -82,6 +83,7 @@ def test_a_tune_goes_on_to_the_same_bytes(tune: list[object], tmp_path: Path, ki
     assert visible(tmp_path) == {"whole", *(f"run{i}" for i in range(attempt))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", KILLS)
 def test_a_first_tune_appears_whole_or_not_at_all(tune: list[object], tmp_path: Path, kills: int) -> None:
     words = [*tune, "--alphas", "0,0.3"]
@@ -95,6 +97,7 @@ def test_a_first_tune_appears_whole_or_not_at_all(tune: list[object], tmp_path: 
             is_whole(tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", KILLS)
 def test_train_goes_on_to_the_same_bytes(image_folder: Path, tmp_path: Path, kills: int) -> None:
     """However often it is killed, and wherever."""
@@ -121,6 +124,7 @@ def test_train_goes_on_to_the_same_bytes(image_folder: Path, tmp_path: Path, kil
     assert attempt > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", KILLS)
 def test_export(tune: list[object], tmp_path: Path, kills: int) -> None:
     from safetensors import safe_open

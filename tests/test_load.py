@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, TINY
+from conftest import CLASSES, TINY, slow
 from forks import is_whole, run_at_once
 from PIL import Image
 
@@ -123,6 +123,7 @@ def tune(archive: Path, checkpoint: Path, folder: Path, *options: object) -> lis
 SIZES = [pytest.param(4_000, id="4000"), pytest.param(100_000, id="100000", marks=pytest.mark.slow)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", SIZES)
 def test_memory_is_flat_and_nothing_is_left(
     count: int, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -160,7 +161,7 @@ def test_memory_is_flat_and_nothing_is_left(
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["SIGINT", "SIGTERM", "SIGHUP"]
+    "number", [signal.SIGINT, slow(signal.SIGTERM), slow(signal.SIGHUP)], ids=["SIGINT", "SIGTERM", "SIGHUP"]
 )
 @pytest.mark.parametrize("count", SIZES)
 def test_nothing_is_left_after_an_interruption(
@@ -242,6 +243,7 @@ def test_one_cache_of_results(small: list[object], tmp_path: Path, count: int) -
     assert "from the cache" in err
 
 
+@pytest.mark.slow
 def test_one_cache_of_kernels(small: list[object], tmp_path: Path) -> None:
     """All of them compile, or find compiled, the same kernel."""
     if not shutil.which("c++") and not shutil.which("g++") and not shutil.which("clang++"):

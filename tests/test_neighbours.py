@@ -243,6 +243,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_on_the_command_line(
     folder: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

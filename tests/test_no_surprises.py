@@ -61,6 +61,7 @@ def offline(commands: list[list[object]], tmp_path: Path, **variables: str) -> d
     return found
 
 
+@pytest.mark.slow
 def test_no_command_reaches_for_the_network(
     tiny_checkpoint: Path, image_folder: Path, tmp_path: Path
 ) -> None:

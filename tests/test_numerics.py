@@ -40,7 +40,7 @@ from alphatune.kernels import grouped as grouped_kernels
 from alphatune.norms.grouping import batch_group_norm
 from alphatune.norms.surgery import become_example_weighted_
 
-RENDERS_FIGURES = True  # bytes are compared with those of another process
+DRAWS_FIGURES = True  # bytes are compared with those of another process
 
 compiled = pytest.mark.skipif(cpu_kernels.find_compiler() is None, reason="no C++ compiler")
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -608,6 +608,7 @@ TUNE = ("tune", TINY, "--data", "images", "--input-size", 12, "--crop-pct", 1, "
         "-o", "out")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_tune_repeats_to_the_last_byte_in_another_process(
     run: Run, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -691,6 +692,7 @@ def triton_report(device: str) -> dict[str, float]:
     return report
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_triton, reason="needs Triton")
 def test_triton_within_the_bound_in_the_interpreter() -> None:
     done = subprocess.run(

@@ -165,6 +165,7 @@ def test_skipped_it_is_named(run: Run, folder: Path) -> None:
     assert [skipped["name"] for skipped in data["skipped"]] == ["b/large.png"]
 
 
+@pytest.mark.slow
 def test_from_a_configuration_and_in_a_process_of_its_own(run: Run, tmp_path: Path) -> None:
     """Nothing of PIL on stderr; 90 megapixels are read, 200 are refused, as ever."""
     photographs = tmp_path / "photographs"

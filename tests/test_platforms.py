@@ -19,6 +19,7 @@ from alphatune.kernels import cpu, dispatch
 HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_train_tune_and_resume_without_what_windows_lacks(image_folder: Path, tmp_path: Path) -> None:
     trained, tuned = str(tmp_path / "trained"), str(tmp_path / "tuned")
     images = ["--data", str(image_folder), "--workers", "0"]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Run, write_images
+from conftest import TINY, Run, slow, write_images
 from forks import run_whole
 from terminals import Seen, on_terminal, write_slow_network
 
@@ -151,7 +151,7 @@ def test_a_tune_goes_on_after_ctrl_c(many: Path, tmp_path: Path) -> None:
     assert not (tmp_path / ".out.alphatune-resume").exists()
 
 
-@pytest.mark.parametrize("at", ["waiting for", "training, epoch 1", "validating"])
+@pytest.mark.parametrize("at", [slow("waiting for"), "training, epoch 1", slow("validating")])
 def test_training_stops_and_goes_on(at: str, image_folder: Path, tmp_path: Path) -> None:
     words = ["train", write_slow_network(tmp_path), "--data", image_folder, "--val-fraction", 0.25, *SIZE, "--epochs", 2,
              "--batch-size", 4, "--eval-batch-size", 1, "--workers", 1, "-o", tmp_path / "out"]  # fmt: skip

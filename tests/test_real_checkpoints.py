@@ -120,6 +120,7 @@ def lite0() -> tuple[str, ...]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_efficientnet_on_part_of_imagenet(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, imagenet_val: Path, imagenet_class_map: Path
 ) -> None:
@@ -157,6 +158,7 @@ def test_efficientnet_on_imagenet(
     assert result["decision"]["keep_baseline"]
 
 
+@pytest.mark.slow
 def test_wrong_preprocessing_is_suspected(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, resnet20_checkpoint: Path, cifar_test: Path
 ) -> None:

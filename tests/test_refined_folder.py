@@ -109,6 +109,7 @@ def test_a_tuned_folder_is_tuned_anew(folder: Path, job: list[str], tmp_path: Pa
     assert again["baseline"] == pytest.approx(result["baseline"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_result(folder: Path, job: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = [

@@ -12,7 +12,7 @@ from made_up_results import HOSTILE
 
 from alphatune.core.hashing import sha256
 
-RENDERS_FIGURES = True
+DRAWS_FIGURES = True
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from made_up_results import (
 from alphatune.reports.html import render_html
 from alphatune.reports.palette import DARK, LIGHT
 
-RENDERS_FIGURES = True
+DRAWS_FIGURES = True
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPTIONS = (

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, write_images
+from conftest import TINY, slow, write_images
 from forks import run_whole, started
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -81,7 +81,7 @@ def same(one: TuneResult, other: TuneResult) -> None:
         {"alphas": [0.1, 0.2]},
         {"alphas": "auto"},
         {"alphas": "auto", "curve": "full"},
-        {"alphas": "auto", "granularity": "layer", "temperature": True},
+        slow({"alphas": "auto", "granularity": "layer", "temperature": True}),
     ],
     ids=["list", "search", "full", "finer"],
 )
@@ -173,7 +173,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("many"), per_class=260)
 
 
-@pytest.mark.parametrize("options", [("--alphas", "0,0.1,0.2,0.3"), ()], ids=["list", "search"])
+@pytest.mark.parametrize("options", [slow(("--alphas", "0,0.1,0.2,0.3")), ()], ids=["list", "search"])
 def test_the_command_goes_on(
     options: tuple[str, ...], images: Path, tiny_checkpoint: Path, tmp_path: Path, run: Callable[..., Any]
 ) -> None:

@@ -194,6 +194,7 @@ def test_there_is_a_schema_of_every_command_that_prints_json() -> None:
 # --- what must not be does not ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_field_that_is_missing_or_unknown_does_not_fit(
     documents: dict[str, Any], validators: dict[str, Any]
 ) -> None:

@@ -288,6 +288,7 @@ def test_several_processes_are_refused(
     assert "one process" in err
 
 
+@pytest.mark.slow
 def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the real entry point, and in Python."""
     page = DOCS.read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from conftest import slow
 from forks import run_captured
 
 from alphatune.cli import signals
@@ -254,7 +255,7 @@ def test_an_error_that_cannot_be_told(tmp_path: Path, image_folder: Path) -> Non
     assert "BadError: <BadError>" in done.stderr
 
 
-@pytest.mark.parametrize("words", [("pass",), ("Broken()", "--quiet")])
+@pytest.mark.parametrize("words", [("pass",), slow(("Broken()", "--quiet"))])
 def test_stderr_that_is_closed(tmp_path: Path, image_folder: Path, words: tuple[str, ...]) -> None:
     """Then stdout holds the result all the same, and nothing else."""
     argv = [str(word) for word in evaluation(tmp_path, image_folder, *words, "--format", "json")]

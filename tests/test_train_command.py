@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from conftest import TINY
+from conftest import TINY, slow
 from forks import run_captured, run_distributed, started
 
 import alphatune
@@ -241,7 +241,7 @@ def wait_for(path: Path, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_run_goes_on(
     long: list[object], whole: Path, tmp_path: Path, number: int, code: int
 ) -> None:
@@ -327,6 +327,7 @@ def _small_files() -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_checkpoint(job: list[object], tmp_path: Path) -> None:
     output = tmp_path / "run"
     first = started(["train", *job, "--epochs", 100, "-o", output])
@@ -381,6 +382,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(job: list[object], tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["torchvision:inception_v3", "inception_v3"])
 def test_inception_trains_with_its_auxiliary_head(image_folder: Path, tmp_path: Path, model: str) -> None:
     kwargs = ["--model-kwargs", "aux_logits=True"]

@@ -90,6 +90,12 @@ def draw(
     name: str, text: str, paint: Callable[[Figure], None], *, height: float, width: float = WIDTH
 ) -> Drawing:
     """Paint a figure of so many inches."""
+    svg, png = render(paint, width, height)
+    return Drawing(name, printable(text), svg, png)
+
+
+def render(paint: Callable[[Figure], None], width: float, height: float) -> tuple[str, bytes]:
+    """What was painted on so many inches, as an SVG and as a PNG."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -104,8 +110,7 @@ def draw(
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
         figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
     # matplotlib names no font to fall back on; Verdana has about the same widths.
-    file = svg.getvalue().replace(_FAMILY, f"{_FAMILY}, Verdana, sans-serif")
-    return Drawing(name, printable(text), file, png.getvalue())
+    return svg.getvalue().replace(_FAMILY, f"{_FAMILY}, Verdana, sans-serif"), png.getvalue()
 
 
 def lay_out(figure: Figure, *, left: float, right: float, bottom: float, top: float) -> None:
