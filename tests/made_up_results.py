@@ -130,7 +130,7 @@ def made_result(stored: StoredScores, *, metric: str = "loss", kept: bool = Fals
         "warnings": ["a warning with <tags> & ampersands"],
         "deployment": None if kept else {
             "batch_size": 32, "alpha": 0.12, "kernel": "compiled", "ratio_to_plain": 1.1, "ratio_to_folded": 1.25,
-            "ratio_compiled": None,
+            "ratio_compiled": None, "runtime": "torch",
         },
     }  # fmt: skip
 

@@ -7,14 +7,16 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 import timm
 import torch
 import torchvision
-from conftest import TINY
+from conftest import TINY, needs_torch, slow
 from tiny import odd, tiny
 from torch import nn
 
@@ -22,12 +24,16 @@ import alphatune
 from alphatune.cli.main import main
 from alphatune.core.errors import AlphatuneError, ConfigurationError, NumericError, UnsupportedModelError
 from alphatune.core.timing import Timing, interleave, ratio
+from alphatune.core.versions import ONNX
 from alphatune.export.deployment import deployment_cost
 from alphatune.export.folding import fold
+from alphatune.export.graph_cost import graph_costs
+from alphatune.export.layer_costs import group_alike, layer_costs
 from alphatune.jobs.bench import _busy, _unsteady, run_bench
 from alphatune.models.copying import stock_copy
+from alphatune.models.probe import probe
 from alphatune.models.sources import build
-from alphatune.norms.patching import get_alpha, patch_
+from alphatune.norms.patching import example_weighted_layers, get_alpha, patch_
 from alphatune.settings import BenchSettings
 
 RESNET20 = "alphatune.models.cifar:resnet20"
@@ -308,7 +314,7 @@ def test_json(
     assert document == json.loads(file.read_text())
     assert list(tmp_path.iterdir()) == [file]
     assert document.keys() == {
-        "schema", "command", "alphatune", "model", "env", "results", "folded", "cost", "warnings",
+        "schema", "command", "alphatune", "model", "env", "results", "folded", "cost", "layers", "warnings",
     }  # fmt: skip
     assert (document["schema"], document["command"]) == (1, "bench")
     assert document["model"]["source"] == model
@@ -491,3 +497,124 @@ def test_torch_compile(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert compiled == [(n, v, None) for n in (1, 2) for v in ("plain", "example-weighted")]
     assert all(cost["ratio_compiled"] > 0 for cost in document["cost"])
+
+
+# --- in onnxruntime --------------------------------------------------------------------------
+
+
+@needs_torch(ONNX)
+def test_graphs_are_timed_in_onnxruntime(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        TINY,
+        "--no-pretrained",
+        "--input-size",
+        12,
+        "--runtime",
+        "onnx",
+        "--seconds",
+        0.02,
+        "--batch-size",
+        "1,3",
+    ]
+    code, out, err = bench(capsys, *words, "--format", "json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["env"]["runtime"] == "onnxruntime"
+    assert [(row["batch_size"], row["variant"]) for row in document["results"]] == [
+        (1, "folded"), (1, "example-weighted"), (3, "folded"), (3, "example-weighted"),
+    ]  # fmt: skip
+    for cost in document["cost"]:
+        assert (cost["runtime"], cost["kernel"]) == ("onnxruntime", None)
+        assert cost["ratio_to_plain"] == pytest.approx(cost["ratio_to_folded"], rel=0.9)
+    assert document["folded"]["largest_difference"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    "words", [["--dtype", "bfloat16"], ["--compile"], ["--channels-last"]], ids=lambda words: words[0]
+)
+def test_what_onnxruntime_does_not_do(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = bench(capsys, TINY, "--no-pretrained", "--input-size", 12, "--runtime", "onnx", *words)
+    assert code == 2
+    assert f"{words[0]} does not go with --runtime onnx" in err
+
+
+@needs_torch(ONNX)
+def test_a_graph_with_nothing_to_fold_is_not_compared() -> None:
+    model = settled(
+        nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    )
+    with pytest.raises(UnsupportedModelError, match="no norm layer of the model folds"):
+        graph_costs(model, (3, 8, 8), [1], alpha=0.1, seconds=0.01)
+
+
+# --- layer by layer --------------------------------------------------------------------------
+
+
+def test_layers_of_one_shape_in_the_same_place_are_one_kind() -> None:
+    model = build(RESNET20, pretrained=False).model
+    seen = probe(model, (3, 32, 32), torch.device("cpu"))
+    shapes = {name: (layer.rows, *layer.spatial) for name, layer in seen.layers.items()}
+    kinds = group_alike(list(shapes), shapes)
+    assert sorted(name for kind in kinds for name in kind) == sorted(shapes)
+    assert [len(kind) for kind in kinds] == [4, 3, 3, 3, 3, 3]
+    assert kinds[1] == ("layer1.0.bn2", "layer1.1.bn2", "layer1.2.bn2")
+    features = ["features.1.conv.0.1", "features.2.conv.0.1", "features.2.conv.1.1", "features.0.1"]
+    assert [len(kind) for kind in group_alike(features, dict.fromkeys(features, (8, 4, 4)))] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("runtime", ["torch", slow("onnx")])
+def test_what_each_kind_of_layer_adds(runtime: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        TINY,
+        "--no-pretrained",
+        "--input-size",
+        12,
+        "--runtime",
+        runtime,
+        "--per-layer",
+        "--seconds",
+        0.2,
+    ]
+    code, out, err = bench(capsys, *words, "--batch-size", "2", "--format", "json")
+    assert code == 0, err
+    (layers,) = json.loads(out)["layers"]
+    assert layers["batch_size"] == 2
+    assert [(kind["layers"], kind["shape"]) for kind in layers["kinds"]] == [
+        (["bn1"], [8, 12, 12]), (["bn2"], [8, 6, 6]),
+    ]  # fmt: skip
+    by_name = {name: kind["share"] for kind in layers["kinds"] for name in kind["layers"]}
+    for each in layers["sets"]:
+        assert each["predicted"] == pytest.approx(1 + sum(by_name[name] for name in each["layers"]))
+    code, out, _ = bench(capsys, *words, "--batch-size", "2")
+    assert "What α adds by layer" in out
+    assert "α in all of them takes" in out
+
+
+def test_the_sum_of_all_layers_is_what_all_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A made-up clock: bn1 takes 0.2 of the folded time, bn2 0.1, but both together 0.24."""
+    model = settled(tiny())
+    times = {
+        frozenset(): 1.0,
+        frozenset({"bn1"}): 1.2,
+        frozenset({"bn2"}): 1.1,
+        frozenset({"bn1", "bn2"}): 1.24,
+    }
+
+    def timed(runs: dict[str, partial[torch.Tensor]], **_: object) -> dict[str, Timing]:
+        return {name: Timing((times[frozenset(run.func)],) * 3, 0.0) for name, run in runs.items()}  # type: ignore[arg-type]
+
+    def layers_of(network: nn.Module) -> tuple[str, ...]:
+        return tuple(name for name, _ in example_weighted_layers(network))
+
+    monkeypatch.setattr("alphatune.export.layer_costs._in_torch", layers_of)
+    monkeypatch.setattr("alphatune.export.layer_costs.partial", lambda run, _: SimpleNamespace(func=run))
+    monkeypatch.setattr("alphatune.export.layer_costs.interleave", timed)
+    shapes = {"bn1": (8, 12, 12), "bn2": (8, 6, 6)}
+    costs = layer_costs(model, shapes, (3, 12, 12), 1, runtime="torch", alpha=0.1, seconds=1.0, sets=8)
+    assert costs.everywhere == pytest.approx(1.24)
+    assert costs.ratio(["bn1", "bn2"]) == pytest.approx(1.24)
+    assert costs.ratio(["bn1"]) == pytest.approx(1.16)
+    assert costs.ratio([]) == 1
+    assert {each.layers: each.measured for each in costs.sets}[("bn2",)] == pytest.approx(1.1)
+    with pytest.raises(UnsupportedModelError, match="folds into a convolution"):
+        layer_costs(model, {}, (3, 12, 12), 1, runtime="torch", alpha=0.1, seconds=1.0)

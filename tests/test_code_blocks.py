@@ -333,7 +333,8 @@ def shortened(argv: list[str]) -> list[str]:
     params = {param.name: param for param in parse(argv).params}
     if "--score" not in words:
         for name, option in SHORT.items():
-            if name in params and option[0] not in words:
+            timed = name != "seconds" or words[0] != "export" or {"onnx", "pt2"} & set(words)
+            if name in params and option[0] not in words and timed:
                 words += option
     if own and "--input-size" not in words:
         words += PREPARED if "mean" in params else PREPARED[:2]

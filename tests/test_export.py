@@ -16,7 +16,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import TINY, Run, write_images
+from conftest import TINY, Run, slow, write_images
 from safetensors import safe_open
 from safetensors.torch import load_file
 from test_architectures import with_moving_averages_
@@ -118,7 +118,8 @@ def needs(kind: str) -> None:
 def exported(folder: Path, kind: str, output: Path | None = None, **settings: Any) -> dict[str, Any]:
     needs(kind)
     output = output or folder.with_name(folder.name + {"hf": "-hf"}.get(kind, f".{kind}"))
-    settings = {"trust_code": True, "check_images": 4, **settings}
+    untimed = {"seconds": 0} if kind in ("onnx", "pt2") else {}
+    settings = {"trust_code": True, "check_images": 4, **untimed, **settings}
     document = run_export(ExportSettings(model=str(folder), format=kind, output=str(output), **settings))  # type: ignore[arg-type]
     plain: dict[str, Any] = json.loads(to_json(document))
     return plain
@@ -291,9 +292,43 @@ def test_at_alpha_0_nothing_of_example_weighting_is_left(tmp_path: Path) -> None
     exported(tuned(tmp_path / "weighed", alpha=0.1), "onnx", fixed_size=True)
     plain, weighed = (kinds_of_nodes(tmp_path / f"{name}.onnx") for name in ("plain", "weighed"))
     assert plain["ReduceMean"] == 1  # the network's own pooling
-    assert not {"ReduceL2", "Sqrt", "BatchNormalization"} & set(plain)  # folded into the convolutions
-    assert weighed["ReduceL2"] == 2
+    assert not {"ReduceSumSquare", "Sqrt", "BatchNormalization"} & set(plain)  # folded into the convolutions
+    assert (
+        weighed["ReduceSumSquare"] == weighed["BatchNormalization"] == 2
+    )  # three passes over each activation
     assert weighed["ReduceMean"] == 3
+
+
+@pytest.mark.parametrize("kind", [slow("onnx"), "pt2"])
+def test_a_graph_is_timed_beside_the_folded_networks(kind: str, tmp_path: Path, run: Run) -> None:
+    folder = tuned(tmp_path / "t", alpha=0.1)
+    document = exported(folder, kind, seconds=0.05)
+    assert [each["batch_size"] for each in document["timing"]] == [1, 8]
+    for each in document["timing"]:
+        assert each["runtime"] == {"onnx": "onnxruntime", "pt2": "torch"}[kind]
+        assert each["threads"] == torch.get_num_threads()
+        assert 0.1 < each["ratio_to_folded"] < 100
+        assert each["ratio_to_folded"] == pytest.approx(each["median_s"] / each["folded_s"], rel=0.9)
+    _, out, _ = run(
+        "export", folder, "--trust-code", "--format", kind, "--seconds", 0.05, "-o", tmp_path / f"x.{kind}"
+    )
+    assert "in multiples of the folded network's time" in out
+    assert list(tmp_path.glob("*folded*")) == []
+
+
+def test_what_cannot_be_timed_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise UnsupportedModelError("no folded graph today")
+
+    monkeypatch.setattr(exported_graph, "time_graphs", fails)
+    document = exported(tuned(tmp_path / "t", alpha=0.1), "pt2", seconds=0.05)
+    assert "the graph was not timed: no folded graph today" in document["warnings"]
+    assert document["timing"] == []
+    plain = exported(tuned(tmp_path / "plain", alpha=0.0), "pt2", seconds=0.05)
+    assert plain["timing"] == []
+    assert not any("timed" in warning for warning in plain["warnings"])
 
 
 def test_names_opset_and_a_fixed_size_can_be_chosen(tmp_path: Path) -> None:
@@ -328,10 +363,10 @@ def test_where_open_sizes_cannot_be_traced_the_size_is_fixed(
 ) -> None:
     real = exported_graph.export_program
 
-    def only_fixed(model: nn.Module, size: Any, *, dynamic_size: bool) -> Any:
+    def only_fixed(model: nn.Module, size: Any, *, dynamic_size: bool, **options: Any) -> Any:
         if dynamic_size:
             raise UnsupportedModelError("no symbols, please")
-        return real(model, size, dynamic_size=False)
+        return real(model, size, dynamic_size=False, **options)
 
     monkeypatch.setattr(exported_graph, "export_program", only_fixed)
     document = exported(tuned(tmp_path / "t"), "pt2")
@@ -529,7 +564,7 @@ def test_the_images_it_was_tuned_on_are_the_default(
                        "--workers", 0, "-o", tmp_path / "tuned")  # fmt: skip
     assert code == 0, err
     monkeypatch.chdir(tmp_path)
-    words = ["export", "tuned", "--format", "pt2", "--trust-code", "--stdout"]
+    words = ["export", "tuned", "--format", "pt2", "--trust-code", "--seconds", 0, "--stdout"]
     code, out, err = run(*words, "json")
     assert code == 0, err
     document = json.loads(out)
@@ -616,6 +651,8 @@ def test_a_missing_package_is_one_line(
         (["--format", "onnx", "--output-name", "relu"], 2, "inside the graph is called 'relu'"),
         (["--format", "hf", "--repo", "me"], 2, "--repo takes USER/REPO"),
         (["--format", "onnx", "--tolerance", "nan"], 2, "--tolerance must be a number"),
+        (["--format", "pt2", "--seconds", -1], 2, "--seconds must be a number"),
+        (["--format", "safetensors", "--seconds", 3], 2, "--seconds"),
     ],
 )
 def test_usage_errors(

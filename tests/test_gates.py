@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, Run
+from conftest import TINY, Run, needs_torch
 from made_up_results import typed, written
 from msgspec.structs import asdict, replace
 
 from alphatune.core.errors import ConfigurationError
+from alphatune.core.versions import ONNX
 from alphatune.jobs.gates import failures, judge, open_gates
 from alphatune.reports.scores import ORIGINAL, StoredScores, read_scores, write_scores
 from alphatune.results.tune import Gate
@@ -438,6 +439,22 @@ def test_a_score_of_ones_own_has_gates(run: Run, tmp_path: Path) -> None:
     assert json.loads(out)["gates"][0]["name"] == "max-regression score"
     assert run(*words, "--max-regression", "top1=0", "-o", tmp_path / "b")[0] == 2
     assert run(*words, "--max-regression", "score=9", "-o", tmp_path / "c")[0] == 0
+
+
+@needs_torch(ONNX)
+def test_the_time_of_the_exported_graph(
+    tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, run: Run
+) -> None:
+    """What it takes in onnxruntime is what the gate judges and the report quotes."""
+    words = [*tune(tiny_checkpoint, image_folder), "--alphas", "0,0.05,0.2,1", "--runtime", "onnx"]
+    code, _, err = run(*words, "--max-latency-ratio", 0.01, "-o", tmp_path / "out")
+    assert code == 1, err
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert not [w for w in result["warnings"] if "not measured" in w]
+    assert (result["deployment"]["runtime"], result["deployment"]["kernel"]) == ("onnxruntime", None)
+    assert result["gates"][0]["value"] == result["deployment"]["ratio_to_plain"]
+    for name in ("report.md", "report.html"):
+        assert "onnxruntime" in (tmp_path / "out" / name).read_text()
 
 
 @pytest.mark.slow

@@ -127,4 +127,11 @@ def _remarks(document: ExportDocument) -> list[str]:
         where = {"graph": "in the graph", None: "not in the weights: divide the logits by it"}
         place = where.get(model.temperature_in, f"in the weights of {model.temperature_in}")
         lines.append(f"temperature {model.temperature:g} {place}")
+    if document.timing:
+        first = document.timing[0]
+        threads = f"{first.threads} thread{'s' if first.threads > 1 else ''}"
+        ratios = ", ".join(
+            f"{each.ratio_to_folded:.2f} in batches of {each.batch_size}" for each in document.timing
+        )
+        lines.append(f"{first.runtime}, {threads}, in multiples of the folded network's time: {ratios}")
     return lines

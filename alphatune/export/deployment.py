@@ -67,6 +67,7 @@ class DeploymentCost:
     #: of folded from plain logits, in float32, over the first images; None where nothing was folded
     largest_difference: float | None
     warnings: tuple[str, ...]
+    runtime: Literal["torch", "onnxruntime"] = "torch"
 
     @property
     def fastest(self) -> Measured:
@@ -148,7 +149,7 @@ def deployment_cost(
         ResourceError: the batch does not fit into memory.
     """
     plain = stock_copy(model)
-    weighted = _example_weighted_copy(model, alpha, exclude, skip_unknown)
+    weighted = example_weighted_copy(model, alpha, exclude, skip_unknown)
     folding = fold(model)
     inputs = Predictor(plain).prepare(inputs)
     device, notes, difference = inputs.device, list[str](), None
@@ -192,7 +193,7 @@ def deployment_cost(
             for c in candidates
         )
     return DeploymentCost(
-        alpha=common_alpha({name: _as_given(alpha) for name, alpha in get_alpha(weighted).items()}),
+        alpha=alphas_of(weighted),
         batch_size=len(inputs),
         measured=measured,
         norms=folding.norms,
@@ -203,9 +204,15 @@ def deployment_cost(
     )
 
 
-def _example_weighted_copy(
+def alphas_of(model: nn.Module) -> ModelAlpha:
+    """A model's α as they were given, not as float32 holds them."""
+    return common_alpha({name: _as_given(alpha) for name, alpha in get_alpha(model).items()})
+
+
+def example_weighted_copy(
     model: nn.Module, alpha: Alpha | Mapping[str, Alpha], exclude: Collection[str], skip_unknown: bool
 ) -> nn.Module:
+    """A copy that shares the model's weights, patched as ``deployment_cost`` says."""
     twin = stock_copy(model)
     if not isinstance(alpha, Mapping) and (tuned := get_alpha(model)):
         alpha = dict.fromkeys(tuned, alpha)
@@ -299,7 +306,7 @@ def _peak_bytes(model: nn.Module, run: Callable[[], object], inputs: Tensor) -> 
 
 
 def _as_given(alpha: LayerAlpha) -> LayerAlpha:
-    """Not as float32 holds it."""
+    """One number, or one a channel."""
     return [_decimal(a) for a in alpha] if isinstance(alpha, list) else _decimal(alpha)
 
 

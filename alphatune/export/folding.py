@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,13 +55,16 @@ class FoldedNorm(nn.Module):
         return drop_and_act(self, x)
 
 
-def fold(model: nn.Module) -> Folding:
+def fold(model: nn.Module, *, keep: Collection[str] = ()) -> Folding:
     """Fold what can be folded, in a copy in eval mode.
 
     A norm layer is folded if it is of a kind that ``patch_`` knows, without
     channel groups, and normalises by moving averages what one convolution, used
     nowhere else, has put out. α is left out: the folded model is the unpatched
     one. The copy shares all other tensors with the original.
+
+    Args:
+        keep: names of norm layers to leave alone.
 
     Raises:
         UnsupportedModelError: the model cannot be copied.
@@ -81,7 +84,10 @@ def fold(model: nn.Module) -> Folding:
         for node, norm in graph.calls.items():
             if norm in norms:
                 conv = graph.calls.get(_input_of(node))
-                kept[norms[norm]] = reason = _obstacle(graph, node, norm, conv, calls)
+                reason = (
+                    "it was to be kept" if norms[norm] in keep else _obstacle(graph, node, norm, conv, calls)
+                )
+                kept[norms[norm]] = reason
                 if isinstance(conv, _ConvNd) and not reason:
                     pairs.append((conv, norm))
     for conv, norm in pairs:

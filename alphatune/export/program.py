@@ -1,8 +1,9 @@
 """A model as one graph of plain torch operations: the ``pt2`` file, and what ONNX is made from.
 
 torch.export runs the model once on symbols and writes down every operation.
-Example-weighted layers go through their plain operations then (kernels/dispatch.py), so
-the graph knows nothing of alphatune; a layer at α = 0 is the stock BatchNorm.
+Example-weighted layers go through plain operations then, in few passes (kernels/graph.py) or
+as they are in PyTorch (kernels/dispatch.py), so that the graph knows nothing of alphatune; a
+layer at α = 0 is the stock BatchNorm.
 
 The graph takes images (N, C, H, W) and gives the logits, or what a model gives in
 their place (probabilities): what else it returns, an auxiliary head's output say, is left out.
@@ -15,7 +16,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from alphatune.evaluation.predictor import evaluation_mode
 from alphatune.evaluation.reading import output_of
 from alphatune.export.agreement import Run
 from alphatune.kernels.dispatch import use_kernel
+from alphatune.kernels.graph import is_accurate, norm_for_torch
 from alphatune.models.temperature import get_temperature
+from alphatune.norms.patching import example_weighted_layers
 
 #: more than one, or the batch would be frozen at it
 EXAMPLES = 2
@@ -50,20 +53,25 @@ class _Logits(nn.Module):
 
 
 def export_program(
-    model: nn.Module, input_size: tuple[int, int, int], *, dynamic_size: bool
+    model: nn.Module,
+    input_size: tuple[int, int, int],
+    *,
+    dynamic_size: bool,
+    norm: Callable[..., Tensor] = norm_for_torch,
 ) -> ExportedProgram:
     """Trace a model in eval mode, for batches of any number of images.
 
     Args:
         input_size: (C, H, W) of an image.
         dynamic_size: leave height and width open as well.
+        norm: what computes example-weighted layers, of kernels/graph.py.
 
     Raises:
         UnsupportedModelError: torch.export cannot follow the model, or only for fixed sizes.
     """
     images = torch.rand((EXAMPLES, *input_size), generator=torch.Generator().manual_seed(0))
     dims = {0: Dim.DYNAMIC} | ({2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if dynamic_size else {})
-    with evaluation_mode(model), use_kernel("eager"), quiet():
+    with evaluation_mode(model), use_kernel("eager"), _few_passes(model, norm), quiet():
         plain = get_temperature(model) == 1 and torch.is_tensor(model(images))
         root = model if plain else _Logits(model).eval()
         try:
@@ -78,6 +86,24 @@ def export_program(
             for node in module.graph.nodes:
                 node.meta.pop("stack_trace", None)  # lines of code, with the paths of this machine
     return program
+
+
+@contextlib.contextmanager
+def _few_passes(model: nn.Module, norm: Callable[..., Tensor]) -> Iterator[None]:
+    """Layers whose numbers allow it are computed in few passes for the time of a ``with`` block."""
+    layers = [
+        layer
+        for _, layer in example_weighted_layers(model)
+        if layer.num_groups is None
+        and is_accurate(layer.running_mean, layer.running_var, layer.alpha, layer.eps)
+    ]
+    try:
+        for layer in layers:
+            layer.norm_in_graph = norm
+        yield
+    finally:
+        for layer in layers:
+            del layer.norm_in_graph
 
 
 def write_program(program: ExportedProgram, path: Path, record: Mapping[str, str]) -> None:

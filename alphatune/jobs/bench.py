@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +16,15 @@ from alphatune.core.errors import ConfigurationError, ResourceError, is_out_of_m
 from alphatune.core.progress import Meter, ShowProgress, as_meter
 from alphatune.data.preprocessing import parse_numbers
 from alphatune.export.deployment import DeploymentCost, deployment_cost
+from alphatune.export.graph_cost import graph_costs
+from alphatune.export.layer_costs import LayerCosts, layer_costs
+from alphatune.export.onnx import require_onnx
 from alphatune.jobs.describe import describe_source
 from alphatune.jobs.opening import DTYPES, OpenedModel, digits, open_model
 from alphatune.models.probe import Probe, probe
 from alphatune.models.running_stats_check import require_health
 from alphatune.norms.patching import Alpha, get_alpha
-from alphatune.norms.survey import survey
+from alphatune.norms.survey import moving_averages, survey
 from alphatune.reports.deployment import bench_document
 from alphatune.reports.file import check_file, write_file
 from alphatune.reports.result import environment
@@ -33,6 +36,8 @@ from alphatune.tuning.remarks import remark_on_inactive
 #: α of a model that has none of its own
 USUAL_ALPHA = 0.05
 MOST_IMAGES = 2**20
+#: of ``seconds``, for each kind of layers
+LAYER_SHARE = 0.2
 #: distance of the quartiles, in units of the median, above which timings are called unsteady
 UNSTEADY = 0.5
 
@@ -54,6 +59,7 @@ def run_bench(settings: BenchSettings, progress: ShowProgress = None) -> BenchDo
         raise ConfigurationError(f"unknown dtype {settings.dtype!r}", f"one of: {', '.join(DTYPES)}")
     if not (settings.seconds > 0 and math.isfinite(settings.seconds)):
         raise ConfigurationError(f"`seconds` must be positive, got {settings.seconds:g}")
+    _check_runtime(settings)
     settings = _of_any_channels(settings)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     with _threads(settings.threads):
@@ -62,15 +68,13 @@ def run_bench(settings: BenchSettings, progress: ShowProgress = None) -> BenchDo
         seen = probe(opened.module, opened.preprocessing.input_size, opened.device, wanted=settings.logits)
         if settings.channels_last:
             opened.module.to(memory_format=torch.channels_last)
-        costs = []
         meter = as_meter(progress)
         meter.begin("timing", round(1000 * settings.seconds) * len(sizes), "")
-        for place, size in enumerate(sizes):
-            meter.phase(f"timing batches of {size}")
-            costs.append(_cost(settings, opened, size, meter))
-            meter.expect(round(1000 * settings.seconds) * (len(sizes) - place - 1))
+        costs = _costs(settings, opened, sizes, meter)
+        layers = _layer_costs(settings, opened, seen, sizes, meter) if settings.per_layer else ()
         document = bench_document(
             costs,
+            layers,
             model=describe_source(opened),
             env=environment(opened.device, DTYPES[settings.dtype]).extended(
                 BenchEnvironment,
@@ -78,6 +82,7 @@ def run_bench(settings: BenchSettings, progress: ShowProgress = None) -> BenchDo
                 channels_last=settings.channels_last,
                 seconds=settings.seconds,
                 seed=settings.seed,
+                runtime=costs[0].runtime,
             ),
             warnings=[
                 *_warnings(opened, seen),
@@ -102,22 +107,82 @@ def parse_batch_sizes(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(sizes))
 
 
-def _cost(settings: BenchSettings, opened: OpenedModel, size: int, meter: Meter) -> DeploymentCost:
+def _costs(
+    settings: BenchSettings, opened: OpenedModel, sizes: Sequence[int], meter: Meter
+) -> Sequence[DeploymentCost]:
+    """One for each batch size."""
     alpha: Alpha | dict[str, Alpha] = USUAL_ALPHA if settings.alpha is None else settings.alpha
     if settings.alpha is None and (own := get_alpha(opened.module)):
         alpha = {name: torch.tensor(value) for name, value in own.items()}
-    return deployment_cost(
-        opened.module,
-        _random_inputs(opened, size, settings),
-        alpha=alpha,
-        budget_seconds=settings.seconds,
-        kernels=None,
-        dtype=DTYPES[settings.dtype],
-        torch_compile=settings.compile,
-        exclude=settings.exclude,
-        skip_unknown=settings.skip_unknown,
-        spent=lambda seconds: meter.add(round(1000 * seconds)),
+
+    def spent(seconds: float) -> None:
+        meter.add(round(1000 * seconds))
+
+    if settings.runtime == "onnx":
+        return graph_costs(
+            opened.module,
+            opened.preprocessing.input_size,
+            sizes,
+            alpha=alpha,
+            seconds=settings.seconds,
+            exclude=settings.exclude,
+            skip_unknown=settings.skip_unknown,
+            spent=spent,
+        )
+    costs = []
+    for place, size in enumerate(sizes):
+        meter.phase(f"timing batches of {size}")
+        cost = deployment_cost(
+            opened.module,
+            _random_inputs(opened, size, settings),
+            alpha=alpha,
+            budget_seconds=settings.seconds,
+            kernels=None,
+            dtype=DTYPES[settings.dtype],
+            torch_compile=settings.compile,
+            exclude=settings.exclude,
+            skip_unknown=settings.skip_unknown,
+            spent=spent,
+        )
+        costs.append(cost)
+        meter.expect(round(1000 * settings.seconds) * (len(sizes) - place - 1))
+    return costs
+
+
+def _layer_costs(
+    settings: BenchSettings, opened: OpenedModel, seen: Probe, sizes: Sequence[int], meter: Meter
+) -> tuple[LayerCosts, ...]:
+    """One for each batch size."""
+    meter.begin("timing layers", None, "")
+    averages = {name: moving_averages(opened.module.get_submodule(name)) for name in seen.layers}
+    shapes = {name: (len(pair[0]), *seen.layers[name].spatial) for name, pair in averages.items() if pair}
+    alpha = USUAL_ALPHA if settings.alpha is None else settings.alpha
+    return tuple(
+        layer_costs(
+            opened.module,
+            shapes,
+            opened.preprocessing.input_size,
+            size,
+            runtime=settings.runtime,
+            alpha=alpha or USUAL_ALPHA,
+            seconds=settings.seconds * LAYER_SHARE,
+            seed=settings.seed,
+            exclude=settings.exclude,
+            skip_unknown=settings.skip_unknown,
+            spent=lambda seconds: meter.add(round(1000 * seconds)),
+        )
+        for size in sizes
     )
+
+
+def _check_runtime(settings: BenchSettings) -> None:
+    """Raise ConfigurationError for what onnxruntime on the CPU does not do."""
+    if settings.runtime == "torch":
+        return
+    for name, only in (("dtype", "float32"), ("compile", False), ("channels_last", False)):
+        if getattr(settings, name) != only:
+            raise ConfigurationError(f"`{name}` does not go with `runtime=onnx`")
+    require_onnx()
 
 
 def _random_inputs(opened: OpenedModel, size: int, settings: BenchSettings) -> Tensor:
@@ -165,7 +230,7 @@ def _busy(device: torch.device, load: float) -> list[str]:
     ]
 
 
-def _unsteady(costs: list[DeploymentCost]) -> list[str]:
+def _unsteady(costs: Sequence[DeploymentCost]) -> list[str]:
     timings = [m.timing for cost in costs for m in cost.measured]
     spread = max((t.high - t.low) / t.median for t in timings)
     if spread <= UNSTEADY:

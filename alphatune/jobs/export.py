@@ -17,7 +17,7 @@ from alphatune.jobs.preparation import Say
 from alphatune.models.output import staged
 from alphatune.models.temperature import get_temperature
 from alphatune.models.weights_file import write_weights
-from alphatune.reports.export import describe_check, describe_files
+from alphatune.reports.export import describe_check, describe_files, describe_timing
 from alphatune.reports.result import environment
 from alphatune.results.environment import SeededEnvironment
 from alphatune.results.export import (
@@ -79,6 +79,7 @@ def run_export(
         ),
         export=_describe(job, checked),
         check=describe_check(images, checked.agreements, settings.tolerance),
+        timing=describe_timing(settings.format, checked.latencies),
         env=environment(job.opened.device, torch.float32).extended(SeededEnvironment, seed=settings.seed),
         warnings=(*job.warnings, *checked.warnings),
     )

@@ -159,6 +159,8 @@ def _check_settings(settings: ExportSettings) -> None:
         )
     if not (0 <= settings.tolerance < math.inf):
         raise ConfigurationError(f"`tolerance` must be a number from 0, got {settings.tolerance:g}")
+    if not (0 <= settings.seconds < math.inf):
+        raise ConfigurationError(f"`seconds` must be a number from 0, got {settings.seconds:g}")
     names = (settings.input_name or INPUT, settings.output_name or OUTPUT)
     if "" in (settings.input_name, settings.output_name) or names[0] == names[1]:
         raise ConfigurationError("`input_name` and `output_name` must be two different names")

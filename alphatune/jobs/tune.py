@@ -22,6 +22,8 @@ from alphatune.core.version import VERSION
 from alphatune.data.conditions import Conditions
 from alphatune.data.loading import Batches
 from alphatune.export.deployment import deployment_cost
+from alphatune.export.graph_cost import graph_costs
+from alphatune.export.onnx import require_onnx
 from alphatune.jobs.averages import DescribedAverages, describe_averages, open_averages, replace_averages_
 from alphatune.jobs.conditions import open_conditions
 from alphatune.jobs.custom_score import run_score
@@ -62,6 +64,8 @@ from alphatune.tuning.tune import TuneResult, check_choices, expected_examples, 
 
 #: images, and seconds, of the look at what α costs in deployment
 DEPLOYMENT_BATCH, DEPLOYMENT_SECONDS = 32, 0.5
+#: seconds of the same in an exported graph, which takes longer to make
+GRAPH_SECONDS = 2.0
 
 
 def run_tune(
@@ -102,6 +106,8 @@ def _tune(
     check_output(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings))
     started = time.time_ns()
     gates = open_gates(settings)  # an error in them should not wait for the model
+    if settings.runtime == "onnx":
+        require_onnx()
     resolve_alphas(settings.alphas)
     check_choices(
         settings.metric,
@@ -348,7 +354,8 @@ def _write(
     if result.alpha != result.baseline_alpha:
         meter.phase("timing inference")
         patch_(module, result.alpha, exclude=all_but(module, result.patched))
-        document = structs.replace(document, deployment=_deployment(settings, prepared, result))
+        cost, notes = _deployment(settings, prepared, result)
+        document = structs.replace(document, deployment=cost, warnings=(*document.warnings, *notes))
     stored = _stored(settings, prepared, result, original, conditions)
     document = structs.replace(document, gates=judge(gates, document, stored))
     meter.phase("writing the report")
@@ -384,15 +391,23 @@ def _stored(
     return StoredScores(runs, prepared.batches.examples.classes, thumbnails, examples)
 
 
-def _deployment(settings: TuneSettings, prepared: Prepared, result: TuneResult) -> Deployment | None:
-    """A quick look at what the chosen α costs at inference; ``alphatune bench`` looks closer."""
+def _deployment(
+    settings: TuneSettings, prepared: Prepared, result: TuneResult
+) -> tuple[Deployment | None, tuple[str, ...]]:
+    """A quick look at what the chosen α costs at inference, or why there is none; ``alphatune bench`` looks closer."""
     opened = prepared.opened
     size = min(prepared.batches.batch_size, DEPLOYMENT_BATCH)
-    generator = torch.Generator().manual_seed(settings.seed)
-    images = torch.randn(size, *opened.preprocessing.input_size, generator=generator).to(opened.device)
-    if settings.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
+    input_size = opened.preprocessing.input_size
     try:
+        if settings.runtime == "onnx":
+            (cost,) = graph_costs(
+                opened.module, input_size, [size], alpha=result.alpha, seconds=GRAPH_SECONDS
+            )
+            return cost_summary(cost), ()
+        generator = torch.Generator().manual_seed(settings.seed)
+        images = torch.randn(size, *input_size, generator=generator).to(opened.device)
+        if settings.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         cost = deployment_cost(
             opened.module,
             images,
@@ -401,9 +416,9 @@ def _deployment(settings: TuneSettings, prepared: Prepared, result: TuneResult) 
             kernels=(result.kernel,),
             dtype=DTYPES[settings.dtype],
         )
-    except AlphatuneError:  # a model that cannot be copied, say: the result stands without it
-        return None
-    return cost_summary(cost)
+    except AlphatuneError as error:  # a model that cannot be copied, say: the result stands without it
+        return None, (f"what α costs at inference was not measured: {error.message}",)
+    return cost_summary(cost), ()
 
 
 def _below(positions: int, seen: Probe, layers: tuple[NormLayer, ...]) -> set[str]:

@@ -70,6 +70,7 @@ class ExampleWeighted(nn.Module):
     stock: ClassVar[type[nn.Module]]  # the class that this one stands for
     unpatched_alpha: ClassVar[float] = 0.0
     num_groups: Any = None  # an int in layers with channel groups
+    norm_in_graph: Callable[..., Tensor] | None = None  # of kernels/graph.py, while the layer is exported
     eps: float
     alpha: Tensor
     weighs_example: bool
@@ -148,17 +149,17 @@ class ExampleWeighted(nn.Module):
 
     def weigh(self, x: Tensor, act: str | None) -> Tensor:
         """Normalise (N, C, *) by the mixed moments, then apply an activation of ``kernels.activate``."""
-        return example_weighted_norm(
-            x,
+        numbers = (
             self.running_mean,
             self.running_var,
             self.weight,
             self.bias,
             self.alpha_beside(x),
             self.eps,
-            self.num_groups,
-            act,
         )
+        if self.norm_in_graph is not None and x.ndim > 2 and x.dtype == torch.float32:
+            return activate(self.norm_in_graph(x, *numbers), act)
+        return example_weighted_norm(x, *numbers, self.num_groups, act)
 
     def alpha_beside(self, x: Tensor) -> Tensor:
         """α on the device of ``x``, where it is but for an input on the meta device."""

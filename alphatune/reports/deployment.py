@@ -7,16 +7,31 @@ from typing import cast
 
 from alphatune.core.version import VERSION
 from alphatune.export.deployment import DeploymentCost
-from alphatune.results.bench import BenchDocument, Deployment, Folding, UnfoldedLayer, VariantTiming
+from alphatune.export.layer_costs import LayerCosts as Layers
+from alphatune.results.bench import (
+    BenchDocument,
+    Deployment,
+    Folding,
+    LayerCosts,
+    LayerKindCost,
+    LayerSetCost,
+    UnfoldedLayer,
+    VariantTiming,
+)  # fmt: skip
 from alphatune.results.environment import BenchEnvironment
 from alphatune.results.model import Source
 from alphatune.results.values import Kernel
 
 
 def bench_document(
-    costs: Sequence[DeploymentCost], *, model: Source, env: BenchEnvironment, warnings: Sequence[str]
+    costs: Sequence[DeploymentCost],
+    layers: Sequence[Layers] = (),
+    *,
+    model: Source,
+    env: BenchEnvironment,
+    warnings: Sequence[str],
 ) -> BenchDocument:
-    """The result of ``alphatune bench``: one cost a batch size."""
+    """The result of ``alphatune bench``: one cost a batch size, and those of layers if they were asked for."""
     return BenchDocument(
         alphatune=VERSION,
         model=model,
@@ -24,7 +39,23 @@ def bench_document(
         results=tuple(timing for cost in costs for timing in _timings(cost)),
         folded=_folding(costs),
         cost=tuple(map(cost_summary, costs)),
+        layers=tuple(map(_layers, layers)),
         warnings=tuple(dict.fromkeys([*warnings, *(w for cost in costs for w in cost.warnings)])),
+    )
+
+
+def _layers(costs: Layers) -> LayerCosts:
+    return LayerCosts(
+        batch_size=costs.batch_size,
+        folded_s=costs.folded_s,
+        kinds=tuple(
+            LayerKindCost(layers=kind.layers, shape=kind.shape, share=kind.share) for kind in costs.kinds
+        ),
+        everywhere=costs.everywhere,
+        sets=tuple(
+            LayerSetCost(layers=each.layers, predicted=each.predicted, measured=each.measured)
+            for each in costs.sets
+        ),
     )
 
 
@@ -37,6 +68,7 @@ def cost_summary(cost: DeploymentCost) -> Deployment:
         ratio_to_plain=cost.ratio_to_plain,
         ratio_to_folded=cost.ratio_to_folded,
         ratio_compiled=cost.ratio_compiled,
+        runtime=cost.runtime,
     )
 
 

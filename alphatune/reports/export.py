@@ -7,7 +7,8 @@ from pathlib import Path
 
 from alphatune.core.hashing import sha256
 from alphatune.export.agreement import Agreement as Measured
-from alphatune.results.export import Agreement, Check, CheckImages, ExportedFile
+from alphatune.export.latency import Latency
+from alphatune.results.export import Agreement, Check, CheckImages, ExportedFile, GraphTiming
 
 
 def describe_check(
@@ -21,6 +22,21 @@ def describe_check(
         tolerance=tolerance,
         largest_difference=max(agreement.largest_difference for _, agreement in agreements),
         results=tuple(_row(reader, agreement) for reader, agreement in agreements),
+    )
+
+
+def describe_timing(format: str, latencies: Sequence[Latency]) -> tuple[GraphTiming, ...]:
+    """What a graph takes beside that of the folded network."""
+    return tuple(
+        GraphTiming(
+            runtime="onnxruntime" if format == "onnx" else "torch",
+            threads=latency.threads,
+            batch_size=latency.batch_size,
+            median_s=latency.weighted.median,
+            folded_s=latency.folded.median,
+            ratio_to_folded=latency.ratio,
+        )
+        for latency in latencies
     )
 
 

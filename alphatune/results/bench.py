@@ -10,7 +10,9 @@ from alphatune.results.alpha import ModelAlpha
 from alphatune.results.document import Part, VersionedDocument
 from alphatune.results.environment import BenchEnvironment
 from alphatune.results.model import Source
-from alphatune.results.values import Count, Kernel, NonNegative, Positive, Size, Warnings
+from alphatune.results.values import Count, Kernel, Names, NonNegative, Number, Positive, Size, Warnings
+
+Runtime = Literal["torch", "onnxruntime"]
 
 
 class Deployment(Part, frozen=True, kw_only=True):
@@ -22,6 +24,7 @@ class Deployment(Part, frozen=True, kw_only=True):
     ratio_to_plain: Positive
     ratio_to_folded: Positive | None
     ratio_compiled: Positive | None = None
+    runtime: Runtime = "torch"
 
 
 class VariantTiming(Part, frozen=True, kw_only=True):
@@ -57,6 +60,32 @@ class Folding(Part, frozen=True, kw_only=True):
     kept: tuple[UnfoldedLayer, ...]
 
 
+class LayerKindCost(Part, frozen=True, kw_only=True):
+    """Layers of one shape in the same place of a block; share is what each adds, in multiples of the folded time."""
+
+    layers: Annotated[Names, Meta(min_length=1)]
+    shape: tuple[Size, ...]
+    share: Number
+
+
+class LayerSetCost(Part, frozen=True, kw_only=True):
+    """A random set of layers: its time in multiples of the folded network's, added up and measured."""
+
+    layers: Names
+    predicted: Number
+    measured: Positive
+
+
+class LayerCosts(Part, frozen=True, kw_only=True):
+    """What α costs layer by layer for batches of one size; everywhere: α in all layers."""
+
+    batch_size: Size
+    folded_s: Positive
+    kinds: Annotated[tuple[LayerKindCost, ...], Meta(min_length=1)]
+    everywhere: Positive
+    sets: tuple[LayerSetCost, ...]
+
+
 class BenchDocument(VersionedDocument, frozen=True, kw_only=True):
     """Times of a model on one machine; "_s" are seconds per batch, low and high the quartiles."""
 
@@ -66,4 +95,5 @@ class BenchDocument(VersionedDocument, frozen=True, kw_only=True):
     results: Annotated[tuple[VariantTiming, ...], Meta(min_length=1)]
     folded: Folding
     cost: Annotated[tuple[Deployment, ...], Meta(min_length=1)]
+    layers: tuple[LayerCosts, ...] = ()
     warnings: Warnings

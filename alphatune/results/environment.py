@@ -65,6 +65,7 @@ class BenchEnvironment(Environment, frozen=True, kw_only=True):
     channels_last: bool
     seconds: Positive
     seed: Count
+    runtime: Literal["torch", "onnxruntime"] = "torch"
 
 
 class TrainEnvironment(Environment, frozen=True, kw_only=True):

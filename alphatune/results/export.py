@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from alphatune.results.alpha import ModelAlpha
+from alphatune.results.bench import Runtime
 from alphatune.results.data import Preprocessing
 from alphatune.results.document import Part, VersionedDocument
 from alphatune.results.environment import SeededEnvironment
@@ -95,6 +96,17 @@ class Check(Part, frozen=True, kw_only=True):
     results: Annotated[tuple[Agreement, ...], Meta(min_length=1)]
 
 
+class GraphTiming(Part, frozen=True, kw_only=True):
+    """Seconds a batch of the graph, and of that of the folded network, in one runtime on a CPU: medians."""
+
+    runtime: Runtime
+    threads: Size
+    batch_size: Size
+    median_s: Positive
+    folded_s: Positive
+    ratio_to_folded: Positive
+
+
 class ExportDocument(VersionedDocument, frozen=True, kw_only=True):
     """What was written, and how near it comes to the tuned model; "check" is null where nothing had to be run."""
 
@@ -102,5 +114,6 @@ class ExportDocument(VersionedDocument, frozen=True, kw_only=True):
     model: ExportedModel
     export: ProgramExport | OnnxExport | WeightsExport | HubExport
     check: Check | None
+    timing: tuple[GraphTiming, ...] = ()
     env: SeededEnvironment
     warnings: Warnings

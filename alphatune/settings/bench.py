@@ -5,7 +5,16 @@ from typing import Annotated, ClassVar, Literal
 
 from alphatune.settings.model import ModelSettings
 from alphatune.settings.option import OUTPUT, RUNNING, TUNING, Option
-from alphatune.settings.running import BATCH_SIZE, CHANNELS_LAST, COMPILE, DTYPE, EXCLUDE, SEED, SKIP_UNKNOWN
+from alphatune.settings.running import (
+    BATCH_SIZE,
+    CHANNELS_LAST,
+    COMPILE,
+    DTYPE,
+    EXCLUDE,
+    RUNTIME,
+    SEED,
+    SKIP_UNKNOWN,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +36,15 @@ class BenchSettings(ModelSettings):
     skip_unknown: Annotated[bool, SKIP_UNKNOWN] = False
     dtype: Annotated[Literal["float32", "float16", "bfloat16"], DTYPE] = "float32"
     batch_size: Annotated[str, BATCH_SIZE.but(help="Batch sizes to time.", metavar="LIST")] = "1,32"
+    runtime: Annotated[Literal["torch", "onnx"], RUNTIME.but(common=True)] = "torch"
+    per_layer: Annotated[
+        bool,
+        Option(
+            common=True,
+            help="Also time what alpha costs in each kind of layer; with --runtime onnx that takes minutes.",
+            group=RUNNING,
+        ),
+    ] = False
     channels_last: Annotated[bool, CHANNELS_LAST] = False
     compile: Annotated[bool, COMPILE] = False
     threads: Annotated[

@@ -117,5 +117,14 @@ class ExportSettings(ModelSettings, ImageSettings):
             metavar="E",
         ),
     ] = 1e-3
+    seconds: Annotated[
+        float,
+        Option(
+            help="Seconds per batch size to time the graph beside that of the folded network; 0: not at all.",
+            group=CHECK,
+            metavar="S",
+            applies_to=("onnx", "pt2"),
+        ),
+    ] = 2.0
     seed: Annotated[int, SEED.but(help="Random seed for drawing the images.", group=CHECK)] = 0
     device: Annotated[str, DEVICE] = "cpu"

@@ -22,6 +22,13 @@ VAL_FRACTION = Option(
     metavar="F",
     applies_to=IMAGES,
 )
+LIMIT = Option(
+    common=True,
+    help="Use a random sample of N examples, stratified by class.",
+    group=DATA,
+    metavar="N",
+    applies_to=IMAGES,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +83,7 @@ class ImageSettings:
             applies_to=IMAGES,
         ),
     ] = None
-    limit: Annotated[
-        int | None,
-        Option(
-            common=True,
-            help="Use a random sample of N examples, stratified by class.",
-            group=DATA,
-            metavar="N",
-            applies_to=IMAGES,
-        ),
-    ] = None
+    limit: Annotated[int | None, LIMIT] = None
     decoder: Annotated[
         Literal["pil", "torchcodec"],
         Option(

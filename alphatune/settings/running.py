@@ -24,6 +24,10 @@ BATCH_SIZE = Option(
 )
 DTYPE = Option(help="float16 and bfloat16 mean autocast.", group=RUNNING)
 CHANNELS_LAST = Option(help="Use the channels-last memory format.", group=RUNNING, applies_to=IMAGES)
+RUNTIME = Option(
+    help="Where inference is timed: torch, or onnx: the graph that export writes, in onnxruntime on the CPU.",
+    group=RUNNING,
+)
 COMPILE = Option(
     help="Run the model through torch.compile, on CUDA with CUDA graphs; takes a minute to start.",
     group=RUNNING,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from alphatune.settings.images import DATA_OPTION, VAL_FRACTION, ImageSettings, LabelSettings
+from alphatune.settings.images import DATA_OPTION, LIMIT, VAL_FRACTION, ImageSettings, LabelSettings
 from alphatune.settings.model import DEVICE, MODEL_OPTION, PRETRAINED, ModelSettings
 from alphatune.settings.option import DATA, NORMALISATION, OPTIMISATION, OUTPUT, RUNNING, Option
 from alphatune.settings.running import DTYPE, LOG_TO, SEED, WORKERS
@@ -46,6 +46,10 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
             common=True,
             help="Share of each class to validate on. Default: 0.1 without a validation split.",
         ),
+    ] = None
+    limit: Annotated[
+        int | None,
+        LIMIT.but(help="Train on a random sample of N images, stratified by class; validation stays whole."),
     ] = None
     val_data: Annotated[
         str | None, Option(help="Validate on another folder or archive.", group=DATA, metavar="DATA")

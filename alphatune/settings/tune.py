@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from alphatune.settings.evaluate import EvaluateSettings
 from alphatune.settings.option import AVERAGES, GATES, IMAGES, OUTPUT, TUNING, Option
-from alphatune.settings.running import EXCLUDE, LOG_TO
+from alphatune.settings.running import EXCLUDE, LOG_TO, RUNTIME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,12 +249,13 @@ class TuneSettings(EvaluateSettings):
     max_latency_ratio: Annotated[
         float | None,
         Option(
-            help="Fail if a forward pass takes more than R times that of the plain model.",
+            help="Fail if a forward pass takes more than R times that of the plain model (see --runtime).",
             group=GATES,
             metavar="R",
             affects_result=False,
         ),
     ] = None
+    runtime: Annotated[Literal["torch", "onnx"], RUNTIME.but(applies_to=IMAGES)] = "torch"
     thumbnails: Annotated[
         int,
         Option(

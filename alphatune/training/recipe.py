@@ -75,4 +75,4 @@ def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
 def _within(name: str, value: float, low: float, below: float = float("inf")) -> None:
     if not low <= value < below:
         limits = f"at least {low:g}" if below == float("inf") else f"in [{low:g}, {below:g})"
-        raise ConfigurationError(f"--{name.replace('_', '-')} must be {limits}, got {value:g}")
+        raise ConfigurationError(f"`{name}` must be {limits}, got {value:g}")
