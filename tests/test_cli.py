@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from tiny import tiny
 
 import alphatune
+from alphatune.core.toml import tomllib
 
 COMMON = ("--input-size", "12", "--crop-pct", "1", "--mean", "0.5", "--std", "0.25", "--workers", "0")
 
@@ -206,6 +207,19 @@ def test_min_positions_and_exclude(run: Run, job: list, tmp_path: Path) -> None:
         "tune", *job, "--exclude", "bn1", "-o", tmp_path / "b", "--alphas", "0,0.1", "--format", "json"
     )
     assert json.loads(stdout)["model"]["patched"] == ["bn2"]
+
+
+def test_only_some_layers_take_an_alpha(run: Run, job: list, tmp_path: Path) -> None:
+    words = ["tune", *job, "--alphas", "0,0.1", "--accept", "best", "--format", "json"]
+    _, stdout, _ = run(*words, "--layers", "*2", "-o", tmp_path / "a")
+    result = json.loads(stdout)
+    assert result["model"]["patched"] == ["bn2"]
+    assert "--layers" in result["command_line"]
+    assert tomllib.loads((tmp_path / "a" / "run.toml").read_text())["layers"] == ["*2"]
+    _, stdout, _ = run(*words, "--layers", "bn1", "--layers", "*2", "-o", tmp_path / "b")
+    assert json.loads(stdout)["model"]["patched"] == ["bn1", "bn2"]
+    code, _, err = run(*words, "--layers", "bn1", "--exclude", "bn1", "-o", tmp_path / "c")
+    assert code == 4, err
 
 
 # --- streams and formats ---------------------------------------------------------------------
@@ -487,6 +501,7 @@ def bad_inputs(tmp_path: Path, checkpoint: Path, images: Path) -> dict[str, tupl
         "bad mean": ([*good, "--mean", "red"], 2, "--mean"),
         "bad limit": ([*good, "--limit", "0"], 2, "--limit"),
         "bad exclude": ([*good, "--exclude", "layer9"], 2, "layer9"),
+        "bad layers": ([*good, "--layers", "layer9"], 2, "layers pattern 'layer9' matches no norm layer"),
         "bad kwargs": ([*good, "--model-kwargs", "colour"], 2, "colour"),
         "refused kwargs": ([*good, "--model-kwargs", "colour=1"], 2, "colour"),
         "missing config": ([*good, "--config", tmp_path / "no.toml"], 2, "no.toml"),
@@ -501,7 +516,7 @@ CASES = [
     "model without norms", "unknown norm", "too many classes", "too few classes", "alpha above 1",
     "alpha below 0", "alpha no number", "existing output", "foreign output", "output is a file",
     "unknown metric", "unknown option", "no data", "no model", "unknown device", "absent device",
-    "bad batch size", "bad workers", "bad mean", "bad limit", "bad exclude", "bad kwargs", "refused kwargs",
+    "bad batch size", "bad workers", "bad mean", "bad limit", "bad exclude", "bad layers", "bad kwargs", "refused kwargs",
     "missing config", "wrong input size",
 ]  # fmt: skip
 

@@ -92,7 +92,11 @@ def _show(document: BenchDocument) -> None:
     size = "x".join(map(str, env.input_size))
     title = f"{document.model.source}, images {size}, {env.device}, {env.dtype}"
     title += f", {env.runtime}" if onnx else ""
-    title += f", {env.threads} thread{'s' if env.threads > 1 else ''}" if env.device == "cpu" else f", {env.device_name}"
+    title += (
+        f", {env.threads} thread{'s' if env.threads > 1 else ''}"
+        if env.device == "cpu"
+        else f", {env.device_name}"
+    )
     out = console.stdout()
     out.print(Text(title))
     out.print(console.table("", columns, rows))

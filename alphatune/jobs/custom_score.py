@@ -25,7 +25,7 @@ from alphatune.models.probe import Probe
 from alphatune.models.running_stats_check import require_health
 from alphatune.models.temperature import set_temperature_
 from alphatune.models.weights import weights_of
-from alphatune.norms.patching import all_but, patch_, patched, unpatch_, unpatched_alpha
+from alphatune.norms.patching import all_but, all_but_matching, patch_, patched, unpatch_, unpatched_alpha
 from alphatune.norms.survey import survey
 from alphatune.reports.custom_score import score_document
 from alphatune.reports.folder import write_reports
@@ -88,7 +88,7 @@ def run_score(
                 seed=settings.seed,
                 dtype=DTYPES[settings.dtype],
                 kernel=settings.kernel,
-                exclude=settings.exclude,
+                exclude=(*settings.exclude, *all_but_matching(module, settings.layers)),
                 skip_unknown=settings.skip_unknown,
                 progress=meter,
             )
@@ -119,7 +119,8 @@ def check_settings(settings: TuneSettings) -> None:
 
 def _plan(settings: TuneSettings, opened: OpenedModel) -> ScorePlan:
     module = opened.module
-    with patched(module, exclude=settings.exclude, skip_unknown=settings.skip_unknown) as names:
+    exclude = (*settings.exclude, *all_but_matching(module, settings.layers))
+    with patched(module, exclude=exclude, skip_unknown=settings.skip_unknown) as names:
         require_health(module)
         alphas = resolve_alphas(settings.alphas, unpatched_alpha(module))
     env = environment(opened.device, DTYPES[settings.dtype])

@@ -43,7 +43,7 @@ from alphatune.models.probe import Probe
 from alphatune.models.running_stats_check import require_health
 from alphatune.models.temperature import set_temperature_
 from alphatune.models.weights import weights_of
-from alphatune.norms.patching import all_but, patch_, patched, unpatch_, unpatched_alpha
+from alphatune.norms.patching import all_but, all_but_matching, patch_, patched, unpatch_, unpatched_alpha
 from alphatune.norms.survey import NormLayer, survey
 from alphatune.reports.deployment import cost_summary
 from alphatune.reports.folder import write_reports
@@ -133,7 +133,8 @@ def _tune(
     too_small = _below(settings.min_positions, prepared.probe, layers)
     # Layers that the forward pass leaves out need no consent to be left alone.
     idle = [a.name for a, b in zip(layers, found, strict=False) if a.status != b.status == "unsupported"]
-    exclude = (*settings.exclude, *(glob.escape(name) for name in (*too_small, *idle)))
+    unwanted = all_but_matching(module, settings.layers)
+    exclude = (*settings.exclude, *unwanted, *(glob.escape(name) for name in (*too_small, *idle)))
     with patched(module, exclude=exclude, skip_unknown=settings.skip_unknown) as names:
         if settings.recalibrate is None:  # which is the remedy
             require_health(module)

@@ -57,14 +57,7 @@ def patch_(
     chosen = [
         layer for layer in layers if layer.status in ("patchable", "patched") and not _matches(layer, exclude)
     ]
-    for pattern in exclude:
-        if not any(_matches(layer, (pattern,)) for layer in layers):
-            raise ConfigurationError(
-                f"exclude pattern {pattern!r} matches no norm layer",
-                did_you_mean(
-                    pattern, [layer.name for layer in layers], "`alphatune inspect` lists the names"
-                ),
-            )
+    _require_matches("exclude", exclude, layers)
     if not chosen:
         raise UnsupportedModelError(*_nothing_to_patch(layers))
     modules = dict(model.named_modules())
@@ -180,6 +173,28 @@ def all_but(model: nn.Module, names: Collection[str]) -> tuple[str, ...]:
     """What to exclude so that ``patch_`` takes the named layers, by any of their names, and no other."""
     layers = [layer for layer in survey(model) if not {layer.name, *layer.aliases} & set(names)]
     return tuple(escape(layer.name) for layer in layers)
+
+
+def all_but_matching(model: nn.Module, patterns: Collection[str]) -> tuple[str, ...]:
+    """What to exclude so that ``patch_`` takes only layers that match a name or glob; nothing without any.
+
+    Raises:
+        ConfigurationError: a name or glob that matches nothing.
+    """
+    layers = survey(model)
+    _require_matches("layers", patterns, layers)
+    return tuple(escape(layer.name) for layer in layers if patterns and not _matches(layer, patterns))
+
+
+def _require_matches(what: str, patterns: Collection[str], layers: Sequence[NormLayer]) -> None:
+    for pattern in patterns:
+        if not any(_matches(layer, (pattern,)) for layer in layers):
+            raise ConfigurationError(
+                f"{what} pattern {pattern!r} matches no norm layer",
+                did_you_mean(
+                    pattern, [layer.name for layer in layers], "`alphatune inspect` lists the names"
+                ),
+            )
 
 
 def _matches(layer: NormLayer, patterns: Collection[str]) -> bool:

@@ -136,6 +136,14 @@ class TuneSettings(EvaluateSettings):
             applies_to=IMAGES,
         ),
     ] = False
+    layers: Annotated[
+        tuple[str, ...],
+        Option(
+            help="Norm layers that may take an alpha, e.g. 'layer4.*'; repeatable. Default: all.",
+            group=TUNING,
+            metavar="GLOB",
+        ),
+    ] = ()
     exclude: Annotated[tuple[str, ...], EXCLUDE] = ()
     min_positions: Annotated[
         int,

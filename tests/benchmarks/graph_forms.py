@@ -85,6 +85,7 @@ def main() -> None:
     for name in args.networks.split(","):
         with tempfile.TemporaryDirectory() as folder:
             runs, differences = _runs(name, Path(folder))
+            print(f"{name}: exported", flush=True)
             for size in sizes:
                 images = torch.randn(size, 3, NETWORKS[name][1], NETWORKS[name][1])
                 timed = interleave(
@@ -113,6 +114,20 @@ def main() -> None:
     print(
         f"{platform.machine()}, one thread, torch {torch.__version__}, onnxruntime {onnxruntime.__version__}"
     )
+    _print_tables(rows)
+
+
+def _print_tables(rows: list[dict[str, Any]]) -> None:
+    """As docs/benchmarks/graph-forms.md has them: one row a form, one column a network and batch size."""
+    for runtime in ("onnxruntime", "pt2"):
+        ratios = {(r["network"], r["batch"], r["form"]): r["ratio"] for r in rows if r["runtime"] == runtime}
+        columns = list(dict.fromkeys((network, batch) for network, batch, _ in ratios))
+        forms = list(dict.fromkeys(form for *_, form in ratios if form != "folded"))
+        print(f"\n|{runtime}|" + "|".join(f"{network}, {batch}" for network, batch in columns) + "|")
+        print("|---|" + "---:|" * len(columns))
+        for form in forms:
+            cells = "|".join(f"{ratios[network, batch, form]:.2f}" for network, batch in columns)
+            print(f"|{form}|{cells}|")
 
 
 def _runs(
