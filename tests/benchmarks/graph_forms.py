@@ -107,10 +107,10 @@ def main() -> None:
                         }
                     )
                     print(*rows[-1].values(), flush=True)
-    with args.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        with args.output.open("w", newline="") as file:  # after every network
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
     print(
         f"{platform.machine()}, one thread, torch {torch.__version__}, onnxruntime {onnxruntime.__version__}"
     )
