@@ -85,7 +85,7 @@ def fold(model: nn.Module, *, keep: Collection[str] = ()) -> Folding:
             if norm in norms:
                 conv = graph.calls.get(_input_of(node))
                 reason = (
-                    "it was to be kept" if norms[norm] in keep else _obstacle(graph, node, norm, conv, calls)
+                    "kept on request" if norms[norm] in keep else _obstacle(graph, node, norm, conv, calls)
                 )
                 kept[norms[norm]] = reason
                 if isinstance(conv, _ConvNd) and not reason:

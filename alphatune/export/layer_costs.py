@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from alphatune.core.errors import UnsupportedModelError
 from alphatune.core.timing import Timing, interleave, ratio
-from alphatune.evaluation.predictor import evaluation_mode
 from alphatune.export.agreement import Run
 from alphatune.export.deployment import example_weighted_copy
 from alphatune.export.folding import fold
@@ -157,9 +156,11 @@ def _place(name: str) -> str:
 
 
 def _in_torch(network: nn.Module) -> Run:
+    network.eval()  # here, not in what is timed
+
+    @torch.no_grad()
     def run(images: Tensor) -> Tensor:
-        with evaluation_mode(network):
-            output: Tensor = network(images)
+        output: Tensor = network(images)
         return output
 
     return run

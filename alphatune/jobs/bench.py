@@ -36,7 +36,7 @@ from alphatune.tuning.remarks import remark_on_inactive
 #: α of a model that has none of its own
 USUAL_ALPHA = 0.05
 MOST_IMAGES = 2**20
-#: of ``seconds``, for each kind of layers
+#: share of ``seconds`` for which each kind of layer is timed
 LAYER_SHARE = 0.2
 #: distance of the quartiles, in units of the median, above which timings are called unsteady
 UNSTEADY = 0.5

@@ -10,11 +10,11 @@ here the raw moments are mixed, as the paper's Eq. 3 has them,
 
 which leaves two sums and one pass that applies both moments, γ and β.
 
-The difference of squares loses digits. Written as in moments.py the variance
-has a term α(1−α)(μᵢ − m)² and another (1−α)·v, so that it is at least a share
-1−α of what a large μᵢ adds to E[x²], and that m adds is at most m²/v of it: the
-variance is known to about 1/(1−α) + m²/v units of the last place. Layers where
-that is more than ``MOST_LOST`` keep the centred form.
+The difference of squares loses digits. The variance contains α(1−α)(μᵢ − m)²
+and (1−α)·v (moments.py). So a large μᵢ adds at most 1/(1−α) times the variance to
+E[x²], and m adds about m²/v times. The variance is known to about
+1/(1−α) + m²/v units in the last place. Layers where that is more than
+``MOST_LOST`` keep the centred form.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: units of the last place of the variance that may be lost: as much as one part in 80 000
+#: units in the last place that the variance may lose: about one part in 80 000
 MOST_LOST = 100.0
 
 

@@ -10,9 +10,17 @@ from alphatune.results.alpha import ModelAlpha
 from alphatune.results.document import Part, VersionedDocument
 from alphatune.results.environment import BenchEnvironment
 from alphatune.results.model import Source
-from alphatune.results.values import Count, Kernel, Names, NonNegative, Number, Positive, Size, Warnings
-
-Runtime = Literal["torch", "onnxruntime"]
+from alphatune.results.values import (
+    Count,
+    Kernel,
+    Names,
+    NonNegative,
+    Number,
+    Positive,
+    Runtime,
+    Size,
+    Warnings,
+)
 
 
 class Deployment(Part, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from alphatune.results.document import Part
-from alphatune.results.values import Count, Dtype, Kernel, NonNegative, Positive, Size
+from alphatune.results.values import Count, Dtype, Kernel, NonNegative, Positive, Runtime, Size
 
 
 class Environment(Part, frozen=True, kw_only=True):
@@ -65,7 +65,7 @@ class BenchEnvironment(Environment, frozen=True, kw_only=True):
     channels_last: bool
     seconds: Positive
     seed: Count
-    runtime: Literal["torch", "onnxruntime"] = "torch"
+    runtime: Runtime = "torch"
 
 
 class TrainEnvironment(Environment, frozen=True, kw_only=True):

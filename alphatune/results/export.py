@@ -7,12 +7,11 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from alphatune.results.alpha import ModelAlpha
-from alphatune.results.bench import Runtime
 from alphatune.results.data import Preprocessing
 from alphatune.results.document import Part, VersionedDocument
 from alphatune.results.environment import SeededEnvironment
 from alphatune.results.model import Source
-from alphatune.results.values import Count, NonNegative, Positive, Sha256, Size, Text, Warnings
+from alphatune.results.values import Count, NonNegative, Positive, Runtime, Sha256, Size, Text, Warnings
 
 Axis = Literal["batch", "height", "width"] | Size
 

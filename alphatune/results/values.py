@@ -26,6 +26,8 @@ Open = dict[str, Any]
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Kernel = Literal["eager", "compiled", "triton"]
+#: where inference was timed
+Runtime = Literal["torch", "onnxruntime"]
 ModelKind = Literal["timm", "torchvision", "transformers", "factory", "module"]
 LayerStatus = Literal["patchable", "patched", "calibratable", "skipped", "unsupported", "inactive"]
 FindingStatus = Literal["ok", "note", "missing", "broken"]

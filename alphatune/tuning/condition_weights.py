@@ -208,7 +208,7 @@ class HeldOut:
 
 
 def _price_rate(objective: Metric, guard: Metric) -> float:
-    """ρ, in the objective's unit for each unit of the guard's metric."""
+    """ρ, in units of the objective per unit of the guard's metric."""
     unit = {metric: NATS_TO_SHARE if INFO[metric].sees_confidence else 1.0 for metric in (objective, guard)}
     return PRICE_RATE * unit[objective] / unit[guard]
 

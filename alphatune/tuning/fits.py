@@ -83,11 +83,11 @@ class Fits:
         return fit
 
     def guarded(self, fit: FitOn, *, one_number: bool = False) -> FitOn:
-        """A fit, as far towards it as the guards are kept.
+        """A fit that goes only as far as the guards allow.
 
-        One number is judged by the images that it was chosen on. Many fit these very images: first fits on either
-        half, each judged on the other one, say how far; then, as the fit on all may go farther than those, it too is
-        judged by the images that it was chosen on.
+        One number is judged by the images it was chosen on. Many numbers overfit those images. So fits on either
+        half are judged by the other half first, and that sets how far to go. The fit on all images may still go
+        farther than the halves' fits did, so it is then judged by the images it was chosen on, too.
         """
         passes, objective = self.passes, self.objective
 

@@ -379,10 +379,10 @@ def _fit_folds(
 def _fit_all(
     fits: Fits, won: RepairName, alphas: Mapping[str, Alpha], overall: float, share: float, plain: OutOfFold
 ) -> Candidate:
-    """What won, fitted on all examples: α from what the halves found, by one process; so far as the guards let it.
+    """What won, fitted on all examples: α from what the halves found, by one process; as far as the guards allow.
 
     The share is what the guards left of the halves' fits, on images that these had not seen. A fit on all examples
-    may go farther than they did, so that it is judged once more, by the examples that it was fitted on.
+    may go farther than they did, so it is judged once more, by the examples that it was fitted on.
     """
     passes, objective = fits.passes, fits.objective
     everything = np.arange(len(passes.data))

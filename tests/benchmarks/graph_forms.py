@@ -59,7 +59,7 @@ def instance_norm(
     return F.instance_norm(rows, weight=wide.reshape(-1), bias=shift.reshape(-1), eps=eps).reshape(x.shape)
 
 
-#: name -> what computes a layer, and what is done to the ONNX file afterwards
+#: form -> the function that computes a layer, and a change to make to the ONNX file afterwards
 FORMS: dict[str, tuple[Norm, Callable[[Any], None] | None]] = {
     "centred, Mul and Add (before)": (moments.example_weighted_norm, None),
     "raw moments, Mul and Add": (graph.norm_for_torch, None),
