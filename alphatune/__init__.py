@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from alphatune.norms.renorm import BatchRenorm2d
     from alphatune.reports.notebook import to_html, to_text
     from alphatune.tuning.custom_score import tune_score
+    from alphatune.tuning.latency import LatencyBudget
     from alphatune.tuning.tune import tune
 
 __version__ = VERSION
@@ -46,6 +47,7 @@ __all__ = [
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",
     "GroupNorm2d",
+    "LatencyBudget",
     "Norm",
     "calibrate_",
     "convert_",
@@ -74,6 +76,7 @@ _HOME = {
     "patch_": "alphatune.norms.patching",
     "unpatch_": "alphatune.norms.patching",
     "set_alpha_": "alphatune.norms.patching",
+    "LatencyBudget": "alphatune.tuning.latency",
     "tune": "alphatune.tuning.tune",
     "tune_score": "alphatune.tuning.custom_score",
     "calibrate_": "alphatune.models.calibration",

@@ -157,13 +157,40 @@ def refined(
         "chosen": {"alpha": alpha, "temperature": temperature, "metrics": metrics, "ci": document["chosen"]["ci"]},
         "refinement": {
             "granularity": "layer", "chosen": "layer", "with_temperature": True, "temperature_gain": gain,
-            "levels": levels,
+            "levels": levels, "front": None,
         },
         "batch_statistics": {
             "pseudo_count": 16.0, "batch_size": 128, **metrics,
             "ci": {metric: [-0.1, 0.1] for metric in ("top1", "top5", "loss")}, "changed": 0.05,
         },
     }  # fmt: skip
+
+
+def fronted(document: dict[str, Any], *, chosen: int | None = 2) -> dict[str, Any]:
+    """The same with α left out of layers, within a budget."""
+    found = refined(document)
+    level = found["refinement"]["levels"][1]
+    sets = [
+        {
+            "layers": layers, "ratio": ratio, "metrics": level["metrics"], "calibrated": level["calibrated"],
+            "gain": found["gain"] | {"delta": delta, "ci": [delta - 0.01, delta + 0.01]},
+            "within_budget": ratio <= 1.1, "keeps_guards": ratio != 1.05,
+        }
+        for layers, ratio, delta in (
+            ([3, 3], 1.42, 0.021), ([2, 2], 1.2, 0.033), ([2, 1], 1.08, 0.031), ([1, 1], 1.05, 0.011),
+        )
+    ]  # fmt: skip
+    front = {
+        "granularity": "global", "with_temperature": True, "runtime": "onnxruntime", "batch_size": 32, "threads": 1,
+        "budget": 1.1, "sets": sets, "chosen": chosen, "layers": [] if chosen is None else ["layer2.bn"],
+        "predicted": 1.08, "measured": None if chosen is None else 1.09,
+    }  # fmt: skip
+    alpha: Any = 0.0 if chosen is None else {"bn1": 0.0, "layer1.bn": 0.0, "layer2.bn": 0.3}
+    return found | {
+        "chosen": found["chosen"] | {"alpha": alpha},
+        "refinement": found["refinement"]
+        | {"chosen": "plain" if chosen is None else "global", "front": front},
+    }
 
 
 def scored(document: dict[str, Any], name: str = "mean IoU") -> dict[str, Any]:

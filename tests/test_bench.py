@@ -28,7 +28,7 @@ from alphatune.core.versions import ONNX
 from alphatune.export.deployment import deployment_cost
 from alphatune.export.folding import fold
 from alphatune.export.graph_cost import graph_costs
-from alphatune.export.layer_costs import group_alike, layer_costs
+from alphatune.export.layer_costs import LayerTimer, group_alike
 from alphatune.jobs.bench import _busy, _unsteady, run_bench
 from alphatune.models.copying import stock_copy
 from alphatune.models.probe import probe
@@ -603,18 +603,19 @@ def test_the_sum_of_all_layers_is_what_all_take(monkeypatch: pytest.MonkeyPatch)
     def timed(runs: dict[str, partial[torch.Tensor]], **_: object) -> dict[str, Timing]:
         return {name: Timing((times[frozenset(run.func)],) * 3, 0.0) for name, run in runs.items()}  # type: ignore[arg-type]
 
-    def layers_of(network: nn.Module) -> tuple[str, ...]:
+    def layers_of(network: nn.Module, _: torch.dtype) -> tuple[str, ...]:
         return tuple(name for name, _ in example_weighted_layers(network))
 
     monkeypatch.setattr("alphatune.export.layer_costs._in_torch", layers_of)
     monkeypatch.setattr("alphatune.export.layer_costs.partial", lambda run, _: SimpleNamespace(func=run))
     monkeypatch.setattr("alphatune.export.layer_costs.interleave", timed)
     shapes = {"bn1": (8, 12, 12), "bn2": (8, 6, 6)}
-    costs = layer_costs(model, shapes, (3, 12, 12), 1, runtime="torch", alpha=0.1, seconds=1.0, sets=8)
+    timer = LayerTimer(model, (3, 12, 12), 1, runtime="torch", alpha=0.1, seconds=1.0)
+    costs = timer.costs(shapes, sets=8)
     assert costs.everywhere == pytest.approx(1.24)
     assert costs.ratio(["bn1", "bn2"]) == pytest.approx(1.24)
     assert costs.ratio(["bn1"]) == pytest.approx(1.16)
     assert costs.ratio([]) == 1
     assert {each.layers: each.measured for each in costs.sets}[("bn2",)] == pytest.approx(1.1)
-    with pytest.raises(UnsupportedModelError, match="folds into a convolution"):
-        layer_costs(model, {}, (3, 12, 12), 1, runtime="torch", alpha=0.1, seconds=1.0)
+    with pytest.raises(UnsupportedModelError, match="reaches no norm layer"):
+        timer.costs({})

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from made_up_results import (
     HOSTILE,
+    fronted,
     kept_runs,
     made_result,
     made_scores,
@@ -25,6 +26,7 @@ from made_up_results import (
 )
 
 from alphatune.reports.changes import NEW
+from alphatune.reports.drawings import draw_all
 from alphatune.reports.html import render_html
 from alphatune.reports.markdown import render_markdown
 from alphatune.reports.palette import DARK, LIGHT, READABLE, contrast
@@ -108,6 +110,8 @@ def variant(name: str) -> tuple[dict[str, Any], StoredScores | None]:
         return found, replace(stored, runs=runs, thumbnails=())
     if name == "finer":
         return refined(document), stored
+    if name == "some layers":
+        return fronted(document), stored
     if name == "by channel":
         return refined(document, by_channel=True, temperature=1.0), stored
     if name == "group norm":
@@ -135,8 +139,8 @@ def variant(name: str) -> tuple[dict[str, Any], StoredScores | None]:
 
 
 VARIANTS = (
-    "tuned", "hostile", "kept", "kept, nothing better", "only a temperature", "finer", "by channel", "group norm",
-    "without scores", "by a score", "one example", "many classes",
+    "tuned", "hostile", "kept", "kept, nothing better", "only a temperature", "finer", "some layers", "by channel",
+    "group norm", "without scores", "by a score", "one example", "many classes",
 )  # fmt: skip
 
 
@@ -477,7 +481,7 @@ def test_what_these_tests_draw_is_what_a_tune_writes() -> None:
     from alphatune.results.schemas import read_schema
 
     validator = Draft202012Validator(read_schema("tune"))
-    for name in ("tuned", "kept", "finer", "by channel", "group norm", "by a score"):
+    for name in ("tuned", "kept", "finer", "some layers", "by channel", "group norm", "by a score"):
         errors = [
             f"{list(e.absolute_path)}: {e.message[:200]}" for e in validator.iter_errors(variant(name)[0])
         ]
@@ -498,3 +502,25 @@ def test_a_gain_beyond_a_temperature_is_called_that() -> None:
         document["refinement"]["with_temperature"] = joint
         for text in (render_html(typed(document), None)[0], render_markdown(typed(document))):
             assert (" beyond a temperature" in text) == joint
+
+
+def test_sets_of_layers_are_shown_with_the_budget_and_what_was_chosen() -> None:
+    document = fronted(made_result(made_scores()))
+    drawing = draw_all(typed(document), made_scores(), None).front
+    assert drawing is not None
+    assert {key.label for key in drawing.keys} == {"α in fewer and fewer layers", "plain", "budget", "chosen"}
+    text = render_markdown(typed(document))
+    assert "| 3 | 1.42 |" in text
+    assert "| 2 / 1 | 1.08 |" in text
+    assert text.count("| over the budget |") == 2
+    assert "| ruled out by the guard |" in text
+    assert "The budget is 1.1. α in 1 of 3 layers is chosen: 1.08 added up, 1.09 when timed." in text
+    assert "onnxruntime, batch of 32, 1 thread" in text
+    assert "1.09 when timed" in page("some layers").words
+    none = render_markdown(typed(fronted(made_result(made_scores()), chosen=None)))
+    assert "No set of layers is deployed." in none
+    one = document["refinement"]["front"]
+    one["sets"] = one["sets"][:1]
+    one |= {"chosen": 0}
+    assert draw_all(typed(document), made_scores(), None).front is None
+    assert "figures/gain-by-cost.svg" not in render_markdown(typed(document))

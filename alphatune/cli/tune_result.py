@@ -48,6 +48,9 @@ def show_result(document: Tuned, output: str, *, verbose: bool = False, onward: 
     for table in shift_tables(document):
         out.print(table)
         out.print()
+    if front := _front(document):
+        out.print(front)
+        out.print()
     if document.label_curve and document.label_curve.crossings:
         for sentence in document.label_curve.crossings:
             out.print(Text(as_options(sentence)))
@@ -196,6 +199,25 @@ def _sparklines(document: Tuned) -> list[str]:
     return lines
 
 
+def _front(document: Tuned) -> Table | None:
+    """Each set of layers: what α gains there, and what it costs."""
+    from alphatune.cli import console
+    from alphatune.reports.front import front_table
+
+    found = front_table(document)
+    if found is None:
+        return None
+    columns = [
+        ("layers with α", "number"), ("time", "number"), (found.metric, "right"), ("change", "right"),
+        ("interval", "left"), ("", "left"),
+    ]  # fmt: skip
+    rows = [(row.layers, row.ratio, row.value, row.change, row.interval, row.note) for row in found.rows]
+    title = (
+        f"Gain by cost; time in multiples of the folded network{'; changes in points' if found.unit else ''}"
+    )
+    return console.table(title, columns, rows)
+
+
 def _levels(refinement: Refinement, baseline_alpha: float) -> Table:
     """Each granularity out of fold, without and with a temperature."""
     from alphatune.cli import console
@@ -205,7 +227,7 @@ def _levels(refinement: Refinement, baseline_alpha: float) -> Table:
     rows = []
     for level in refinement.levels:
         metrics, calibrated = level.metrics, level.calibrated
-        marks = "chosen" if level.name == refinement.chosen else ""
+        marks = "chosen" if level is refinement.deployed else ""
         rows.append(
             (
                 level_name(level, baseline_alpha),

@@ -63,6 +63,14 @@ class World:
             parts.append(each)
         return parts
 
+    def share_out(self, work: Callable[[int], T], count: int) -> list[T]:
+        """What work makes of each number below a count, shared out over the processes; all must come here."""
+        places = range(self.rank, count, self.size)
+        found: dict[int, T] = {}
+        for part in self.run_on_all_ranks(lambda: {place: work(place) for place in places}):
+            found |= part
+        return [found[place] for place in range(count)]
+
     def batches_of(self, positions: np.ndarray, batch_size: int) -> np.ndarray:
         """This process's share of some positions: every ``size``-th *whole* batch, starting at ``rank``.
 

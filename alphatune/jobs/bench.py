@@ -17,7 +17,7 @@ from alphatune.core.progress import Meter, ShowProgress, as_meter
 from alphatune.data.preprocessing import parse_numbers
 from alphatune.export.deployment import DeploymentCost, deployment_cost
 from alphatune.export.graph_cost import graph_costs
-from alphatune.export.layer_costs import LayerCosts, layer_costs
+from alphatune.export.layer_costs import LayerCosts, LayerTimer
 from alphatune.export.onnx import require_onnx
 from alphatune.jobs.describe import describe_source
 from alphatune.jobs.opening import DTYPES, OpenedModel, digits, open_model
@@ -157,22 +157,25 @@ def _layer_costs(
     averages = {name: moving_averages(opened.module.get_submodule(name)) for name in seen.layers}
     shapes = {name: (len(pair[0]), *seen.layers[name].spatial) for name, pair in averages.items() if pair}
     alpha = USUAL_ALPHA if settings.alpha is None else settings.alpha
-    return tuple(
-        layer_costs(
+
+    def costs(size: int) -> LayerCosts:
+        timer = LayerTimer(
             opened.module,
-            shapes,
             opened.preprocessing.input_size,
             size,
             runtime=settings.runtime,
             alpha=alpha or USUAL_ALPHA,
             seconds=settings.seconds * LAYER_SHARE,
+            dtype=DTYPES[settings.dtype],
+            channels_last=settings.channels_last,
             seed=settings.seed,
             exclude=settings.exclude,
             skip_unknown=settings.skip_unknown,
             spent=lambda seconds: meter.add(round(1000 * seconds)),
         )
-        for size in sizes
-    )
+        return timer.costs(shapes)
+
+    return tuple(map(costs, sizes))
 
 
 def _check_runtime(settings: BenchSettings) -> None:

@@ -88,7 +88,7 @@ def run_score(
                 seed=settings.seed,
                 dtype=DTYPES[settings.dtype],
                 kernel=settings.kernel,
-                exclude=(*settings.exclude, *all_but_matching(module, settings.layers)),
+                exclude=(*settings.exclude, *all_but_matching(module, settings.layer_globs)),
                 skip_unknown=settings.skip_unknown,
                 progress=meter,
             )
@@ -119,7 +119,7 @@ def check_settings(settings: TuneSettings) -> None:
 
 def _plan(settings: TuneSettings, opened: OpenedModel) -> ScorePlan:
     module = opened.module
-    exclude = (*settings.exclude, *all_but_matching(module, settings.layers))
+    exclude = (*settings.exclude, *all_but_matching(module, settings.layer_globs))
     with patched(module, exclude=exclude, skip_unknown=settings.skip_unknown) as names:
         require_health(module)
         alphas = resolve_alphas(settings.alphas, unpatched_alpha(module))

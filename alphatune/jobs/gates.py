@@ -289,7 +289,7 @@ def _kept(document: Tuned) -> list[tuple[str, float | None, bool]]:
     metric = document.metric
     found: list[tuple[str, float | None, bool]] = []
     if (refinement := document.refinement) and document.chosen.temperature != 1:
-        (level,) = (row for row in refinement.levels if row.name == refinement.chosen)
+        level = refinement.deployed
         # The loss is what is tested: it is what a temperature is fitted by.
         paired = refinement.temperature_gain
         significant = metric == "loss" and paired is not None and paired.significant
@@ -360,7 +360,7 @@ def _out_of_fold(document: Tuned) -> Part:
     refinement = document.refinement
     if refinement is None:
         return document.chosen.metrics
-    (level,) = (row for row in refinement.levels if row.name == refinement.chosen)
+    level = refinement.deployed
     return level.metrics if document.chosen.temperature == 1 else level.calibrated
 
 

@@ -60,6 +60,7 @@ from alphatune.settings.saved import check_minutes, decisive, input_paths, to_co
 from alphatune.statistics.scores import Scores
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.journal import Journal, State, open_journal
+from alphatune.tuning.latency import LatencyBudget
 from alphatune.tuning.tune import TuneResult, check_choices, expected_examples, tune
 
 #: images, and seconds, of the look at what α costs in deployment
@@ -106,6 +107,7 @@ def _tune(
     check_output(Path(settings.output), overwrite=settings.overwrite, keep=input_paths(settings))
     started = time.time_ns()
     gates = open_gates(settings)  # an error in them should not wait for the model
+    latency = latency_budget(settings)
     if settings.runtime == "onnx":
         require_onnx()
     resolve_alphas(settings.alphas)
@@ -133,7 +135,7 @@ def _tune(
     too_small = _below(settings.min_positions, prepared.probe, layers)
     # Layers that the forward pass leaves out need no consent to be left alone.
     idle = [a.name for a, b in zip(layers, found, strict=False) if a.status != b.status == "unsupported"]
-    unwanted = all_but_matching(module, settings.layers)
+    unwanted = all_but_matching(module, settings.layer_globs)
     exclude = (*settings.exclude, *unwanted, *(glob.escape(name) for name in (*too_small, *idle)))
     with patched(module, exclude=exclude, skip_unknown=settings.skip_unknown) as names:
         if settings.recalibrate is None:  # which is the remedy
@@ -192,6 +194,7 @@ def _tune(
             rivals=settings.rivals,
             choose=settings.choose,
             label_counts=counts,
+            latency=latency,
             batch_stats=settings.batch_stats,
             seed=settings.seed,
             kernel=settings.kernel,
@@ -258,6 +261,22 @@ def label_counts(settings: TuneSettings) -> tuple[int, ...]:
             "such as `label_counts=50,200,1000`",
         )
     return tuple(count for count in counts if count)
+
+
+def latency_budget(settings: TuneSettings) -> LatencyBudget | None:
+    """What inference may cost, where layers are to be chosen by it.
+
+    Raises:
+        ConfigurationError: a budget below 1, or `runtime=counted` with nothing to count for.
+    """
+    if settings.chooses_layers:
+        return LatencyBudget(settings.latency_budget, settings.runtime, settings.budget_batch)
+    if settings.runtime == "counted":
+        raise ConfigurationError(
+            "`runtime=counted` says what layers cost, and no layers are chosen",
+            "`latency_budget=1.05` or `layers=auto` chooses them",
+        )
+    return None
 
 
 def _expected(settings: TuneSettings, n: int) -> int:

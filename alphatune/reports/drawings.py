@@ -12,8 +12,10 @@ from alphatune.reports.figures.classes import draw_classes
 from alphatune.reports.figures.conditions import draw_conditions
 from alphatune.reports.figures.curves import draw_curve
 from alphatune.reports.figures.depth import draw_depth
+from alphatune.reports.figures.front import draw_front
 from alphatune.reports.figures.labels import draw_labels
 from alphatune.reports.figures.reliability import draw_reliability
+from alphatune.reports.front import front_of
 from alphatune.reports.per_class import ClassChange, class_names, loss_changes, most_changed, top1_changes
 from alphatune.reports.reliability import Bin, reliability
 from alphatune.reports.scores import StoredScores
@@ -37,9 +39,10 @@ class Drawn:
     depth: Drawing | None
     conditions: Drawing | None = None
     labels: Drawing | None = None
+    front: Drawing | None = None
 
     def all(self) -> tuple[Drawing, ...]:
-        single = (self.depth, self.conditions, self.labels)
+        single = (self.depth, self.conditions, self.labels, self.front)
         return (*self.curves, *self.reliability, *self.classes, *filter(None, single))
 
 
@@ -53,7 +56,9 @@ def draw_all(document: Tuned, stored: StoredScores | None, compared: Comparison 
     depth = draw_depth(alphas) if isinstance(alphas, dict) else None
     conditions = draw_conditions(document) if isinstance(document, TuneDocument) else None
     labels = draw_labels(document.label_curve) if document.label_curve else None
-    return Drawn(curves, shown, bins, classes, top1, loss, depth, conditions, labels)
+    front = front_of(document)
+    by_cost = draw_front(front) if front else None
+    return Drawn(curves, shown, bins, classes, top1, loss, depth, conditions, labels, by_cost)
 
 
 def write_figures(drawn: Drawn, folder: Path) -> None:

@@ -25,6 +25,7 @@ from alphatune.reports.examples import example_rows
 from alphatune.reports.figures.canvas import Drawing
 from alphatune.reports.figures.inline import Key
 from alphatune.reports.flips import frequent_moves, pictures
+from alphatune.reports.front import front_table
 from alphatune.reports.markdown import level_name
 from alphatune.reports.page_tables import artifact_rows, layer_rows, provenance_rows, repeatable_command
 from alphatune.reports.palette import DARK, LIGHT
@@ -54,6 +55,7 @@ def render_html(document: Tuned, stored: StoredScores | None) -> tuple[str, Draw
         .render(
             **shift_tables(document),
             examples=example_rows(stored),
+            front=front_table(document),
             document=document,
             summary=summarise_tune(document),
             metrics=metrics,

@@ -11,6 +11,7 @@ from alphatune.core.metrics import METRICS, SCORE, Measure
 from alphatune.reports.averages import averages_sentences
 from alphatune.reports.batch_statistics import companions_sentence
 from alphatune.reports.changes import value_text
+from alphatune.reports.front import front_table
 from alphatune.reports.shift_tables import shift_tables
 from alphatune.reports.summary import known_best, method_sentence, metric_name, summarise_tune
 from alphatune.reports.templating import open_templates
@@ -44,9 +45,12 @@ def _render(document: Tuned, folder: str, *, folded: bool) -> str:
     fields = asdict(document)
     metrics: tuple[Measure, ...] = (SCORE,) if document.metric == SCORE else METRICS
     known = {metric: known_best(document, metric) for metric in metrics}
+    front = front_table(document)
     return environment.get_template(name).render(
         **fields | {"best": known} | shift_tables(document),
         title=f"alphatune: {document.model.source}",
+        front=front,
+        front_drawn=front is not None and len(front.rows) > 1,
         here=folder == ".",
         folded=folded,
         summary=summarise_tune(document, folder),

@@ -14,6 +14,7 @@ from alphatune.core.metrics import INFO, REPORTED, SCORE
 from alphatune.reports.before_after import is_on_curve
 from alphatune.reports.changes import value_text
 from alphatune.reports.curve import split_curve
+from alphatune.reports.front import front_table
 from alphatune.reports.label_curve import label_kinds, label_rows
 from alphatune.reports.printable import printable
 from alphatune.reports.repairs import repair_table
@@ -162,6 +163,7 @@ def _tuned(document: Tuned) -> View:
         about = [document.model.source, f"{about[0]} of {document.data.source}"]
     folded = [("What other choices could give", _table((), [(text,) for text in found.missed]))]
     folded.append(("What each repair is worth by number of labelled images", _labels(document)))
+    folded.append(("What α gains and costs by set of layers", _front(document)))
     crossings = () if document.label_curve is None else document.label_curve.crossings
     return View(
         f"{found.decision}.",
@@ -222,6 +224,16 @@ def _labels(document: Tuned) -> Table:
         for row in label_rows(curve)
     ]
     return _table((f"{INFO[curve.metric].name}, ↑ better than plain, ↓ worse", *label_kinds(curve)), rows)
+
+
+def _front(document: Tuned) -> Table:
+    """Each set of layers; no rows where α was in all of them from the start."""
+    found = front_table(document)
+    if found is None:
+        return _table((), ())
+    head = ("layers with α", "time", found.metric, f"change{found.unit}", "interval", "")
+    rows = [(row.layers, row.ratio, row.value, row.change, row.interval, row.note) for row in found.rows]
+    return _table(head, rows)
 
 
 def _curves(document: Tuned) -> tuple[Markup, ...]:

@@ -169,4 +169,5 @@ def _refinement(refined: Refined) -> Refinement:
         with_temperature=refined.joint,
         temperature_gain=refined.temperature_gain,
         levels=refined.levels,
+        front=refined.front,
     )

@@ -13,6 +13,7 @@ from alphatune.results.bench import Deployment
 from alphatune.results.data import Data, ScoredData
 from alphatune.results.document import Artifact, Part, VersionedDocument
 from alphatune.results.environment import ScoreEnvironment, TuneEnvironment
+from alphatune.results.front import Front, LayerSet
 from alphatune.results.gain import Decision, Gain
 from alphatune.results.intervals import Intervals
 from alphatune.results.metrics import Best, BestScore, Metrics, ScoreMetrics
@@ -133,6 +134,14 @@ class Refinement(Part, frozen=True, kw_only=True):
     with_temperature: bool
     temperature_gain: Gain | None
     levels: Annotated[tuple[Level, ...], Meta(min_length=1)]
+    front: Front | None = None  # where layers were chosen
+
+    @property
+    def deployed(self) -> Level | LayerSet:
+        """What was chosen, by its scores out of fold."""
+        if self.front is not None and self.front.chosen:
+            return self.front.sets[self.front.chosen]
+        return next(level for level in self.levels if level.name == self.chosen)
 
 
 class BatchStatistics(Part, frozen=True, kw_only=True):

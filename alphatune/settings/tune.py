@@ -139,11 +139,32 @@ class TuneSettings(EvaluateSettings):
     layers: Annotated[
         tuple[str, ...],
         Option(
-            help="Norm layers that may take an alpha, e.g. 'layer4.*'; repeatable. Default: all.",
+            help="Norm layers that may take an alpha, e.g. 'layer4.*'; repeatable. Default: all. auto: leave alpha out "
+            "of layers that are not worth what they cost at inference.",
             group=TUNING,
-            metavar="GLOB",
+            metavar="auto|all|GLOB",
         ),
     ] = ()
+    latency_budget: Annotated[
+        float | None,
+        Option(
+            common=True,
+            help="Let inference take R times as long as with all norm layers folded, e.g. 1.05.",
+            group=TUNING,
+            metavar="R",
+            applies_to=IMAGES,
+        ),
+    ] = None
+    budget_batch: Annotated[
+        int,
+        Option(
+            help="Images per batch when the cost of layers is timed for --latency-budget or --layers auto.",
+            group=TUNING,
+            metavar="N",
+            minimum=1,
+            applies_to=IMAGES,
+        ),
+    ] = 1
     exclude: Annotated[tuple[str, ...], EXCLUDE] = ()
     min_positions: Annotated[
         int,
@@ -263,7 +284,14 @@ class TuneSettings(EvaluateSettings):
             affects_result=False,
         ),
     ] = None
-    runtime: Annotated[Literal["torch", "onnx"], RUNTIME.but(applies_to=IMAGES)] = "torch"
+    runtime: Annotated[
+        Literal["torch", "onnx", "counted"],
+        RUNTIME.but(
+            help=f"{RUNTIME.help[:-1]}; or counted: the cost of layers is not timed, but comes from multiply-adds and "
+            "bytes moved.",
+            applies_to=IMAGES,
+        ),
+    ] = "torch"
     thumbnails: Annotated[
         int,
         Option(
@@ -324,3 +352,13 @@ class TuneSettings(EvaluateSettings):
             saved=False,
         ),
     ] = False
+
+    @property
+    def chooses_layers(self) -> bool:
+        """Whether α may be left out of layers for what it costs there."""
+        return self.latency_budget is not None or "auto" in self.layers
+
+    @property
+    def layer_globs(self) -> tuple[str, ...]:
+        """Names and globs of layers that may take an α; none: all."""
+        return () if "all" in self.layers else tuple(each for each in self.layers if each != "auto")

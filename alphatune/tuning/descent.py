@@ -227,9 +227,7 @@ def descend(
     """
     model = predictor.model
     stopping, fitting, ids = _parted(data, positions, seed)
-    # Gradients in float16 would vanish without a scale; a compiled graph has none.
-    dtype = torch.float32 if predictor.dtype == torch.float16 else predictor.dtype
-    runs = Predictor(model, dtype, predictor.channels_last, outputs=predictor.outputs)
+    runs = differentiable(predictor)
     conditions = None if ids is None else ConditionWeights.begin(objective, ids[fitting])
     state = _State.begin(parameters.to_theta(start), temperature, conditions)
     meter = meter or Meter()
@@ -239,7 +237,8 @@ def descend(
     plan = _plan(fitting, seed, _step_size(len(fitting), parameters.epochs, parameters.most_steps), numbers)
     center = parameters.to_theta(torch.tensor(prior, dtype=torch.float64))
     deviation = parameters.prior_deviation
-    with _unchanged(model), evaluation_mode(model), parameters.kept(model):
+    with unchanged(model), evaluation_mode(model), parameters.kept(model):
+        parameters.set_(model, start)  # what the parameters leave alone is as unpatched
         if journal and (saved := journal.read()):
             state.load(saved)
             meter.add(state.examples, resumed=True)
@@ -280,6 +279,12 @@ def expected_examples(count: int, conditions: int = 1, epochs: int = 4, most: in
     held = conditions * _held_out(count // conditions)
     size, steps = _step_size(count - held, epochs, most)
     return 2 * (steps * size + (-(-steps // EVERY) + 1) * held) // 3
+
+
+def differentiable(predictor: Predictor) -> Predictor:
+    """The same for gradients: they would vanish in float16 without a scale, and a compiled graph has none."""
+    dtype = torch.float32 if predictor.dtype == torch.float16 else predictor.dtype
+    return Predictor(predictor.model, dtype, predictor.channels_last, outputs=predictor.outputs)
 
 
 def smooth_objective(logits: Tensor, targets: Tensor, metric: Metric, temperature: Tensor | float) -> Tensor:
@@ -402,7 +407,7 @@ def _backward(problem: _Problem, state: _State, batch: Batch, share: float) -> N
 
 
 @contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
+def unchanged(model: nn.Module) -> Iterator[None]:
     """Parameters are constants meanwhile; they and α are as before on any exit."""
     wanted = {p: p.requires_grad for p in model.parameters()}
     alphas = {layer: layer.alpha.clone() for _, layer in example_weighted_layers(model)}

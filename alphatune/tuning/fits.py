@@ -13,10 +13,11 @@ from alphatune.norms.layer_tensors import AFFINE, AVERAGES
 from alphatune.norms.patching import Alpha
 from alphatune.results.repairs import RepairName
 from alphatune.tuning.affine import AffineUnits, affine_units
-from alphatune.tuning.candidate import Candidate, FitOn
+from alphatune.tuning.candidate import Candidate, FitOn, score
 from alphatune.tuning.descent import Fit, descend
 from alphatune.tuning.granularity import Granularity, Units
 from alphatune.tuning.journal import Journal
+from alphatune.tuning.layers import LayerLimit, shrink
 from alphatune.tuning.objective import Objective
 from alphatune.tuning.ordering import halves_of
 from alphatune.tuning.parameters import Parameters
@@ -35,6 +36,7 @@ class Fits:
     Args:
         temperature: whether a temperature is tuned along.
         units: the numbers of each level of α that may be fitted.
+        limit: what α may cost; layers are left out until it keeps that. None: α in all layers.
     """
 
     passes: Passes
@@ -44,6 +46,7 @@ class Fits:
     journal: Journal | None
     choose_global: ChooseGlobal
     units: Mapping[Granularity, Units]
+    limit: LayerLimit | None = None
 
     def free(self) -> dict[RepairName, FitOn]:
         """Those that cost nothing at inference. GroupNorm networks have none: they keep no running statistics."""
@@ -71,16 +74,52 @@ class Fits:
 
         def fit(positions: NDArray[np.int64], name: str) -> Candidate:
             alpha = self.choose_global(positions)
-            if level == "global":
-                return Candidate(alpha)
             units = self.units[level]
-            # Where the start breaks a guard, few steps may find nothing that keeps it.
-            alpha = within_guards(self.passes, self.objective, Candidate(alpha), positions).single_alpha
-            start = units.gather(self.units["global"].alphas([alpha]))
-            found = self.descend(positions, units, start, alpha, f"{level}-{name}")
-            return Candidate(units.alphas(found.values))
+            if level == "global":
+                found = Candidate(alpha)
+            else:
+                # Where the start breaks a guard, few steps may find nothing that keeps it.
+                alpha = within_guards(self.passes, self.objective, Candidate(alpha), positions).single_alpha
+                start = units.gather(self.units["global"].alphas([alpha]))
+                fitted = self.descend(positions, units, start, alpha, f"{level}-{name}")
+                found = Candidate(units.alphas(fitted.values))
+            return (
+                found
+                if self.limit is None
+                else self._limited(self.limit, found, units, positions, alpha, name)
+            )
 
         return fit
+
+    def _limited(
+        self,
+        limit: LayerLimit,
+        candidate: Candidate,
+        units: Units,
+        positions: NDArray[np.int64],
+        prior: float,
+        name: str,
+    ) -> Candidate:
+        """α in the layers that keep the limit, at once and not step by step as for the front."""
+        alphas = candidate.alpha
+        everywhere = dict(alphas) if isinstance(alphas, Mapping) else self.units["global"].alphas([alphas])
+        temperature = 1.0
+        if self.temperature:
+            temperature = score(self.passes, positions, candidate).best()
+        steps = shrink(
+            self.passes,
+            self.objective,
+            lambda parameters, start, layers: self.descend(
+                positions, parameters, start, prior, f"{units.granularity}-{layers}-{name}"
+            ),
+            units,
+            positions,
+            everywhere,
+            temperature,
+            (limit,),
+            self.seed,
+        )
+        return Candidate(steps[0].alphas) if steps else Candidate(self.passes.baseline)
 
     def guarded(self, fit: FitOn, *, one_number: bool = False) -> FitOn:
         """A fit that goes only as far as the guards allow.

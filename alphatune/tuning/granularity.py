@@ -7,7 +7,7 @@ knowing how its modules are called.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -70,6 +70,21 @@ class Units:
             total[units.start : units.stop] += alpha if len(units) > 1 else alpha.mean()
             count[units.start : units.stop] += 1
         return total / count
+
+    def only(self, layers: Collection[str]) -> Units:
+        """The units of some layers; the others keep the α of the unpatched model."""
+        kept: list[tuple[str, range]] = []
+        place: dict[int, int] = {}  # of each unit's first number
+        end = 0
+        for name, units in self.layers:
+            if name in layers:
+                if units.start not in place:
+                    place[units.start], end = end, end + len(units)
+                start = place[units.start]
+                kept.append((name, range(start, start + len(units))))
+        if self.granularity in ("layer", "channel"):
+            return Units(self.granularity, tuple(kept), tuple(name for name, _ in kept))
+        return Units(self.granularity, tuple(kept), tuple(self.names[first] for first in place))
 
     @property
     def epochs(self) -> int:

@@ -15,13 +15,16 @@ compared with a temperature each: what α is worth beyond calibration.
 
 What is deployed comes of a last descent, on all examples, from the average of
 the two halves' α (in log-odds), and is measured on all of them.
+
+Where layers have a price, α may be left out of some (front.py): from the level
+that won, or one α, to a set of layers that is worth it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,6 +33,7 @@ from numpy.typing import NDArray
 from alphatune.core.metrics import INFO, Metric
 from alphatune.norms.patching import Alpha
 from alphatune.results.alpha import common_alpha
+from alphatune.results.front import Front
 from alphatune.results.gain import Gain
 from alphatune.results.repairs import Choose, RepairName, Repairs, Rivals
 from alphatune.results.shift import LabelCurve
@@ -41,9 +45,11 @@ from alphatune.tuning.candidate import Candidate, score
 from alphatune.tuning.descent import Fit
 from alphatune.tuning.descent import expected_examples as examples_of_descent
 from alphatune.tuning.fits import ChooseGlobal, Fits
+from alphatune.tuning.front import ChosenSet, Fitted, find_front, settle
 from alphatune.tuning.granularity import GRANULARITIES, Granularity, Units, units_of
 from alphatune.tuning.journal import Journal
 from alphatune.tuning.label_curve import label_curve
+from alphatune.tuning.layers import LayerPrices, name_of_set
 from alphatune.tuning.objective import Objective
 from alphatune.tuning.ordering import halves_of
 from alphatune.tuning.out_of_fold import OutOfFold
@@ -70,6 +76,7 @@ class Refinement:
     temperature_gain: Gain | None  # in loss, out of fold, at the chosen level
     reason: str
     joint: bool  # whether levels were compared with a temperature each
+    front: Front | None = None  # where layers have a price
 
     @property
     def alpha(self) -> float | dict[str, Alpha]:
@@ -84,6 +91,13 @@ class Refinement:
     @property
     def level(self) -> Level:
         return next(level for level in self.levels if level.name == self.chosen)
+
+    @property
+    def gain(self) -> Gain | None:
+        """Over the plain network, out of fold, of what was chosen; of the coarsest level where none was."""
+        if self.front is not None and self.front.chosen is not None:
+            return self.front.sets[self.front.chosen].gain
+        return self.level.over_plain or self.levels[1].over_plain
 
 
 def refine(
@@ -100,6 +114,7 @@ def refine(
     rivals: Rivals = "free",
     choose: Choose = "cheapest",
     label_counts: Sequence[int] = (),
+    prices: LayerPrices | None = None,
     parts: Sequence[NDArray[np.int64]] = (),
     journal: Journal | None = None,
 ) -> Refinement:
@@ -113,6 +128,7 @@ def refine(
         objective: what to improve; a level whose guards fail out of fold is not accepted.
         temperature: compare with temperatures, and tune the one to deploy.
         keep_global: whether ``overall`` has earned its place already (``selection``).
+        prices: what α costs in each layer, to leave it out of some; None: it may be everywhere.
         journal: where descents keep their state.
     """
     n = len(passes.data)
@@ -133,18 +149,33 @@ def refine(
     fits = Fits(passes, objective, joint, seed, journal, choose_global, units)
     compared = _compare_levels(fits, halves, plain, overall, accept=accept, keep_global=keep_global)
     chosen, current = compared.chosen, compared.scored
+    front: Front | None = None
+    part: ChosenSet | None = None
+    if prices is not None:
+        meter.phase("which layers")
+        front, part = find_front(fits, halves, plain, compared.fitted, prices, accept=accept)
+        front = settle(front, part, fits, prices)
+        if front.chosen is None:
+            chosen, current, part = "plain", plain, None
+        elif part is not None:
+            chosen, current = compared.fitted.level, part.scored
+    limited = fits if part is None else replace(fits, limit=part.limit)
     repairs: Repairs | None = None
     won: RepairName = chosen
     if rivals == "free" and (has_conditions(passes.data.ids) or chosen not in ("plain", "global")):
         passes.expect(6 * n + 8 * examples_of_descent(n // 2))
         tried = try_free(fits, halves, plain, calibrated=joint)
         if chosen != "plain":
-            tried.append(Tried(chosen, fits.numbers(chosen), current, joint))
+            numbers = fits.numbers(chosen) if part is None else part.numbers
+            tried.append(Tried(chosen, numbers, current, joint))
         repairs = compare_repairs(plain, tried, objective, choose=choose, seed=seed, names=passes.data.names)
         won = repairs.chosen
         current = next((each.scored for each in tried if each.name == won), plain)
     meter.phase("confirming")
-    candidate = _fit_all(fits, won, compared.alphas, overall, current.share, plain)
+    if part is not None and front is not None and won == chosen:
+        candidate = _fit_part(fits, part, front, overall, current.share, plain)
+    else:
+        candidate = _fit_all(fits, won, compared.alphas, overall, current.share, plain)
     unchanged = candidate.is_same_number(Candidate(passes.baseline))
     passes.expect(0 if unchanged else n)
     final = plain.everything if unchanged else score(passes, everything, candidate)
@@ -159,10 +190,10 @@ def refine(
         passes.expect(n if won == "global" else n + n * len(passes.data.names))
         everywhere = plain.everything
         tempered = everywhere if joint or won == "temperature" else None
-        one_alpha = won == "global" and not joint
+        one_alpha = won == "global" and not joint and part is None
 
         def fit_without(positions: NDArray[np.int64], name: str) -> Candidate:
-            fitted = fits.named(won)(positions, name)
+            fitted = limited.named(won)(positions, name)
             if not one_alpha:
                 fitted = fitted.nearer(current.share, passes)
             return within_guards(passes, objective, fitted, positions, everywhere.scores)
@@ -195,8 +226,9 @@ def refine(
         baseline=plain.everything.scores,
         scores=final.at(t),
         temperature_gain=temperature_gain,
-        reason=repairs.reason if repairs else _reason(compared.levels, chosen, metric, joint),
+        reason=_reason(compared.levels, chosen, metric, joint, repairs, front),
         joint=joint,
+        front=front,
     )
 
 
@@ -230,6 +262,7 @@ class _Compared:
     chosen: LevelName
     scored: OutOfFold  # of the one that won
     alphas: dict[str, Alpha]  # between those of the halves
+    fitted: Fitted  # each half's α of that one, or of one α where none did
 
 
 def _compare_levels(
@@ -256,12 +289,13 @@ def _compare_levels(
     chosen: LevelName = "plain"
     alphas = units["global"].alphas([passes.baseline])
     before: list[dict[str, Alpha]] = []
+    kept: Fitted | None = None
     for place, name in enumerate(names):
         started, done = time.perf_counter(), meter.done
         meter.phase("temperature" if name == "global" else f"descent: {name}")
         passes.expect(_expected(n, names[place:], joint))
         unit = units[name]
-        descents: list[Fit | None] = [None, None]
+        descents: list[Fit] = []
         if name == "global":
             singles = [fits.choose_global(half) for half in reversed(halves)]
             found = [unit.alphas([alpha]) for alpha in singles]
@@ -269,9 +303,9 @@ def _compare_levels(
             found = before
         if name != "global" or joint:
             descents = _fit_folds(fits, halves, unit, found, singles)
-            found = [unit.alphas(fit.alphas) for fit in descents if fit]
+            found = [unit.alphas(fit.alphas) for fit in descents]
         candidates = [Candidate(each) for each in found]
-        if any(descents):
+        if descents:
             scored = OutOfFold.within_guards(passes, objective, halves, candidates, plain)
         else:  # one number does not fit the very images that it was chosen on
             candidates = [
@@ -297,20 +331,24 @@ def _compare_levels(
                 over_coarser=over_coarser,
                 over_plain=over_plain,
                 accepted=accepted,
-                steps=tuple(fit.steps for fit in descents if fit),
+                steps=tuple(fit.steps for fit in descents),
                 seconds=time.perf_counter() - started,
                 passes=sum(passes.world.gather(meter.done - done)) / n,
             )
         )
         if name == "global" or accepted:
             before = found  # a finer level starts from it
+            temperatures = [fit.temperature for fit in descents] or [1.0, 1.0]
+            kept = Fitted(name, accepted, fitted, temperatures, singles, scored)
         if accepted:
             chosen, current = name, scored
             if name == "global" and not joint:
                 alphas = unit.alphas([overall])
             else:
                 alphas = unit.alphas(_average(unit, fitted))
-    return _Compared(tuple(levels), chosen, current, alphas)
+    if kept is None:
+        raise AssertionError("one α for all layers is always tried")
+    return _Compared(tuple(levels), chosen, current, alphas, kept)
 
 
 def _nearer(candidate: Candidate, share: float, units: Units, passes: Passes) -> dict[str, Alpha]:
@@ -352,28 +390,19 @@ def _fit_folds(
     units: Units,
     starts: Sequence[Mapping[str, Alpha]],
     priors: Sequence[float],
-) -> list[Fit | None]:
+) -> list[Fit]:
     """A descent for each half, on the other one; processes share the halves out."""
-    world = fits.passes.world
-
-    def mine() -> dict[int, Fit]:
-        return {
-            fold: fits.descend(
-                halves[1 - fold],
-                units,
-                units.gather(starts[fold]),
-                priors[fold],
-                f"{units.granularity}-{fold}",
-                fold,
-            )
-            for fold in (0, 1)
-            if fold % world.size == world.rank
-        }
-
-    found: dict[int, Fit] = {}
-    for part in world.run_on_all_ranks(mine):
-        found |= part
-    return [found[0], found[1]]
+    return fits.passes.world.share_out(
+        lambda fold: fits.descend(
+            halves[1 - fold],
+            units,
+            units.gather(starts[fold]),
+            priors[fold],
+            f"{units.granularity}-{fold}",
+            fold,
+        ),
+        2,
+    )
 
 
 def _fit_all(
@@ -396,16 +425,28 @@ def _fit_all(
     else:
         level: Granularity = won  # type: ignore[assignment]
         units = fits.units[level]
-
-        def mine() -> Fit | None:
-            if not passes.world.first:
-                return None
-            return fits.descend(everything, units, units.gather(alphas), overall, f"{level}-all")
-
-        fit = next(fit for fit in passes.world.run_on_all_ranks(mine) if fit)
+        fit = fits.passes.world.share_out(
+            lambda _: fits.descend(everything, units, units.gather(alphas), overall, f"{level}-all"), 1
+        )[0]
         found = Candidate(units.alphas(fit.values))
     found = found.nearer(share, passes)
     return within_guards(passes, objective, found, everything, plain.everything.scores)
+
+
+def _fit_part(
+    fits: Fits, part: ChosenSet, front: Front, overall: float, share: float, plain: OutOfFold
+) -> Candidate:
+    """α of the layers that were chosen, fitted on all examples in the same way; the others keep that of the plain."""
+    passes, start = fits.passes, part.start(fits.passes)
+    everything = np.arange(len(passes.data))
+    units = part.units.only(front.layers)
+    name = f"{units.granularity}-{name_of_set(front.layers)}-all"
+    passes.expect(len(everything) + examples_of_descent(len(everything)))
+    fit = passes.world.share_out(
+        lambda _: fits.descend(everything, units, units.gather(start), overall, name), 1
+    )[0]
+    found = Candidate(dict.fromkeys(start, passes.baseline) | units.alphas(fit.values)).nearer(share, passes)
+    return within_guards(passes, fits.objective, found, everything, plain.everything.scores)
 
 
 def _average(units: Units, alphas: Sequence[Mapping[str, Alpha]]) -> list[float]:
@@ -417,10 +458,34 @@ def _average(units: Units, alphas: Sequence[Mapping[str, Alpha]]) -> list[float]
     return torch.where((values == 1).all(0), 1.0, mean).tolist()
 
 
-def _reason(levels: Sequence[Level], chosen: LevelName, metric: Metric, joint: bool) -> str:
+def _reason(
+    levels: Sequence[Level],
+    chosen: LevelName,
+    metric: Metric,
+    joint: bool,
+    repairs: Repairs | None,
+    front: Front | None,
+) -> str:
+    """Why this is deployed, in a sentence."""
     beyond = " beyond temperature" if joint else ""
+    gain = f"out-of-fold gain in {INFO[metric].name}{beyond}"
+    if front is not None and front.chosen is None:
+        within = "" if front.budget is None else " within the budget"
+        return f"no set of layers has a significant {gain}{within}" + (
+            f"; {repairs.reason}" if repairs else ""
+        )
+    some = ""
+    if front is not None and chosen != "plain":
+        total = front.sets[0].layers[0]
+        cost = front.predicted if front.measured is None else front.measured
+        some = f"α in {len(front.layers)} of {total} layers takes {cost:.2f} times the folded network"
+    if repairs:
+        return "; ".join(filter(None, (repairs.reason, some if repairs.chosen == chosen else "")))
     if chosen == "plain":
-        return f"no α has a significant out-of-fold gain in {INFO[metric].name}{beyond}"
+        return f"no α has a significant {gain}"
+    if front is not None:
+        finer = "one α" if chosen == "global" else f"one α a {chosen}"
+        return f"{finer} wins out of fold in {INFO[metric].name}{beyond}; {some}"
     place = [level.name for level in levels].index(chosen)
     text = "one α for all layers" if chosen == "global" else f"one α a {chosen}"
     text += f" wins out of fold in {INFO[metric].name}{beyond}"

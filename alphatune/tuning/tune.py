@@ -51,6 +51,8 @@ from alphatune.tuning.confirmation import measure_list, search_and_confirm
 from alphatune.tuning.curve import CurvePoint, interpolated_curve, measured_curve
 from alphatune.tuning.granularity import GRANULARITIES, Granularity
 from alphatune.tuning.journal import Journal
+from alphatune.tuning.latency import LatencyBudget, find_prices
+from alphatune.tuning.layers import LayerPrices
 from alphatune.tuning.objective import Objective, parse_guards
 from alphatune.tuning.ordering import halves_of
 from alphatune.tuning.passes import Data, Passes
@@ -188,6 +190,7 @@ def tune(
     rivals: Rivals = "free",
     choose: Choose = "cheapest",
     label_counts: Sequence[int] = (),
+    latency: LatencyBudget | LayerPrices | None = None,
     batch_stats: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -229,6 +232,8 @@ def tune(
             ``"none"`` does not.
         choose: deploy the cheapest repair that none beats significantly, or an α whatever is free.
         label_counts: numbers of labelled images to compare all repairs at, on images that took no part.
+        latency: leave α out of layers that are not worth what they cost (front.py), within a budget if it has one.
+            Costs are timed here on images (C, H, W) like those of the data, or given, as of another machine.
         batch_stats: compare with inference by the test batch's statistics (batch_stats_baseline.py), in two more passes.
         dtype: float32, or float16/bfloat16 for autocast.
         kernel: ``kernels.dispatch``.
@@ -276,19 +281,34 @@ def tune(
                 model(inputs[:2].to(input_dtype(model)))
         if fresh:
             said += _look_at_outputs(model, batches, None if logits is None else str(logits))
-        layers = _watch(predictor, batches).account(layers)
+        seen = _watch(predictor, batches)
+        layers = seen.account(layers)
     exclude = (*((exclude,) if isinstance(exclude, str) else exclude), *leave_inactive(layers))
     with patched(model, exclude=exclude, skip_unknown=skip_unknown) as names:
         images = count_images(batches.ids)
         goal = _goal(metric, objective, guard, batches)
         under_conditions = has_conditions(batches.ids)
-        refining = granularity != "global" or temperature or bool(label_counts)
+        refining = granularity != "global" or temperature or bool(label_counts) or latency is not None
         if refining and images < FEWEST_TO_REFINE:
             raise ConfigurationError(
-                f"expected at least {FEWEST_TO_REFINE} examples for a finer granularity or a temperature, got {images}",
-                "more examples, or `granularity=global` without `temperature`",
+                f"expected at least {FEWEST_TO_REFINE} examples for a finer granularity, a temperature, or a choice of "
+                f"layers, got {images}",
+                "more examples, or `granularity=global` without the others",
             )
         refining = refining or (under_conditions and rivals == "free" and images >= FEWEST_TO_REFINE)
+        prices = latency if isinstance(latency, LayerPrices) else None
+        if isinstance(latency, LatencyBudget):
+            shapes = {name: shape[1:] for name, shape in seen.shapes.items() if name in names}
+            inputs = next(iter(batches.take(np.arange(1)))).inputs
+            prices = find_prices(
+                predictor,
+                shapes,
+                _image_size(inputs),
+                latency,
+                world=world or World(),
+                journal=journal,
+                meter=meter,
+            )
         curve = "full" if label_counts else curve  # so that few of the images can choose
         used = resolve_kernel(kernel, tensor.device, worth_compiling=n >= COMPILED_FROM)
         started, done = time.perf_counter(), meter.done
@@ -353,6 +373,7 @@ def tune(
                     rivals=rivals,
                     choose=choose,
                     label_counts=label_counts,
+                    prices=prices,
                     parts=parts,
                     journal=journal,
                 )
@@ -446,6 +467,17 @@ def _check_order(examples: Examples, baseline: Scores) -> list[str]:
     return check_label_order(examples, baseline.targets, baseline.predicted)
 
 
+def _image_size(inputs: torch.Tensor) -> tuple[int, int, int]:
+    """(C, H, W) of the images that are timed."""
+    if inputs.ndim != 4:
+        raise ConfigurationError(
+            f"what layers cost is timed on images (N, C, H, W), got inputs of shape {tuple(inputs.shape)}",
+            "without a latency budget, and with `layers=all`, α is tuned in all layers",
+        )
+    _, channels, height, width = inputs.shape
+    return channels, height, width
+
+
 def _look_at_outputs(model: nn.Module, batches: Data, wanted: str | None) -> tuple[str, ...]:
     """Find the logits among the outputs for a few of the examples, and see what they are; what is worth saying."""
     count = min(EXAMPLES, len(batches))
@@ -474,13 +506,16 @@ def _refined(decision: Decision, refinement: Refinement) -> Decision:
     if repairs := refinement.repairs:
         won = next(each for each in repairs.tried if each.name == repairs.chosen)
         gain = won.over_plain or next(e for e in repairs.tried if e.name == repairs.best).over_plain
-        return replace(decision, alpha=refinement.alpha, reason=repairs.reason, gain=gain or decision.gain)
+        return replace(decision, alpha=refinement.alpha, reason=refinement.reason, gain=gain or decision.gain)
+    if refinement.front is not None:
+        return replace(
+            decision, alpha=refinement.alpha, reason=refinement.reason, gain=refinement.gain or decision.gain
+        )
     if refinement.chosen in ("plain", "global") and not refinement.joint:
         finer = ", ".join(level.name for level in refinement.levels[2:])
         lost = f"; finer ({finer}) does not win over it" if finer else ""
         return replace(decision, reason=decision.reason + lost)
-    gain = refinement.level.over_plain or refinement.levels[1].over_plain
-    return replace(decision, alpha=refinement.alpha, reason=refinement.reason, gain=gain)
+    return replace(decision, alpha=refinement.alpha, reason=refinement.reason, gain=refinement.gain)
 
 
 def check_choices(
