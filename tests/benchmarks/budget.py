@@ -8,7 +8,6 @@
 ``costs`` times what α costs in each kind of layer in onnxruntime, and how far sums of costs are from the times of 20
 random sets; this takes a machine with nothing else to do. ``gains`` tunes within the budget, by these costs. ``times``
 times the sets that were chosen. Each adds lines to ``--output``; what is there already is not made again.
-budget_tables.py makes tables of them.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ import torch
 
 from alphatune.cli.memory import keep_freed_memory
 from alphatune.evaluation.predictor import evaluation_mode
+from alphatune.export.counted_costs import counted_costs
 from alphatune.export.layer_costs import LayerCosts, LayerKind, LayerTimer
 from alphatune.jobs.opening import Prepared, predictor_of, prepare
 from alphatune.norms.patching import patched
@@ -78,8 +78,10 @@ def write_costs(args: argparse.Namespace) -> None:
         if _lines(args, step="costs", batch=size):
             continue
         timer = _timer(args, prepared, size)
-        costs = timer.costs(_shapes(prepared), sets=RANDOM_SETS)
-        _write(args, step="costs", batch=size, costs=asdict(costs))
+        shapes, module = _shapes(prepared), prepared.opened.module
+        costs = timer.costs(shapes, sets=RANDOM_SETS)
+        counted = counted_costs(module, shapes, prepared.opened.preprocessing.input_size, size).everywhere
+        _write(args, step="costs", batch=size, costs=asdict(costs), counted=counted)
         errors = [each.predicted / each.measured - 1 for each in costs.sets]
         print(size, f"{costs.everywhere:.2f}", f"error {np.abs(errors).max():.3f}", flush=True)
 
