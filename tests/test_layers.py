@@ -302,3 +302,20 @@ def test_what_is_refused(run: Run, command: list[str], words: list[str], said: s
     code, out, err = run(*command, *words)
     assert code == 2
     assert said in json.loads(out)["error"]["message"] + err
+
+
+def test_a_score_of_ones_own_does_not_choose_layers(run: Run) -> None:
+    code, _, err = run(
+        "tune",
+        TINY,
+        "--no-pretrained",
+        "--data",
+        "my.py:loader",
+        "--score",
+        "my.py:score",
+        "--layers",
+        "auto",
+    )
+    assert code == 2
+    assert "--layers auto" in err
+    assert "--score" in err

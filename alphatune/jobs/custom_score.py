@@ -109,6 +109,10 @@ def check_settings(settings: TuneSettings) -> None:
         "`score`",
         "the loader prepares the data, and the score takes the place of the metric",
     )
+    if settings.chooses_layers:
+        raise ConfigurationError(
+            "`layers=auto` does not go with `score`", "name the layers, such as 'layer4.*'"
+        )
     if settings.dtype not in DTYPES:
         raise ConfigurationError(f"unknown dtype {settings.dtype!r}", f"one of: {', '.join(DTYPES)}")
     if place_of_process() is not None:

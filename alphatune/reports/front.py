@@ -37,12 +37,12 @@ class FrontTable:
 
 
 def front_of(document: Tuned) -> Front | None:
-    """Where layers were chosen."""
+    """Gain and cost by set of layers; None unless layers were chosen by them."""
     return document.refinement.front if document.refinement else None
 
 
 def front_table(document: Tuned) -> FrontTable | None:
-    """None where α was in all layers from the start."""
+    """The table; None unless layers were chosen by what α costs in them."""
     front = front_of(document)
     if front is None:
         return None

@@ -1,4 +1,4 @@
-"""Gain against cost by set of layers, out of fold, and the set to deploy.
+"""What α gains in each set of layers, what it costs there, and which set to deploy.
 
 Layers are left out (layers.py) on either half of the examples, and each set's α
 is scored on the other half, as levels are (refinement.py). With a budget the

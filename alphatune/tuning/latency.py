@@ -24,7 +24,7 @@ TIMED_ALPHA = 0.05
 
 @dataclass(frozen=True)
 class LatencyBudget:
-    """How long inference may take, and where it is timed.
+    """How long inference may take, and how its time is found.
 
     Args:
         most: times as long as the network whose norm layers are all folded; None: no limit, but layers that are not

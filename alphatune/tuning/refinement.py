@@ -484,8 +484,8 @@ def _reason(
     if chosen == "plain":
         return f"no α has a significant {gain}"
     if front is not None:
-        finer = "one α" if chosen == "global" else f"one α a {chosen}"
-        return f"{finer} wins out of fold in {INFO[metric].name}{beyond}; {some}"
+        level = "one α" if chosen == "global" else f"one α a {chosen}"
+        return f"{level} wins out of fold in {INFO[metric].name}{beyond}; {some}"
     place = [level.name for level in levels].index(chosen)
     text = "one α for all layers" if chosen == "global" else f"one α a {chosen}"
     text += f" wins out of fold in {INFO[metric].name}{beyond}"
