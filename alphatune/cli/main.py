@@ -28,6 +28,7 @@ from alphatune.cli.report import report
 from alphatune.cli.schema import schema
 from alphatune.cli.signals import HungUp, Terminated, signals_ignored, signals_raised
 from alphatune.cli.stderr import tell
+from alphatune.cli.threads import spin_briefly
 from alphatune.cli.train import train
 from alphatune.cli.tune import tune
 from alphatune.cli.usage import as_options, explain, name_owners, require_utf8
@@ -86,6 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point: run the command line, and make of whatever it raises its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     keep_freed_memory()
+    spin_briefly()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # an α must not fail where the encoding has none
             stream.reconfigure(errors="backslashreplace")

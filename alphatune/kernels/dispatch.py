@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from alphatune.core.errors import ConfigurationError
-from alphatune.kernels import alpha_gradient, cpu, eager, moments
+from alphatune.kernels import alpha_gradient, cpu, eager, first_use, moments
 
 Kernel = Literal["auto", "eager", "compiled", "triton"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
@@ -116,7 +116,12 @@ def example_weighted_norm(
             from alphatune.kernels import triton
 
             if triton.supports(x, act):
-                return triton.example_weighted_norm(*arguments, act)
+                return first_use.fast_or_plain(
+                    "Triton",
+                    (x.device, x.dtype, x.is_contiguous(), x.shape[1:], act),
+                    lambda: triton.example_weighted_norm(*arguments, act),
+                    lambda: activate(moments.example_weighted_norm(*arguments), act),
+                )
     return activate(moments.example_weighted_norm(*arguments, num_groups), act)
 
 

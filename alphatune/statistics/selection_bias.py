@@ -25,7 +25,7 @@ random signs. Only the true means have to be supposed:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +65,7 @@ def limits_of_choosing(
     chosen: NDArray[np.int64],
     confidence: float,
     rng: np.random.Generator,
+    confirming: int = 0,
 ) -> Limits:
     """Limits for the gain of the best α by the other folds, and what choosing does to its p.
 
@@ -72,6 +73,7 @@ def limits_of_choosing(
         differences: scores less those of the unpatched model (alphas, n); the first row is 0.
         fold: of each example (n,), counted from 0.
         chosen: index of the α of each fold (folds,).
+        confirming: further examples, scored at the best α by all folds, that had no say in any choice.
     """
     if len(differences) > _MOST_ALPHAS:
         some = np.linspace(0, len(differences) - 1, _MOST_ALPHAS).astype(np.int64)
@@ -87,10 +89,16 @@ def limits_of_choosing(
     suppositions = np.stack([np.zeros_like(means), np.where(level, 0.0, -below)])
 
     moved = differences.any(axis=0)
+    all_sizes = np.append(sizes, confirming) if confirming else sizes
     if moved.sum() <= _FEW and np.isin(differences, (-1, 0, 1)).all():
-        draw, squares = _signed(differences[:, moved].T, fold[moved], len(sizes), rng)
+        parts = [differences[:, moved & (fold == k)].T for k in range(len(sizes))]
+        if confirming:  # as many of them change sides, as far as these tell
+            like = np.concatenate(parts)
+            count = round(len(like) * confirming / n)
+            parts.append(like[rng.choice(len(like), count, replace=count > len(like))])
+        draw, squares = _signed(parts, rng)
     else:
-        draw, squares = _normal(covariance, sizes, rng)
+        draw, squares = _normal(covariance, all_sizes, rng)
     strays = [_strays(draw(), squares, sizes, suppositions) for _ in range(REPEATS // _PART)]
     no_effect, measured = np.concatenate(strays, axis=1)
 
@@ -119,10 +127,10 @@ def _normal(
 
 
 def _signed(
-    rows: FloatArray, fold: NDArray[np.int64], folds: int, rng: np.random.Generator
+    parts: Sequence[FloatArray], rng: np.random.Generator
 ) -> tuple[Callable[[], FloatArray], FloatArray]:
-    """The same of some examples' differences (n, alphas) with random signs."""
-    parts = [rows[fold == k].astype(np.float32) for k in range(folds)]
+    """The same of each fold's differences (n, alphas) with random signs."""
+    parts = [part.astype(np.float32) for part in parts]
 
     def draw() -> FloatArray:
         sums = [(2 * rng.integers(0, 2, (_PART, len(part))) - 1).astype(np.float32) @ part for part in parts]
@@ -134,12 +142,21 @@ def _signed(
 def _strays(
     sums: FloatArray, squares: FloatArray, sizes: NDArray[np.int64], suppositions: FloatArray
 ) -> FloatArray:
-    """(gain − worth)/error (suppositions, repeats), 0 where all folds chose what has no error."""
-    others = (sums.sum(axis=1, keepdims=True) - sums) / (sizes.sum() - sizes)[:, None]
+    """(gain − worth)/error (suppositions, repeats), 0 where all folds chose what has no error.
+
+    Args:
+        sums, squares: of each fold, and of the confirming examples if there are any.
+        sizes: of the folds, which choose for each other, and all together for the confirming examples.
+    """
+    left_out, counts = sums, sizes
+    if len(sums[0]) > len(sizes):  # nothing is left out for those that confirm
+        left_out = np.concatenate([sums[:, :-1], np.zeros_like(sums[:, -1:])], axis=1)
+        counts = np.append(sizes, 0)
+    others = (left_out.sum(axis=1, keepdims=True) - left_out) / (sizes.sum() - counts)[:, None]
     strays = np.zeros((len(suppositions), len(sums)))
     for stray, means in zip(strays, suppositions, strict=True):
         chosen = (others + means).argmax(axis=2)
-        error = np.sqrt(squares[np.arange(len(sizes)), chosen].sum(axis=1))
+        error = np.sqrt(squares[np.arange(len(squares)), chosen].sum(axis=1))
         gain = np.take_along_axis(sums, chosen[:, :, None], axis=2).sum(axis=(1, 2))
         np.divide(gain, error, out=stray, where=error > 0)
     return strays
