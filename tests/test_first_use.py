@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,10 +12,9 @@ from alphatune.kernels import dispatch, first_use, moments
 
 
 @pytest.fixture(autouse=True)
-def nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first_use, "_trusted", {})
     monkeypatch.setattr(first_use, "_warned", set())
-    yield
 
 
 class Counted:
