@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import pairwise, product
+from itertools import product
 from typing import TypeVar
 
 import numpy as np
@@ -40,8 +40,8 @@ from alphatune.tuning.confirmation import search_and_confirm
 from alphatune.tuning.objective import Objective
 from alphatune.tuning.ordering import stratified_order
 from alphatune.tuning.passes import Passes
-from alphatune.tuning.search import LOOKS
-from alphatune.tuning.selection import best_index, cross_fitted_gain, progressive_gain, select_by_score
+from alphatune.tuning.search import CHOOSING
+from alphatune.tuning.selection import Confirmed, cross_fitted_gain, select_by_score
 from alphatune.tuning.sweep import Sweep
 from alphatune.tuning.temperature import TemperatureScores, score_temperatures
 
@@ -76,27 +76,41 @@ def signed_mean(scores: Scores, metric: Metric) -> float:
     return INFO[metric].sign * mean
 
 
-def lot_by_lot(sweep: Sweep, metric: Metric, seed: int) -> Gain:
-    """The progressive gain as after a search, of an exact grid."""
+@dataclass(frozen=True)
+class Chosen:
+    """A gain, and what was chosen: the α at which parts of the examples were scored, and the one to deploy."""
+
+    gain: Gain
+    alphas: tuple[float, ...]
+    shares: tuple[float, ...]
+    alpha: float
+
+
+def all_choose(sweep: Sweep, metric: Metric, seed: int) -> Chosen:
+    """As with a list of α."""
+    choices = sweep.choices()
+    gain = cross_fitted_gain(choices, metric, seed=seed)
+    return Chosen(gain, gain.fold_alphas, (1,) * gain.folds, choices.best(Objective(metric)))
+
+
+def a_part_chooses(sweep: Sweep, metric: Metric, seed: int) -> Chosen:
+    """As after a search, of an exact grid."""
     n = len(sweep.baseline)
     order = stratified_order(sweep.baseline.targets.astype(np.int64), seed)
-    values = np.stack([getattr(scores, metric) for scores in sweep.scores]).astype(np.float64)
-    values = INFO[metric].sign * values
-    lots, alphas = [], []
-    for start, stop in pairwise([*(int(share * n) for share in LOOKS), n]):
-        best = int(values[:, order[:start]].mean(axis=1).argmax())
-        lots.append(sweep.scores[best].take(np.sort(order[start:stop])))
-        alphas.append(sweep.alphas[best])
-    return progressive_gain(lots, sweep.baseline, tuple(alphas), metric, seed=seed)
+    choosing, others = np.sort(order[: int(CHOOSING * n)]), np.sort(order[int(CHOOSING * n) :])
+    choices = Sweep(sweep.alphas, tuple(scores.take(choosing) for scores in sweep.scores)).choices()
+    alpha = choices.best(Objective(metric))
+    after = sweep.scores[sweep.alphas.index(alpha)].take(others)
+    chosen = sweep.scores[sweep.alphas.index(alpha)].take(choosing)
+    confirmed = Confirmed(alpha, chosen, sweep.baseline.take(others), after)
+    gain = cross_fitted_gain(choices, metric, confirmed=confirmed, seed=seed)
+    shares = (*[CHOOSING / gain.folds] * gain.folds, 1 - CHOOSING)
+    return Chosen(gain, (*gain.fold_alphas, alpha), shares, alpha)
 
 
-def fold_by_fold(sweep: Sweep, metric: Metric, seed: int) -> Gain:
-    return cross_fitted_gain(sweep, metric, seed=seed)
-
-
-SCHEMES: dict[str, Callable[[Sweep, Metric, int], Gain]] = {
-    "cross-fitted": fold_by_fold,
-    "progressive": lot_by_lot,
+SCHEMES: dict[str, Callable[[Sweep, Metric, int], Chosen]] = {
+    "all choose": all_choose,
+    "a part chooses": a_part_chooses,
 }
 
 
@@ -135,12 +149,11 @@ def simulate(
     for seed in range(runs):
         sweep = population.draw(n, np.random.default_rng((n, seed)))
         for scheme, metric in product(schemes, metrics):
-            gain = SCHEMES[scheme](sweep, metric, seed)
-            place = [sweep.alphas.index(alpha) for alpha in gain.fold_alphas]
-            shares = np.diff([*LOOKS, 1]) if scheme == "progressive" else np.ones(len(place))
-            worth = float(np.average(truth[metric][place], weights=shares))
-            best = best_index(sweep, metric)
-            (low, high), deployed = gain.ci, truth[metric][best]
+            chosen = SCHEMES[scheme](sweep, metric, seed)
+            place = [sweep.alphas.index(alpha) for alpha in chosen.alphas]
+            worth = float(np.average(truth[metric][place], weights=chosen.shares))
+            gain, deployed = chosen.gain, truth[metric][sweep.alphas.index(chosen.alpha)]
+            low, high = gain.ci
             row = gain.significant, low > worth, high < worth, low <= deployed <= high, high - low
             found.setdefault((scheme, metric), []).append(row)
     return {
@@ -267,11 +280,11 @@ def test_nothing_that_changed_is_not_no_uncertainty() -> None:
     """α was chosen by examples of other lots; that none of these changed sides does not say that none will."""
     sweep = replace(POPULATIONS["ordinary"], alphas=(0.0, 0.3)).draw(100, np.random.default_rng(0))
     after = replace(sweep.scores[1], top1=sweep.baseline.top1)
-    gain = progressive_gain([after], sweep.baseline, (0.3,), "top1")
+    gain = paired_gain(after, sweep.baseline, "top1")
     assert gain.delta == 0
     assert gain.ci == pytest.approx((-0.037, 0.037), abs=1e-3)  # z²/(n + z²)
     assert gain.p == 1
-    same = progressive_gain([sweep.baseline], sweep.baseline, (0.0,), "top1")
+    same = paired_gain(sweep.baseline, sweep.baseline, "top1")
     assert same.ci == (0, 0)
 
 
@@ -298,7 +311,7 @@ def test_a_score_of_ones_own_is_judged_as_the_loss_is() -> None:
     sweep = POPULATIONS["ordinary"].draw(400, np.random.default_rng(0))
     values = -np.stack([scores.loss for scores in sweep.scores]).astype(np.float64)
     own = select_by_score(values, sweep.alphas, sweep.baseline.targets.astype(np.int64)).gain
-    loss = cross_fitted_gain(sweep, "loss")
+    loss = cross_fitted_gain(sweep.choices(), "loss")
     assert own is not None
     assert structs.replace(own, metric="loss") == loss
 
@@ -347,10 +360,10 @@ def test_coverage_in_a_thousand_runs(name: str, effect: str, n: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("n", "runs"), [(200, 1000), (1000, 1000), (10_000, 300)])
 def test_false_alarms_by_ece(n: int, runs: int) -> None:
-    counts = simulate(POPULATIONS["ordinary"], n, runs, ["ece"], ["cross-fitted"])
+    counts = simulate(POPULATIONS["ordinary"], n, runs, ["ece"], ["all choose"])
     report(f"ordinary | none | {n}", counts)
-    assert counts["cross-fitted", "ece"].significant <= most(runs, 0.05)
-    assert counts["cross-fitted", "ece"].covered >= runs - most(runs, 0.07)
+    assert counts["all choose", "ece"].significant <= most(runs, 0.05)
+    assert counts["all choose", "ece"].covered >= runs - most(runs, 0.07)
 
 
 CALIBRATIONS = {
@@ -383,7 +396,7 @@ def test_coverage_by_ece(name: str, n: int, runs: int) -> None:
     gains = true_ece(population)[0] - true_ece(population)
     rows = []
     for seed in range(runs):
-        gain = fold_by_fold(population.draw(n, np.random.default_rng((n, seed))), "ece", seed)
+        gain = all_choose(population.draw(n, np.random.default_rng((n, seed))), "ece", seed).gain
         worth = gains[[population.alphas.index(alpha) for alpha in gain.fold_alphas]].mean()
         rows.append((worth, gain.delta, gain.significant, gain.ci[0] <= worth <= gain.ci[1]))
     worth, measured, significant, covered = np.mean(rows, axis=0)
@@ -434,7 +447,7 @@ class MadeUp(Passes):
 @pytest.mark.parametrize("n", [1000, 3000])
 @pytest.mark.parametrize("effect", ["none", *EFFECTS])
 def test_the_search_itself(effect: str, n: int, metric: Metric) -> None:
-    """Pilot, race, interpolation and all, on logits."""
+    """Pilot, interpolation and all, on logits."""
     population = replace(POPULATIONS["ordinary"], effect=EFFECTS.get(effect, 0.0))
     grid = tuple(np.linspace(0, 0.3, 31).round(2).tolist())
     truth = true_gains(replace(population, alphas=grid), 20)[metric] if population.effect else np.zeros(31)
@@ -443,11 +456,9 @@ def test_the_search_itself(effect: str, n: int, metric: Metric) -> None:
         examples = population.examples(n, np.random.default_rng((n, seed)))
         data, model = Drawn(examples.targets.astype(np.int64)), Predictor(nn.Identity())
         passes = MadeUp(model, data, 0.0, World(), Meter(), None, population, examples)  # type: ignore[arg-type]
-        found, _, gain, _ = search_and_confirm(
-            passes, Objective(metric), "significant", False, 0.002, 0.05, seed, 0.3
-        )
-        sizes = [*map(len, found.challenged), len(found.confirming)]
-        worth = np.average(np.interp(gain.fold_alphas, grid, truth), weights=sizes)
+        found, _, gain, _ = search_and_confirm(passes, Objective(metric), False, 0.002, 0.05, seed, 0.3)
+        sizes = [*[len(found.choosing) / gain.folds] * gain.folds, len(found.confirming)]
+        worth = np.average(np.interp([*gain.fold_alphas, found.t], grid, truth), weights=sizes)
         significant += gain.significant
         too_high += bool(gain.ci[0] > worth)
         too_low += bool(gain.ci[1] < worth)

@@ -278,7 +278,7 @@ def test_gains_are_those_of_the_objective() -> None:
     assert Objective("top1").gain(after, before).delta == pytest.approx(np.mean(means[1]) - np.mean(means[0]))
     worst = Objective("top1", "worst").gain(after, before)
     assert worst.delta == pytest.approx(min(means[1]) - min(means[0]))
-    assert cross_fitted_gain(sweep, Objective("top1", "worst")).examples == 300
+    assert cross_fitted_gain(sweep.choices(), Objective("top1", "worst")).examples == 300
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_the_best_survives(kind, delta: float) -> None:
         order = rng.permutation(n)
         alive = np.ones(len(values), bool)
         for look in LOOKS:
-            alive &= rule_out(values[:, order[: int(look * n)]], n, delta, len(LOOKS))[0]
+            alive &= rule_out(values[:, order[: int(look * n)]], n, delta, len(LOOKS))
         lost += not alive[best].any()
     assert lost / repetitions <= delta + 2 * np.sqrt(delta / repetitions)
 
@@ -44,28 +44,16 @@ def test_the_best_survives(kind, delta: float) -> None:
 def test_a_race_drops_what_is_clearly_worse() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=400) + np.linspace(0, 1, 5)[:, None]
-    alive, regret = rule_out(values, 4000, 0.05, 4)
+    alive = rule_out(values, 4000, 0.05, 4)
     assert alive.tolist() == [False, False, False, False, True]
-    assert regret == 0
-
-
-def test_the_bound_on_the_regret_holds() -> None:
-    rng, missed = np.random.default_rng(1), 0
-    for _ in range(300):
-        values = loss_like(rng, 2000)
-        order = rng.permutation(2000)[:400]
-        _, regret = rule_out(values[:, order], 2000, 0.05, 4)
-        leader = values[:, order].mean(1).argmax()
-        missed += values.mean(1).max() - values[leader].mean() > regret
-    assert missed / 300 <= 0.05
 
 
 def test_zero_delta_and_few_examples_drop_nothing() -> None:
     values = np.random.default_rng(0).normal(size=(5, 400)) + np.arange(5)[:, None]
     assert rule_out(values, 4000, 0.0, 4)[0].all()
-    assert rule_out(values[:, :50], 4000, 0.05, 4)[0].all()
+    assert rule_out(values[:, :50], 4000, 0.05, 4).all()
 
 
 def test_nothing_is_left_to_chance_when_all_are_seen() -> None:
     values = np.array([[0.0, 1.0] * 100, [1.0, 0.0] * 100, [0.0, 0.9] * 100])
-    assert rule_out(values, 200, 0.05, 4)[0].tolist() == [True, True, False]
+    assert rule_out(values, 200, 0.05, 4).tolist() == [True, True, False]

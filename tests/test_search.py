@@ -17,7 +17,6 @@ from alphatune.norms.conversion import Norm, convert_
 from alphatune.norms.patching import patched, set_alpha_
 from alphatune.statistics.scores import summarise
 from alphatune.tuning import search as search_module
-from alphatune.tuning.curve_scores import join
 from alphatune.tuning.ordering import stratified_order
 from alphatune.tuning.passes import Passes
 from alphatune.tuning.search import FIRST_RANGE
@@ -73,10 +72,11 @@ def test_as_good_as_an_exact_sweep(model: nn.Module, metric: str) -> None:
     choosing = result.search.choosing
     pick = 0 if metric == "loss" else 1
     sign = -1 if metric == "loss" else 1
-    best = max(sign * exact(model, data, a)[pick][choosing].mean() for a in grid)
+    values = [sign * exact(model, data, a)[pick][choosing].mean() for a in grid]
+    best, plain = max(values), values[0]
     chosen = sign * exact(model, data, result.alpha)[pick][choosing].mean()
     assert result.alpha > 0
-    assert best - chosen <= (0.004 if metric == "loss" else 0.008)
+    assert chosen - plain >= 0.93 * (best - plain)
 
 
 def test_what_is_chosen_was_measured(model: nn.Module) -> None:
@@ -89,7 +89,7 @@ def test_what_is_chosen_was_measured(model: nn.Module) -> None:
     measured = {point.alpha for point in result.curve if point.measured}
     assert measured == {0.0, result.alpha}
     assert all(p.metrics.n == N for p in result.curve if p.measured)
-    assert result.passes < 8  # two ranges of pilots, and fewer nodes as the race goes on
+    assert result.passes < 8  # two ranges of pilots
 
 
 def test_a_full_curve_is_that_of_all_examples(model: nn.Module) -> None:
@@ -106,30 +106,54 @@ def test_a_full_curve_is_that_of_all_examples(model: nn.Module) -> None:
         assert point.metrics.top1 == round(point.metrics.top1 * N) / N
 
 
-def test_the_gain_is_measured_on_examples_that_did_not_choose(model: nn.Module) -> None:
+def test_the_gain_is_measured_where_others_chose(model: nn.Module) -> None:
     data = shifted()
     result = alphatune.tune(model, data, metric="loss", accept="best")
     found, gain = result.search, result.decision.gain
     assert found is not None
     assert gain is not None
     assert sorted([*found.choosing, *found.confirming]) == list(range(N))
-    assert gain.fold_alphas[-1] == result.alpha
+    assert gain.scheme == "cross-fitted"
+    assert gain.examples == N
     before = exact(model, data, 0.0)[0]
-    expected, count = 0.0, 0
-    lots = [(scores.ids, alpha) for scores, alpha in zip(found.challenged, gain.fold_alphas, strict=False)]
-    for ids, alpha in [*lots, (found.confirming, result.alpha)]:
-        expected += (before[ids] - exact(model, data, alpha)[0][ids]).sum()
-        count += len(ids)
-    assert gain.examples == count
-    assert gain.delta == pytest.approx(expected / count, abs=1e-5)
+    after = exact(model, data, result.alpha)[0]
+    confirmed = (before - after)[found.confirming].sum()
+    # The folds chose other α than all of them did; but each of them about as good a one.
+    own = {alpha: (before - exact(model, data, alpha)[0])[found.choosing] for alpha in set(gain.fold_alphas)}
+    least, most = (f([x.mean() for x in own.values()]) * len(found.choosing) for f in (min, max))
+    tenth = 0.01 * N
+    assert least + confirmed - tenth <= gain.delta * N <= most + confirmed + tenth
 
 
-def test_the_race_saves_passes_and_hardly_changes_the_choice(model: nn.Module) -> None:
+def test_those_that_confirm_have_no_say(model: nn.Module) -> None:
+    """With other labels of theirs the same α are chosen, and the gain is another."""
     data = shifted()
-    racing = alphatune.tune(model, data, metric="loss")
-    without = alphatune.tune(model, data, metric="loss", race_delta=0)
-    assert racing.alpha == pytest.approx(without.alpha, abs=0.1)
-    assert racing.passes <= without.passes
+    first = alphatune.tune(model, data, metric="loss", accept="best")
+    assert first.search is not None
+    labels = torch.cat([y for _, y in data])
+    others = torch.from_numpy(first.search.confirming)
+    shuffled = labels.clone()
+    by_class = [others[labels[others] == k] for k in range(4)]  # the strata stay as they are
+    inputs = torch.cat([x for x, _ in data])
+    for rows, from_rows in zip(by_class, [*by_class[1:], by_class[0]], strict=True):
+        size = min(len(rows), len(from_rows))
+        inputs[rows[:size]] = torch.cat([x for x, _ in data])[from_rows[:size]]
+    second = alphatune.tune(
+        model, list(zip(inputs.split(100), shuffled.split(100), strict=True)), metric="loss", accept="best"
+    )
+    assert second.search is not None
+    assert (second.search.choosing == first.search.choosing).all()
+    assert second.search.t == first.search.t
+    assert second.decision.gain.fold_alphas == first.decision.gain.fold_alphas
+    assert second.decision.gain.delta != pytest.approx(first.decision.gain.delta, abs=0.01)
+
+
+def test_the_pilot_saves_nodes_and_hardly_changes_the_choice(model: nn.Module) -> None:
+    data = shifted()
+    cut = alphatune.tune(model, data, metric="loss")
+    whole = alphatune.tune(model, data, metric="loss", race_delta=0)
+    assert cut.alpha == pytest.approx(whole.alpha, abs=0.1)
+    assert cut.passes <= whole.passes
 
 
 @pytest.mark.parametrize("curve", ["auto", "full"])
@@ -138,31 +162,28 @@ def test_the_race_saves_passes_and_hardly_changes_the_choice(model: nn.Module) -
 def test_a_best_alpha_is_named_only_where_it_is_known(
     model: nn.Module, metric: Metric, curve: Curve, shift: float
 ) -> None:
-    """An optimum is that of points that rest on the same examples, of which none was dropped for another metric."""
+    """Where the range was not cut for another metric's sake, and does not end there."""
     result = alphatune.tune(model, images(shift=shift), metric=metric, curve=curve)
     found = result.search
     assert found is not None
-    everywhere = join(found.curve)
-    dropped = len({part.points for part in found.curve}) > 1
     best = result.decision.best
     assert metric in best
-    if dropped:
-        assert set(best) == {metric}
     for named, alpha in best.items():
-        values = INFO[named].sign * everywhere.average(named)
+        values = INFO[named].sign * found.curve.average(named)
         assert values[found.grid.index(alpha)] == values.max()
         if named != metric:
             assert alpha < 0.95 * found.grid[-1] or found.grid[-1] == 1
 
 
-def test_a_race_that_drops_points_leaves_other_metrics_unnamed(model: nn.Module) -> None:
+def test_where_the_range_is_cut_other_metrics_stay_unnamed(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(values: np.ndarray, *_: object) -> np.ndarray:
+        return np.arange(len(values)) <= len(values) // 2
+
+    monkeypatch.setattr(search_module, "rule_out", half)
     result = alphatune.tune(model, shifted(), metric="loss")
-    assert result.search is not None
-    assert len({part.points for part in result.search.curve}) > 1  # or this tests nothing
     assert set(result.decision.best) == {"loss"}
-    points = {point.alpha: point.metrics for point in result.curve}
-    seen = points[result.decision.best["loss"]]
-    assert seen.loss == min(m.loss for m in points.values() if m.n == seen.n)
 
 
 def test_the_range_grows_to_where_the_optimum_is(model: nn.Module) -> None:
@@ -178,7 +199,7 @@ def test_nothing_is_deployed_where_nothing_helps(model: nn.Module) -> None:
     result = alphatune.tune(model, images(seed=5), metric="top1")
     assert result.alpha == 0
     assert not result.decision.gain.significant
-    assert [p.alpha for p in result.curve if p.measured] == [0.0]
+    assert {p.alpha for p in result.curve if p.measured} == {0.0, result.decision.candidate}
 
 
 def test_groupnorm_is_searched_from_one_downwards() -> None:
@@ -332,29 +353,19 @@ def test_metrics_of_the_baseline_are_exact(model: nn.Module) -> None:
 
 
 def test_what_had_a_say_in_the_range_does_not_confirm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the search of the wider range is sure of its choice sooner than that of the first one was."""
-    monkeypatch.setattr(
-        search_module, "NEAR_END", 0.999
-    )  # the pilot leaves it to the lots to widen the range
-    pilots, seen, pilot = [0], [], Passes.logits
-
-    def sure_the_second_time(values: np.ndarray, *_: object) -> tuple[np.ndarray, float]:
-        return np.ones(len(values), bool), 0.0 if pilots[0] == 2 else np.inf
-
-    monkeypatch.setattr(search_module, "rule_out", sure_the_second_time)
+    monkeypatch.setattr(search_module, "NEAR_END", 0.999)  # the pilot leaves it to all that choose
+    seen = []
     for name in ("curve", "logits"):
         original = getattr(Passes, name)
 
         def spy(self: Passes, positions: np.ndarray, *rest: object, original: Callable = original) -> object:
             seen.append(positions)
-            pilots[0] += original is pilot
             return original(self, positions, *rest)
 
         monkeypatch.setattr(Passes, name, spy)
     wanted, first_range = pooled(0.147, 1.5), FIRST_RANGE
     for seed in range(4):
         seen.clear()
-        pilots[0] = 0
         data = bright(1.5 + 0.02 * torch.randn(1200, generator=torch.Generator().manual_seed(seed)))
         model = Pooled(lambda p: 1 - 20 * (p - wanted) ** 2)
         found = alphatune.tune(model, data, metric="loss", seed=seed).search

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 from alphatune.core.errors import ConfigurationError
+from alphatune.core.metrics import INFO
 from alphatune.statistics.gain import paired_difference
 from alphatune.statistics.scores import Scores, calibration_shares, summarise
 from alphatune.tuning.alphas import AUTO, resolve_alphas
-from alphatune.tuning.selection import best_index, cross_fitted_gain, select
+from alphatune.tuning.objective import Objective
+from alphatune.tuning.selection import Confirmed, cross_fitted_gain, select
 from alphatune.tuning.sweep import Sweep
 
 
@@ -53,8 +57,9 @@ def simulate(n: int, effect: float, seed: int, alphas: tuple[float, ...] = (0.0,
 def test_optimum_and_ties() -> None:
     loss = np.array([[1.0, 1.0], [0.5, 0.7], [0.5, 0.7]])
     sweep = sweep_of(loss, np.array([[True, False]] * 3), (0.0, 0.1, 0.2))
-    assert best_index(sweep, "loss") == 1  # among equals the smaller α
-    assert best_index(sweep, "top1") == 0
+    choices = sweep.choices()
+    assert choices.best(Objective("loss")) == sweep.alphas[1]  # among equals the smaller α
+    assert choices.best(Objective("top1")) == sweep.alphas[0]
 
 
 def test_a_large_effect_is_found() -> None:
@@ -91,7 +96,7 @@ def test_too_few_examples_to_judge(n: int) -> None:
 def test_gain_is_cross_fitted() -> None:
     """By hand: each example is scored at the α that the other folds chose."""
     sweep = simulate(60, 0.1, 5)
-    gain = cross_fitted_gain(sweep, "loss", seed=7, folds=4)
+    gain = cross_fitted_gain(sweep.choices(), "loss", seed=7, folds=4)
     from alphatune.tuning.selection import _stratified_folds
 
     fold = _stratified_folds(sweep.baseline.targets, 4, np.random.default_rng(7))
@@ -118,16 +123,66 @@ def test_mcnemar_counts_the_examples_that_changed_sides() -> None:
     correct = np.zeros((2, 100), dtype=bool)
     correct[0, :50] = True
     correct[1, 3:62] = True  # 3 lost, 12 won
-    gain = cross_fitted_gain(sweep_of(np.ones((2, 100)), correct, (0.0, 0.1)), "top1")
+    gain = cross_fitted_gain(sweep_of(np.ones((2, 100)), correct, (0.0, 0.1)).choices(), "top1")
     assert gain.delta == pytest.approx(0.09)
     assert gain.p == pytest.approx(stats.binomtest(12, 15).pvalue)
     assert "12 better, 3 worse" in gain.method
 
 
+@pytest.mark.parametrize("metric", ["loss", "top1", "ece"])
+def test_those_that_had_no_say_confirm(metric: str) -> None:
+    """The mean is that of all: fold by fold of those that choose, and the others at what all of them chose."""
+    sweep = simulate(3000, 0.3, 0)
+    if metric == "ece":  # too sure but at the third α
+        correct = np.tile(np.random.default_rng(0).random(3000) < 0.7, (4, 1))
+        loss = np.array([0.02, 0.05, -np.log(0.7), 0.1])[:, None] * np.ones(3000)
+        sweep = sweep_of(loss, correct, sweep.alphas)
+    choosing, others = np.arange(1800), np.arange(1800, 3000)
+    choices = Sweep(sweep.alphas, tuple(scores.take(choosing) for scores in sweep.scores)).choices()
+    before, after = (sweep.scores[i].take(others) for i in (0, 2))
+    chosen = sweep.scores[2].take(choosing)
+    gain = cross_fitted_gain(choices, metric, confirmed=Confirmed(0.05, chosen, before, after))
+    alone = cross_fitted_gain(choices, metric)
+    assert choices.best(Objective(metric)) == 0.05
+    assert set(gain.fold_alphas) == {0.05}  # so that all examples were scored there
+    assert gain.examples == 3000
+    assert gain.significant
+    if metric == "ece":
+        expected = summarise(sweep.scores[0]).ece - summarise(sweep.scores[2]).ece
+    else:
+        difference = getattr(sweep.scores[2], metric).astype(float) - getattr(sweep.scores[0], metric)
+        expected = INFO[metric].sign * difference.mean()
+    assert gain.delta == pytest.approx(expected, abs=1e-6)
+    if metric != "ece":
+        assert gain.ci[1] - gain.ci[0] < alone.ci[1] - alone.ci[0]
+
+
+def test_what_a_fold_chose_goes_no_farther_than_guards_allow() -> None:
+    sweep = simulate(2000, 0.3, 0, alphas=(0.0, 0.02, 0.04, 0.05, 0.1))
+    chosen = sweep.scores[1]
+    gain = cross_fitted_gain(
+        sweep.choices(), "loss", confirmed=Confirmed(0.02, chosen, None, None, share=0.5)
+    )
+    assert set(gain.fold_alphas) <= {0.02, 0.04}
+
+
+def test_interpolated_scores_are_put_right_at_what_was_chosen() -> None:
+    """Off by a little for all, and wrong for some examples; the gain is that of the exact scores all the same."""
+    sweep = simulate(2000, 0.3, 0)
+    exact = sweep.scores[2]
+    off = replace(exact, loss=exact.loss * 1.02 - 0.01, top1=exact.top1 ^ (np.arange(2000) % 97 == 0))
+    rough = Sweep(sweep.alphas, (*sweep.scores[:2], off, sweep.scores[3])).choices()
+    for metric in ("loss", "top1"):
+        gain = cross_fitted_gain(rough, metric, confirmed=Confirmed(0.05, exact, None, None))
+        assert set(gain.fold_alphas) == {0.05}
+        true = getattr(exact, metric).astype(float) - getattr(sweep.baseline, metric)
+        assert gain.delta == pytest.approx(INFO[metric].sign * true.mean(), abs=1e-6)
+
+
 def test_nothing_changes() -> None:
     sweep = sweep_of(np.ones((2, 50)), np.ones((2, 50), dtype=bool), (0.0, 0.1))
     for metric in ("top1", "top5", "loss", "ece"):
-        gain = cross_fitted_gain(sweep, metric)
+        gain = cross_fitted_gain(sweep.choices(), metric)
         assert (gain.delta, gain.ci, gain.p, gain.significant) == (0.0, (0.0, 0.0), 1.0, False)
 
 

@@ -24,7 +24,7 @@ Unit = Literal["images", "images read", ""]
 class Progress:
     """What a job is doing, and how far it is."""
 
-    phase: str = ""  # "pilot", "search 2 of 4", "confirming"
+    phase: str = ""  # "pilot", "search", "confirming"
     done: int = 0
     total: int | None = None  # what is expected to be done in the end; None: not known
     resumed: int = 0  # how much of ``done`` an earlier run did

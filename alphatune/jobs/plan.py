@@ -27,15 +27,15 @@ from alphatune.settings import TuneSettings
 from alphatune.statistics.gain import CONFIDENCE
 from alphatune.statistics.gain_table import planned_power
 from alphatune.tuning.refinement import is_joint, levels_of
-from alphatune.tuning.search import FEWEST_TO_SEARCH, LOOKS, PILOT, PILOT_NODES, looks_at
+from alphatune.tuning.search import CHOOSING, FEWEST_TO_SEARCH, PILOT_NODES, choosing_share, pilot_size
 from alphatune.tuning.step_back import SHARES
 
 #: images that are timed
 TIMED = 32
 #: how far from the unpatched model a forward pass is timed
 TIMED_AT = 0.05
-#: nodes of a search that all lots see, the fewest and the most that is usual; of a full curve
-USUAL_NODES, FULL_NODES = (2, 5), (5, 8)
+#: nodes of a search, the fewest and the most that is usual; of a full curve
+USUAL_NODES, FULL_NODES = (4, 5), (4, 8)
 #: plain evaluations that a level of finer α takes, two descents and two exact passes; the last descent
 LEVEL, LAST = (5, 10), (0, 6)
 #: that the free repairs take on both halves, and one fit of them on one half
@@ -93,7 +93,7 @@ def plan_power(
         and earlier.data.preprocessing == plan.data.preprocessing
     )
     known = earlier.power if earlier and same else None
-    choice: Choice = "progressive" if _searches(settings, plan.data.n) else "cross-fitted"
+    choice: Choice = "cross-fitted"
     confidence, joint = CONFIDENCE, is_joint(settings.metric, settings.temperature)
     if settings.granularity != "global" or joint:
         choice, levels = "halves", len(levels_of(settings.granularity)) - 1 + joint
@@ -147,15 +147,14 @@ def _phases(
         add("measuring moving averages", sum(averages), sum(averages))
     if _searches(settings, n):
         full = settings.curve == "full"
-        pilot = PILOT_NODES * min(max(n // 20, PILOT[0]), PILOT[1]) / n
+        pilot = PILOT_NODES * pilot_size(n) / n
         add("pilot", pilot, 2 * pilot)
         few, most = FULL_NODES if full else USUAL_NODES
-        looks = LOOKS if conditions is None else looks_at(conditions.ids)
-        seen = 1 if full else looks[-1]
-        add(f"search in {len(looks)} steps", few * seen, most * seen)
+        seen = 1 if full else CHOOSING if conditions is None else choosing_share(conditions.ids)
+        add("search", few * seen, most * seen)
         if conditions is not None:
             add("guarded conditions", 0, len(SHARES) / len(conditions.names))
-        add("confirming", 0 if full else 1 - looks[-1], 1 if full else 2 - looks[-1])
+        add("confirming", 1 - seen, 2 - seen)
     else:
         add("sweeping alpha", alphas, alphas)
     compares = conditions is not None and settings.rivals == "free"

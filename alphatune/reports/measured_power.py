@@ -87,11 +87,8 @@ def _examples(result: TuneResult, alpha: float, *names: str) -> tuple[Columns, C
             tuple(np.asarray(getattr(before, name), dtype=float) for name in names),
         )
     row = next(i for i, t in enumerate(found.grid) if round(abs(result.baseline_alpha - t), 12) == alpha)
-    parts = [part for part in found.curve if part.points > row]
 
     def at(place: int) -> Columns:
-        return tuple(
-            np.concatenate([part.values(name)[place] for part in parts]).astype(float) for name in names
-        )
+        return tuple(found.curve.values(name)[place].astype(float) for name in names)
 
     return at(row), at(0)

@@ -20,8 +20,6 @@ from alphatune.statistics.gain import FEWEST_EXAMPLES, FEWEST_TO_REFINE
 ENOUGH_FOR_LAYERS = 1000
 #: times the images at hand that nobody has: to ask for so many is no advice
 FAR = 20
-#: values of α in a list that goes on from a search
-IN_LIST = 11
 #: factories that need no consent
 OWN_MODELS = "alphatune.models."
 
@@ -58,7 +56,7 @@ def next_steps(document: Tuned, folder: str) -> tuple[Step, ...]:
         under = " under the same shifts," if shift else ""
         steps.append(Step(f"check it{under} on images that took no part", to_command("evaluate", other)))
     if not changed:
-        steps += [_exact_list(document, folder), _more_images(document, folder)]
+        steps.append(_more_images(document, folder))
     if isinstance(document, TuneDocument):
         steps += _other_searches(document, folder)
     if not any(steps):
@@ -161,17 +159,6 @@ def _more_images(document: Tuned, folder: str) -> Step | None:
             caption += "; the limit left some out"
         changes["limit"] = max(needed or 0, 4 * max(n, int(limit)))
     return Step(caption, _again(document, folder, "more", **changes))
-
-
-def _exact_list(document: Tuned, folder: str) -> Step | None:
-    """Where a search saw a gain that may be luck: a list measures every α on all images."""
-    gain, base, best = document.gain, document.baseline_alpha, document.best[document.metric]
-    searched = gain is not None and gain.scheme == "progressive" and not gain.significant
-    if not searched or document.refinement is not None or best == base:
-        return None
-    ends = sorted((base, min(max(base + 2 * (best - base), 0.0), 1.0)))
-    again = _again(document, folder, "list", alphas=f"{ends[0]:.4g}:{ends[1]:.4g}:{IN_LIST}")
-    return Step("measure each α on all images, which shows smaller gains than a search", again)
 
 
 def _other_searches(document: TuneDocument, folder: str) -> list[Step]:

@@ -97,6 +97,9 @@ def method_sentence(document: Tuned) -> str:
         )
     else:
         how = f"Chosen on {gain.folds - 1} of {gain.folds} folds and scored on the other, in turn"
+        searched = document.search if isinstance(document, TuneDocument) else None
+        if searched is not None and searched.confirming and document.refinement is None:
+            how += f"; {searched.confirming} further examples were scored at the choice of all folds"
     verdict = "Significant" if gain.significant else "Not significant"
     name = metric_name(document, gain.metric)
     said = f"{how}: {worth_of('', name, gain).text}, p = {gain.p:.2g}; {gain.method}. {verdict}."

@@ -8,6 +8,7 @@ from alphatune.core.metrics import Measure
 from alphatune.results.document import Part
 from alphatune.results.values import Count, Fraction, Interval, Number, Size, Text
 
+#: earlier versions searched in lots, each scored at the α that those before it chose: "progressive"
 Scheme = Literal["cross-fitted", "progressive"]
 
 

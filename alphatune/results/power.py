@@ -10,6 +10,7 @@ from alphatune.core.metrics import Measure
 from alphatune.results.document import Part
 from alphatune.results.values import Fraction, NonNegative, Positive, Size
 
+#: earlier versions searched in lots, "progressive"
 Choice = Literal["cross-fitted", "progressive", "halves"]
 #: more examples than this are not counted out
 MOST_EXAMPLES = 10**9

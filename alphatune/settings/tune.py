@@ -26,7 +26,7 @@ class TuneSettings(EvaluateSettings):
     curve: Annotated[
         Literal["auto", "full"],
         Option(
-            help="With --alphas auto: draw the curve from the examples that choose alpha, or from all.",
+            help="With --alphas auto: 40 % of the examples choose alpha and draw the curve, or all (full).",
             group=TUNING,
             applies_to=IMAGES,
         ),
@@ -43,7 +43,7 @@ class TuneSettings(EvaluateSettings):
     race_delta: Annotated[
         float,
         Option(
-            help="Probability of dropping the best alpha early, to save time; 0 drops nothing.",
+            help="Probability that a first look cuts the range before the best alpha, to save time; 0 cuts nothing.",
             group=TUNING,
             metavar="D",
             applies_to=IMAGES,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from alphatune.core.metrics import INFO, MEANS, SCORE, Measure, Metric
-from alphatune.results.gain import Gain, Scheme
+from alphatune.results.gain import Gain
 from alphatune.statistics.conditions import by_image, count_images, has_conditions
 from alphatune.statistics.intervals import mean_interval, proportion_interval
 from alphatune.statistics.scores import Scores, expected_calibration_error
@@ -33,6 +33,8 @@ FEWEST_EXAMPLES = 20
 FEWEST_TO_REFINE = 100
 
 FloatArray = NDArray[np.float64]
+#: confidence (n,) and whether the prediction is right (n,)
+Calibration = tuple[NDArray[np.float32], NDArray[np.bool_]]
 #: gain, interval, p and method
 Measured = tuple[float, tuple[float, float], float, str]
 
@@ -45,7 +47,7 @@ def paired_gain(
     seed: int = 0,
     comparisons: int = 1,
     folds: int = 0,
-    scheme: Scheme = "cross-fitted",
+    limits: Limits | None = None,
 ) -> Gain:
     """Gain of the same examples' scores over others.
 
@@ -55,23 +57,25 @@ def paired_gain(
         baseline: of the same examples.
         comparisons: gains that are looked at before one is believed; the interval and
             what counts as significant allow for them all (Bonferroni).
-        folds, scheme: for the record.
+        folds: for the record.
+        limits: where choosing has to be allowed for.
     """
     rng = np.random.default_rng(seed)
     confidence = 1 - (1 - CONFIDENCE) / comparisons
     if not INFO[metric].is_mean:
-        measured = calibration_gain(scores.confidence, scores.top1, baseline, rng, confidence)
+        measured = calibration_gain(
+            (scores.confidence, scores.top1), (baseline.confidence, baseline.top1), rng, confidence, limits
+        )
     else:
         difference = by_image(per_example(scores, metric) - per_example(baseline, metric), scores.ids)
         changed = not np.array_equal(scores.loss, baseline.loss)
-        measured = mean_gain(difference, metric, Limits.without_choice(confidence), changed)
-    return make_gain(metric, measured, scheme, count_images(scores.ids), folds, (), confidence)
+        measured = mean_gain(difference, metric, limits or Limits.without_choice(confidence), changed)
+    return make_gain(metric, measured, count_images(scores.ids), folds, (), confidence)
 
 
 def make_gain(
     metric: Measure,
     measured: Measured,
-    scheme: Scheme,
     examples: int,
     folds: int,
     alphas: tuple[float, ...],
@@ -87,7 +91,7 @@ def make_gain(
         p=p,
         method=method,
         confidence=confidence,
-        scheme=scheme,
+        scheme="cross-fitted",
         examples=examples,
         folds=folds,
         fold_alphas=alphas,
@@ -168,26 +172,28 @@ def _adjusted(p: float, method: str, limits: Limits) -> tuple[float, str]:
 
 
 def calibration_gain(
-    sure: NDArray[np.float32],
-    correct: NDArray[np.bool_],
-    baseline: Scores,
+    after: Calibration,
+    before: Calibration,
     rng: np.random.Generator,
     confidence: float = CONFIDENCE,
     limits: Limits | None = None,
 ) -> Measured:
-    """ECE is no mean over examples: resample the examples and compute it anew."""
+    """ECE is no mean over examples: resample the examples and compute it anew.
+
+    Args:
+        after, before: confidence (n,) and whether the prediction is right (n,), of the same examples.
+    """
     plain = Limits.without_choice(confidence)
     limits = limits or plain
-    rows = np.arange(len(sure))
-    before = (baseline.confidence, baseline.top1)
+    rows = np.arange(len(after[0]))
 
     def gain(sample: Any) -> float:
         return expected_calibration_error(before[0][sample], before[1][sample]) - expected_calibration_error(
-            sure[sample], correct[sample]
+            after[0][sample], after[1][sample]
         )
 
     delta = gain(rows)
-    if np.array_equal(sure, before[0]) and np.array_equal(correct, before[1]):
+    if np.array_equal(after[0], before[0]) and np.array_equal(after[1], before[1]):
         return 0.0, (0.0, 0.0), 1.0, "no example differs"
     resampled = np.array([gain(rng.integers(0, len(rows), len(rows))) for _ in range(RESAMPLES)])
     tail = (1 - confidence) / 2

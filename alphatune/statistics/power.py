@@ -29,20 +29,15 @@ from numpy.typing import NDArray
 from scipy.special import bdtr, bdtrc, ndtri
 
 from alphatune.results.power import MOST_EXAMPLES, Choice
-from alphatune.statistics.gain import CONFIDENCE
+from alphatune.statistics.gain import CONFIDENCE, Calibration
 from alphatune.statistics.scores import ECE_BINS, calibration_bins, calibration_shares
 
 POWER = 0.8
 #: examples that count, as a share of all: for right and wrong, and for other means (tests/test_power.py)
 EFFECTIVE: dict[Choice, tuple[float, float]] = {
     "cross-fitted": (0.68, 1.0),
-    "progressive": (0.60, 0.52),
     "halves": (1.0, 1.0),
 }
-#: what a search may lose of a mean, in nats, as it stops where nothing left is better by its usual tolerance (0.002)
-LOST_BY_SEARCH = 0.0012
-#: confidence (n,) and whether the prediction is right (n,)
-Calibration = tuple[NDArray[np.float32], NDArray[np.bool_]]
 #: with more examples that turn the normal distribution will do
 _MANY = 2000
 #: halvings of the range of gains, or of numbers of examples, that are enough
@@ -66,7 +61,7 @@ def smallest_gain(spread: Spread, n: int, choice: Choice, confidence: float = CO
     """The smallest gain that n examples can tell from luck, in the metric's unit; 1 for a share that none can."""
     counted = n * _effective(spread, choice)
     if spread.discordant is None:
-        return _lost(choice) + _quantiles(confidence) * spread.deviation / math.sqrt(counted)
+        return _quantiles(confidence) * spread.deviation / math.sqrt(counted)
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         gain = (low + high) / 2
@@ -78,8 +73,7 @@ def smallest_gain(spread: Spread, n: int, choice: Choice, confidence: float = CO
 def examples_needed(spread: Spread, gain: float, choice: Choice, confidence: float = CONFIDENCE) -> int:
     """How many examples can tell a gain from luck, ``MOST_EXAMPLES`` at most."""
     if spread.discordant is None:
-        left = max(gain - _lost(choice), 1e-12)
-        needed = (_quantiles(confidence) * spread.deviation / left) ** 2
+        needed = (_quantiles(confidence) * spread.deviation / max(gain, 1e-12)) ** 2
     else:
         needed, most = 1.0, float(MOST_EXAMPLES)
         for _ in range(_HALVINGS):
@@ -162,10 +156,6 @@ def calibration_spread(after: Calibration, before: Calibration) -> Spread:
     hidden = math.sqrt(2 / math.pi) * float(np.sqrt(squares).sum()) / math.sqrt(len(gaps))
     difference = calibration_shares(*before) - calibration_shares(*after)
     return Spread(float(difference.std()) + hidden / _quantiles(CONFIDENCE))
-
-
-def _lost(choice: Choice) -> float:
-    return LOST_BY_SEARCH if choice == "progressive" else 0.0
 
 
 def _effective(spread: Spread, choice: Choice) -> float:

@@ -1,8 +1,8 @@
 """Rule out α that cannot win, from part of the examples.
 
 Scores at neighbouring α differ little from example to example, so *paired*
-differences to the best α so far are known tightly early on. At each look, with
-m of n examples scored, an α is ruled out when
+differences to the best α so far are known tightly early on. With m of n examples
+scored, an α is ruled out when
 
     mean(d) + z · sd(d) / sqrt(m) · sqrt(1 − m/n) < 0,   d = score(α) − score(leader)
 
@@ -28,30 +28,23 @@ from scipy.special import ndtri
 LEAST_EXAMPLES = 100
 
 
-def rule_out(
-    values: NDArray[np.floating], population: int, delta: float, looks: int
-) -> tuple[NDArray[np.bool_], float]:
-    """Which α are still in the race, and how much the leader may be short of the best.
+def rule_out(values: NDArray[np.floating], population: int, delta: float, looks: int) -> NDArray[np.bool_]:
+    """Which α are still in the race (points,).
 
     Args:
         values: (points, m) scores of m examples drawn without replacement, larger is better.
         population: n, the examples they were drawn from.
         delta: probability of ruling out the best; 0 rules out nothing.
         looks: how often the race is looked at, altogether.
-
-    Returns:
-        ``(alive, regret)``: a flag for each point, and the largest upper bound of
-        mean(d) among those alive, in the metric's unit; infinite without a race.
     """
     points, m = values.shape
     if delta <= 0 or m < min(LEAST_EXAMPLES, population):
-        return np.ones(points, bool), np.inf
+        return np.ones(points, bool)
     leader = int(values.mean(axis=1, dtype=np.float64).argmax())
     z = -float(ndtri(delta / (points * looks)))
-    alive, bounds = np.ones(points, bool), np.zeros(points)
+    alive = np.ones(points, bool)
     for point in range(points):  # a point at a time, in double, without a copy of all
         difference = values[point].astype(np.float64) - values[leader]
         error = difference.std(ddof=1) / np.sqrt(m) * np.sqrt(max(0.0, 1 - m / population))
-        bounds[point] = difference.mean() + z * error
-        alive[point] = bounds[point] >= 0
-    return alive, float(bounds[alive].max())
+        alive[point] = difference.mean() + z * error >= 0
+    return alive

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from alphatune.core.metrics import MEANS, Metric
 from alphatune.results.metrics import Metrics
@@ -48,35 +47,29 @@ def interpolated_curve(search: Search, measured: Sweep, baseline_alpha: float) -
         measured: exact scores of all examples, at the unpatched model's α first.
     """
     exact = dict(zip(measured.alphas, measured.scores, strict=True))
-    baseline = summarise(measured.baseline)
+    baseline, curve = summarise(measured.baseline), search.curve
+    ids, whole = (
+        curve.ids,
+        len(curve) == len(measured.baseline),
+    )  # nothing to estimate: these are the examples
+    plain_ece = expected_calibration_error(curve.confidence[0], curve.top1[0])
     points = []
     for index, t in enumerate(search.grid):
         alpha = round(abs(baseline_alpha - t), 12)
         if alpha in exact:
             points.append(_measured(alpha, exact[alpha], measured.baseline))
             continue
-        rows = [part for part in search.curve if part.points > index]
-
-        def at(name: str, point: int, rows: list = rows) -> NDArray[np.float64]:  # type: ignore[type-arg]
-            return np.concatenate([part.values(name)[point] for part in rows]).astype(np.float64)
-
-        ids = np.concatenate([part.ids for part in rows])
-        ece = [
-            expected_calibration_error(at("confidence", i).astype(np.float32), at("top1", i) > 0)
-            for i in (0, index)
-        ]
-        seen = sum(map(len, rows))
-        whole = seen == len(measured.baseline)  # nothing to estimate: these are the examples
-        values = {"ece": ece[1] if whole else max(0.0, baseline.ece + ece[1] - ece[0])}
+        ece = expected_calibration_error(curve.confidence[index], curve.top1[index])
+        values = {"ece": ece if whole else max(0.0, baseline.ece + ece - plain_ece)}
         ci: dict[str, Interval] = {}
         for metric in MEANS:
-            here = at(metric, index)
-            difference = here - at(metric, 0)
+            here = curve.values(metric)[index].astype(np.float64)
+            difference = here - curve.values(metric)[0]
             ci[metric] = paired_interval(by_image(difference, ids))
             change = float(mean_over_conditions(difference, ids))
             estimate = _within(metric, getattr(baseline, metric) + change)
             values[metric] = float(mean_over_conditions(here, ids)) if whole else estimate
-        points.append(CurvePoint(alpha, whole and t in search.nodes, Metrics(n=seen, **values), ci))
+        points.append(CurvePoint(alpha, whole and t in search.nodes, Metrics(n=len(curve), **values), ci))
     return tuple(points)
 
 
@@ -87,34 +80,22 @@ def values_by_condition(
 
     Where logits were interpolated for some images, it is the exact baseline plus the paired difference.
     """
-    base, exact = measured.baseline, dict(zip(measured.alphas, measured.scores, strict=True))
-    number = conditions_of(base.ids)
-    grid = (
-        {}
-        if search is None
-        else {round(abs(measured.baseline_alpha - t), 12): i for i, t in enumerate(search.grid)}
-    )
-    parts = () if search is None else search.curve
-    curves = {}
+    base = measured.baseline
+    number, curves = conditions_of(base.ids), {}
     for k in np.unique(number):
         own = number == k
         before = float(getattr(base, metric)[own].mean())
-        rows = []
-        for alpha in sorted({*exact, *grid}):
-            if alpha in exact:
-                rows.append((alpha, float(getattr(exact[alpha], metric)[own].mean()), True))
-                continue
-            point = grid[alpha]
-            changes = [
-                part.values(metric)[point, mine].astype(np.float64) - part.values(metric)[0, mine]
-                for part in parts
-                if part.points > point
-                for mine in [conditions_of(part.ids) == k]
-            ]
-            if sum(map(len, changes)):
-                change = float(np.concatenate(changes).mean())
-                rows.append((alpha, _within(metric, before + change), False))
-        curves[int(k)] = tuple(rows)
+        rows = {
+            alpha: (float(getattr(scores, metric)[own].mean()), True)
+            for alpha, scores in zip(measured.alphas, measured.scores, strict=True)
+        }
+        if search is not None:
+            part = search.curve.take(conditions_of(search.curve.ids) == k).values(metric).astype(np.float64)
+            changes = (part - part[0]).mean(axis=1) if part.size else []
+            for t, change in zip(search.grid, changes, strict=False):
+                alpha = round(abs(measured.baseline_alpha - t), 12)
+                rows.setdefault(alpha, (_within(metric, before + float(change)), False))
+        curves[int(k)] = tuple((alpha, *rows[alpha]) for alpha in sorted(rows))
     return curves
 
 

@@ -53,14 +53,6 @@ class CurveScores:
             np.empty(shape, np.bool_),
         )
 
-    def first(self, points: int) -> CurveScores:
-        """A view of the first points."""
-        return CurveScores(self.ids, *(getattr(self, f.name)[:points] for f in fields(self)[1:]))
-
-    def at(self, points: list[int]) -> CurveScores:
-        """The scores at some of the points."""
-        return CurveScores(self.ids, *(getattr(self, f.name)[points] for f in fields(self)[1:]))
-
     def take(self, rows: NDArray[Any]) -> CurveScores:
         """The scores of some of the examples."""
         return CurveScores(self.ids[rows], *(getattr(self, f.name)[:, rows] for f in fields(self)[1:]))
@@ -80,8 +72,8 @@ class CurveScores:
 
 
 def join(parts: Sequence[CurveScores]) -> CurveScores:
-    """All examples of the parts, ordered by id, at the points that every part has."""
-    points = min(part.points for part in parts)
+    """All examples of the parts, ordered by id."""
+    points = parts[0].points
     ids = np.concatenate([part.ids for part in parts])
     order = np.argsort(ids, kind="stable")
     joined = CurveScores.empty(points, len(ids))

@@ -37,7 +37,7 @@ from scipy.special import ndtri
 from alphatune.core.errors import ConfigurationError, one_line
 from alphatune.core.metrics import INFO, MEANS, Metric
 from alphatune.core.suggestions import did_you_mean
-from alphatune.results.gain import Gain, Scheme
+from alphatune.results.gain import Gain
 from alphatune.results.shift import Over
 from alphatune.statistics.conditions import (
     Ids,
@@ -189,20 +189,20 @@ class Objective:
         seed: int = 0,
         comparisons: int = 1,
         folds: int = 0,
-        scheme: Scheme = "cross-fitted",
+        limits: Limits | None = None,
     ) -> Gain:
         """Gain of the same examples' scores over others, as ``paired_gain``; of the worst condition where that counts."""
         if self.over == "mean" or not has_conditions(after.ids):
             return paired_gain(
-                after, before, self.metric, seed=seed, comparisons=comparisons, folds=folds, scheme=scheme
+                after, before, self.metric, seed=seed, comparisons=comparisons, folds=folds, limits=limits
             )
         values = np.stack([getattr(before, self.metric), getattr(after, self.metric)])
         rows = self.per_image(values, after.ids)
-        limits = Limits.without_choice(1 - (1 - CONFIDENCE) / comparisons)
+        confidence = 1 - (1 - CONFIDENCE) / comparisons
+        limits = limits or Limits.without_choice(confidence)
         changed = not np.array_equal(after.loss, before.loss)
         measured = mean_gain(rows[1] - rows[0], self.metric, limits, changed)
-        n = count_images(after.ids)
-        return make_gain(self.metric, measured, scheme, n, folds, (), 1 - (1 - CONFIDENCE) / comparisons)
+        return make_gain(self.metric, measured, count_images(after.ids), folds, (), confidence)
 
     def objection(self, after: Scores, before: Scores, names: Sequence[str]) -> str:
         """What the first guard that fails says; "" where all pass."""

@@ -87,26 +87,22 @@ class Passes:
         return torch.from_numpy(logits), torch.from_numpy(np.concatenate([t for *_, t in parts])[order])
 
     def curve(
-        self, positions: NDArray[np.int64], nodes: Sequence[float], grid: Sequence[float], leader: float
-    ) -> tuple[CurveScores, Scores, Scores]:
-        """Interpolated scores of some examples on a grid, and the exact ones at t = 0 and at the node ``leader``."""
+        self, positions: NDArray[np.int64], nodes: Sequence[float], grid: Sequence[float]
+    ) -> tuple[CurveScores, Scores]:
+        """Interpolated scores of some examples on a grid, and the exact ones at t = 0, the first node."""
         alphas = [*map(self.alpha, nodes)]
         weights = torch.from_numpy(interpolation_weights(nodes, grid)).float()
 
-        def scores(batch: Batch, logits: list[Tensor]) -> tuple[CurveScores, Scores, Scores]:
+        def scores(batch: Batch, logits: list[Tensor]) -> tuple[CurveScores, Scores]:
             nonlocal weights
             exact = [score_at(alpha, at_alpha, batch) for alpha, at_alpha in zip(alphas, logits, strict=True)]
             weights = weights.to(logits[0].device)
             curve = CurveScores.empty(len(grid), len(batch))
             score_curve_(curve, 0, torch.stack(logits), weights, batch.targets, batch.ids)
-            return curve, exact[0], exact[nodes.index(leader)]
+            return curve, exact[0]
 
-        parts = self.run(f"curve {[*grid]} {leader}", positions, alphas, scores)
-        return (
-            join([curve for curve, _, _ in parts]),
-            concatenate([baseline for _, baseline, _ in parts]),
-            concatenate([at_leader for *_, at_leader in parts]),
-        )
+        parts = self.run(f"curve {[*grid]}", positions, alphas, scores)
+        return join([curve for curve, _ in parts]), concatenate([baseline for _, baseline in parts])
 
     def run(
         self,

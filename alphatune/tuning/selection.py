@@ -14,9 +14,8 @@ with α_k the choice without fold k and n_k its examples. Its interval and its p
 those of the worth of the choices made, and allow for the choosing (selection_bias.py). The α that is
 returned is the optimum over all examples.
 
-A search (search.py) chooses on a part of the examples, in lots. Its gain is
-measured on each lot at the α that the lots before it chose, and on the examples
-that chose none at the last one: exactly, and in the same way.
+After a search (search.py) only a part of the examples chose. The others confirm: they are one fold
+more, scored at the α that all of that part chose.
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ from alphatune.statistics.gain import (
     CONFIDENCE,
     FEWEST_EXAMPLES,
     FloatArray,
-    Measured,
-    calibration_gain,
     make_gain,
     mean_gain,
 )
-from alphatune.statistics.scores import Scores, calibration_shares, concatenate, expected_calibration_error
+from alphatune.statistics.scores import Scores, calibration_shares, concatenate
 from alphatune.statistics.selection_bias import Limits, limits_of_choosing
-from alphatune.tuning.objective import Objective
+from alphatune.tuning.choosing import Choices, best_point
+from alphatune.tuning.curve_scores import CurveScores
+from alphatune.tuning.objective import Objective, Purpose
 from alphatune.tuning.sweep import Sweep
 
 Accept = Literal["significant", "best"]
@@ -78,11 +77,12 @@ def select(
     """
     objective = Objective(objective) if isinstance(objective, str) else objective
     metric, n = objective.metric, count_images(sweep.baseline.ids)
-    best = {m: sweep.alphas[best_index(sweep, Objective(m))] for m in METRICS}
-    best[metric] = sweep.alphas[best_index(sweep, objective)]
+    choices = sweep.choices()
+    best = {m: choices.best(Objective(m)) for m in METRICS}
+    best[metric] = choices.best(objective)
     gain = None
     if n >= FEWEST_EXAMPLES:
-        gain = cross_fitted_gain(sweep, objective, seed=seed, folds=folds)
+        gain = cross_fitted_gain(choices, objective, seed=seed, folds=folds)
     return decide(metric, best[metric], best, sweep.baseline_alpha, gain, n, accept)
 
 
@@ -108,8 +108,15 @@ def select_by_score(
     if n >= FEWEST_EXAMPLES:
         folds = max(2, min(folds, n // 2))
         rng = np.random.default_rng(seed)
-        chosen, measured = _cross_fitted_mean(values, _stratified_folds(strata, folds, rng), SCORE, rng)
-        gain = make_gain(SCORE, measured, "cross-fitted", n, folds, tuple(alphas[i] for i in chosen))
+        fold = _stratified_folds(strata, folds, rng)
+        chosen = _best_without_each(values, fold)
+        differences = values - values[0]
+        limits = Limits.without_choice(CONFIDENCE)
+        if chosen.any():
+            limits = limits_of_choosing(differences, fold, chosen, CONFIDENCE, rng)
+        difference = differences[chosen[fold], np.arange(n)]
+        measured = mean_gain(difference, SCORE, limits, changed=bool(chosen.any()))
+        gain = make_gain(SCORE, measured, n, folds, tuple(alphas[i] for i in chosen))
     return decide(SCORE, best, {SCORE: best}, alphas[0], gain, n, accept)
 
 
@@ -151,93 +158,76 @@ def decide(
     return Decision(chosen, reason, alpha, best, gain)
 
 
-def best_index(
-    sweep: Sweep, objective: Objective | Metric, rows: NDArray[np.int64] | NDArray[np.bool_] | None = None
-) -> int:
-    """Index of the best α on some examples; among equals the nearest to the unpatched model wins."""
-    objective = Objective(objective) if isinstance(objective, str) else objective
-    scores = sweep.scores if rows is None else [s.take(rows) for s in sweep.scores]
-    if not INFO[objective.metric].is_mean:
-        return int(np.argmax([-expected_calibration_error(s.confidence, s.top1) for s in scores]))
-    return objective.best(lambda metric: np.stack([getattr(s, metric) for s in scores]), scores[0].ids)
+@dataclass(frozen=True)
+class Confirmed:
+    """Exact scores at the α that was chosen, where a part of the examples chose by interpolated ones."""
+
+    alpha: float
+    chosen: Scores  # of those that chose
+    before: Scores | None  # of all others, which had no say, at the unpatched model's α; None: there are none
+    after: Scores | None  # and at the chosen one
+    share: float = 1.0  # of the way to what was best, that guards allowed
 
 
 def cross_fitted_gain(
-    sweep: Sweep, objective: Objective | Metric, *, seed: int = 0, folds: int = FOLDS
+    choices: Choices,
+    objective: Objective | Metric,
+    *,
+    confirmed: Confirmed | None = None,
+    seed: int = 0,
+    folds: int = FOLDS,
 ) -> Gain:
-    """Choose on k − 1 folds, score on the other; see the module's text."""
+    """Choose on k − 1 folds, score on the other; see the module's text.
+
+    Args:
+        choices: what can be chosen; classes are spread evenly over the folds.
+        confirmed: after a search.
+    """
     objective = Objective(objective) if isinstance(objective, str) else objective
-    metric, ids = objective.metric, sweep.baseline.ids
-    n = count_images(ids)
+    scores, before = choices.scores, choices.baseline
+    ids, n = scores.ids, count_images(scores.ids)
     folds = max(2, min(folds, n // 2))
     rng = np.random.default_rng(seed)
-    targets = sweep.baseline.targets
-    fold = _stratified_folds(targets[first_of_image(ids)] if has_conditions(ids) else targets, folds, rng)
-    if not INFO[metric].is_mean:
-        chosen = np.array([best_index(sweep, metric, np.flatnonzero(fold != k)) for k in range(folds)])
-        shares = np.stack([calibration_shares(s.confidence, s.top1) for s in sweep.scores])
-        limits = _limits(shares[0] - shares, fold, chosen, rng)
-        rows = np.arange(n)
-        confidence = np.stack([s.confidence for s in sweep.scores])[chosen[fold], rows]
-        correct = np.stack([s.top1 for s in sweep.scores])[chosen[fold], rows]
-        measured = calibration_gain(confidence, correct, sweep.baseline, rng, limits=limits)
+    targets = before.targets[first_of_image(ids)] if has_conditions(ids) else before.targets
+    fold = _stratified_folds(targets, folds, rng)
+    own = fold[np.unique(images_of(ids), return_inverse=True)[1]] if has_conditions(ids) else fold
+    values = _per_image(scores, objective)
+    if objective.is_plain_mean:
+        chosen = _best_without_each(values, fold)
     else:
-        values = objective.per_image(np.stack([getattr(s, metric) for s in sweep.scores]), ids)
-        given = None
-        if not objective.is_plain_mean:
-            of_image = fold[np.unique(images_of(ids), return_inverse=True)[1]]
-            given = np.array([best_index(sweep, objective, of_image != k) for k in range(folds)])
-        chosen, measured = _cross_fitted_mean(values, fold, metric, rng, given)
-    return make_gain(metric, measured, "cross-fitted", n, folds, tuple(sweep.alphas[i] for i in chosen))
+        purpose: Purpose = "deploy" if confirmed is None else "choose"
+        chosen = np.array([best_point(scores, objective, purpose, own != k) for k in range(folds)])
+    exact, alpha, confirming = None, choices.alphas[0], 0
+    if confirmed is not None:
+        exact, alpha = confirmed.chosen, confirmed.alpha
+        way = np.array(choices.alphas)[chosen] - choices.alphas[0]
+        chosen = np.array([choices.nearest(choices.alphas[0] + confirmed.share * step) for step in way])
+    after = choices.at(chosen[own], exact, alpha)
+    if confirmed is not None and confirmed.before is not None and confirmed.after is not None:
+        confirming = count_images(confirmed.before.ids)
+        before, after = concatenate([before, confirmed.before]), concatenate([after, confirmed.after])
+    limits = None
+    if chosen.any():
+        limits = limits_of_choosing(values - values[0], fold, chosen, CONFIDENCE, rng, confirming)
+    gain = objective.gain(after, before, seed=seed, folds=folds, limits=limits)
+    return msgspec.structs.replace(gain, fold_alphas=tuple(choices.alphas[i] for i in chosen))
 
 
-def _cross_fitted_mean(
-    values: FloatArray,
-    fold: NDArray[np.int64],
-    metric: Measure,
-    rng: np.random.Generator,
-    chosen: NDArray[np.int64] | None = None,
-) -> tuple[NDArray[np.int64], Measured]:
-    """The best row of scores (alphas, n) without each fold, or the one that was chosen, and its gain on the fold."""
+def _per_image(scores: CurveScores, objective: Objective) -> FloatArray:
+    """One number an image (points, images), larger is better; of the ECE each example's share of it."""
+    if INFO[objective.metric].is_mean:
+        return objective.per_image(scores.values(objective.metric), scores.ids)
+    shares = [calibration_shares(*pair) for pair in zip(scores.confidence, scores.top1, strict=True)]
+    return -np.stack(shares)
+
+
+def _best_without_each(values: FloatArray, fold: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The row of scores (alphas, n) that is best without each fold."""
     # Row by row, so that equal rows have equal sums and the first of them wins.
     sums = np.stack([np.bincount(fold, weights=row) for row in values])
     others = (sums.sum(axis=1, keepdims=True) - sums) / (len(fold) - np.bincount(fold))
-    chosen = others.argmax(axis=0) if chosen is None else chosen
-    differences = values - values[0]
-    limits = _limits(differences, fold, chosen, rng)
-    difference = differences[chosen[fold], np.arange(len(fold))]
-    return chosen, mean_gain(difference, metric, limits, changed=bool(chosen.any()))
-
-
-def _limits(
-    differences: FloatArray, fold: NDArray[np.int64], chosen: NDArray[np.int64], rng: np.random.Generator
-) -> Limits:
-    """Those that allow for choosing, where any fold chose something."""
-    if not chosen.any():
-        return Limits.without_choice(CONFIDENCE)
-    return limits_of_choosing(differences, fold, chosen, CONFIDENCE, rng)
-
-
-def progressive_gain(
-    scored: Sequence[Scores],
-    baseline: Scores,
-    alphas: tuple[float, ...],
-    objective: Objective | Metric,
-    *,
-    seed: int = 0,
-) -> Gain:
-    """Gain on examples that each had no part in choosing the α at which they are scored.
-
-    Args:
-        scored: scores of disjoint lots of examples, each at its own α.
-        baseline: scores of all examples at the unpatched model's α.
-        alphas: the α of each lot, the last one being the choice.
-    """
-    chosen = concatenate(list(scored))
-    before = baseline.take(np.searchsorted(baseline.ids, chosen.ids))
-    objective = Objective(objective) if isinstance(objective, str) else objective
-    gain = objective.gain(chosen, before, seed=seed, scheme="progressive")
-    return msgspec.structs.replace(gain, fold_alphas=alphas)
+    best: NDArray[np.int64] = others.argmax(axis=0)
+    return best
 
 
 def _stratified_folds(targets: NDArray[Any], folds: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+import numpy as np
 from torch import Tensor
 
 from alphatune.core.errors import NumericError
@@ -14,6 +15,8 @@ from alphatune.data.prefetch import Batch
 from alphatune.evaluation.predictor import Predictor, evaluation_mode, score_logits
 from alphatune.norms.patching import Alpha, set_alpha_
 from alphatune.statistics.scores import Scores
+from alphatune.tuning.choosing import Choices
+from alphatune.tuning.curve_scores import CurveScores
 from alphatune.tuning.shared_prefix import SharedPrefix, shared_prefix
 
 #: called with a batch and its logits (N, classes) at each α
@@ -40,6 +43,12 @@ class Sweep:
     @property
     def baseline(self) -> Scores:
         return self.scores[0]
+
+    def choices(self) -> Choices:
+        """Each of the α can be chosen, by all examples."""
+        names = [f.name for f in fields(CurveScores)[1:]]
+        stacked = [np.stack([getattr(scores, name) for scores in self.scores]) for name in names]
+        return Choices(self.alphas, CurveScores(self.baseline.ids, *stacked), self.baseline)
 
 
 def score_at(alpha: float | Mapping[str, Alpha], logits: Tensor, batch: Batch) -> Scores:

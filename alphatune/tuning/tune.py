@@ -47,6 +47,7 @@ from alphatune.statistics.scores import Scores, summarise
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.batch_stats_baseline import BatchStatistics, compare_batch_statistics
 from alphatune.tuning.candidate import Candidate
+from alphatune.tuning.choosing import best_point
 from alphatune.tuning.confirmation import measure_list, search_and_confirm
 from alphatune.tuning.curve import CurvePoint, interpolated_curve, measured_curve
 from alphatune.tuning.granularity import GRANULARITIES, Granularity
@@ -60,7 +61,7 @@ from alphatune.tuning.refinement import Refinement, is_joint, refine
 from alphatune.tuning.refinement import expected_examples as examples_of_refinement
 from alphatune.tuning.search import FEWEST_TO_SEARCH, Search, best_on, within_finite_range
 from alphatune.tuning.search import expected_examples as examples_of_search
-from alphatune.tuning.selection import Accept, Decision, best_index, decide, select
+from alphatune.tuning.selection import Accept, Decision, decide, select
 from alphatune.tuning.sweep import Sweep
 from alphatune.tuning.unseen import UnseenGains, unseen_gains
 from alphatune.tuning.warnings import warnings_of
@@ -69,7 +70,7 @@ Curve = Literal["auto", "full"]
 
 #: error of the interpolated curve, in nats and as a fraction, that nodes are added until
 CURVE_TOLERANCE = 0.002
-#: probability that the race drops the α that is best on the choosing part
+#: probability that the pilot cuts the range before the α that is best on the choosing part
 RACE_DELTA = 0.05
 #: images that show which norm layers a model runs
 WATCHED_EXAMPLES = 8
@@ -218,9 +219,9 @@ def tune(
             (0, but 1 for GroupNorm) is always added.
         metric: what to choose by: top1, top5, loss or ece.
         accept: ``"significant"`` keeps α = 0 unless the gain is; ``"best"`` takes the optimum.
-        curve: ``"full"`` interpolates between nodes measured on all examples, not on a part of them.
+        curve: ``"full"`` lets all examples choose, not a part of them, over a wider range.
         curve_tolerance: error of the interpolated curve, in nats and as a fraction.
-        race_delta: probability that the race drops the best α; 0: no race.
+        race_delta: probability that the pilot cuts the range before the best α; 0 cuts nothing.
         granularity: ``"stage"``, ``"layer"`` or ``"channel"`` try finer α than one for all, too
             (refinement.py); what does not win out of fold is not taken.
         temperature: tune a temperature, too, and compare what α is worth beyond it;
@@ -328,7 +329,7 @@ def tune(
                 (found, swept, gain, objection), note = within_finite_range(
                     passes,
                     lambda limit: search_and_confirm(
-                        passes, goal, accept, curve == "full", curve_tolerance, race_delta, seed, limit
+                        passes, goal, curve == "full", curve_tolerance, race_delta, seed, limit
                     ),
                 )
             elif automatic:
@@ -347,9 +348,11 @@ def tune(
             refinement = None
             unseen = UnseenGains()
 
+            listed = swept.choices()
+
             def choose_global(positions: NDArray[np.int64]) -> float:
                 if found is None:
-                    return swept.alphas[best_index(swept, goal, positions)]
+                    return listed.alphas[best_point(listed.scores, goal, "deploy", positions)]
                 return passes.alpha(best_on(found, positions, goal))
 
             # Those that chose α, and others.
@@ -538,4 +541,4 @@ def check_choices(
     if not 0 < curve_tolerance < 1:
         raise ConfigurationError(f"curve tolerance must lie in (0, 1), got {curve_tolerance:g}")
     if not 0 <= race_delta < 1:
-        raise ConfigurationError(f"race delta must lie in [0, 1), got {race_delta:g}", "0 turns the race off")
+        raise ConfigurationError(f"race delta must lie in [0, 1), got {race_delta:g}", "0 cuts nothing")

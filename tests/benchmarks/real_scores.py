@@ -39,7 +39,7 @@ def measure(given: argparse.Namespace) -> dict[str, NDArray[np.float64]]:
         rows = [sweep.alphas.index(float(alpha)) for alpha in some.split(",") if float(alpha) in sweep.alphas]
         part = Sweep(tuple(sweep.alphas[i] for i in rows), tuple(sweep.scores[i] for i in rows))
         for metric in METRICS:
-            print(some, cross_fitted_gain(part, metric), flush=True)
+            print(some, cross_fitted_gain(part.choices(), metric), flush=True)
     return {
         "alphas": np.array(sweep.alphas),
         "targets": sweep.baseline.targets.astype(np.int64),

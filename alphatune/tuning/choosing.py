@@ -1,0 +1,86 @@
+"""Which of some α is best on some examples, by the scores of each example at each α."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alphatune.core.metrics import INFO
+from alphatune.statistics.conditions import has_conditions
+from alphatune.statistics.scores import Scores
+from alphatune.tuning.curve_scores import CurveScores
+from alphatune.tuning.objective import Objective, Purpose
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The α that can be chosen, and scores of the examples that choose."""
+
+    alphas: tuple[float, ...]  # (points,), the unpatched model's first
+    scores: CurveScores  # (points, n)
+    baseline: Scores  # (n,), exact, at the first of them
+
+    def best(self, objective: Objective, purpose: Purpose = "deploy") -> float:
+        """The best α on all of these examples."""
+        return self.alphas[best_point(self.scores, objective, purpose)]
+
+    def nearest(self, alpha: float) -> int:
+        """The point that is nearest to an α."""
+        return int(np.abs(np.array(self.alphas) - alpha).argmin())
+
+    def at(self, points: NDArray[np.int64], exact: Scores | None, alpha: float) -> Scores:
+        """Scores of each example at a point of its own (n,).
+
+        Where they are interpolated, all but the first point's are off by about the same as at ``alpha`` nearby:
+
+            score(point) + exact(alpha) − score(alpha)
+
+        Args:
+            exact: scores of these examples at ``alpha``; None where those of all points are exact.
+        """
+        rows, moved, near = np.arange(len(points)), points != 0, self.nearest(alpha)
+
+        def values(name: str) -> NDArray[Any]:
+            stored: NDArray[Any] = getattr(self.scores, name)
+            found: NDArray[Any] = stored[points, rows]
+            if exact is None:
+                return found
+            off = getattr(exact, name).astype(np.float64) - stored[near]
+            corrected: NDArray[Any] = np.where(moved, found + off, getattr(self.baseline, name))
+            return corrected if name == "loss" else np.clip(corrected, 0, 1).astype(found.dtype)
+
+        # What is predicted has no part in any metric.
+        return replace(
+            self.baseline, **{name: values(name) for name in ("loss", "confidence", "top1", "top5")}
+        )
+
+
+def totals_of(scores: CurveScores, objective: Objective, purpose: Purpose) -> NDArray[np.float64]:
+    """The objective at every point, larger is better; -inf where a guard rules a point out."""
+    info = INFO[objective.metric]
+    if not info.is_mean:
+        return info.sign * scores.average(objective.metric)
+    totals = objective.totals(scores.values(objective.metric), scores.ids)
+    return np.where(objective.allowed(scores.values, scores.ids, purpose), totals, -np.inf)
+
+
+def best_point(
+    scores: CurveScores, objective: Objective, purpose: Purpose, rows: NDArray[Any] | None = None
+) -> int:
+    """The best point on some of the examples; among equals the nearest to the unpatched model."""
+    some = scores if rows is None else scores.take(rows)
+    return int(totals_of(some, objective, purpose).argmax())
+
+
+def larger_is_better(scores: CurveScores, objective: Objective) -> NDArray[Any]:
+    """One number an image (points, images) whose mean is to be large; a statistic that is no mean as one column."""
+    info = INFO[objective.metric]
+    if not info.is_mean:
+        return info.sign * scores.average(objective.metric)[:, None]
+    if objective.is_plain_mean and not has_conditions(scores.ids):
+        values = scores.values(objective.metric)
+        return values.astype(np.float32) if info.higher_is_better else -values
+    return objective.per_image(scores.values(objective.metric), scores.ids)
