@@ -160,8 +160,9 @@ def test_those_that_had_no_say_confirm(metric: str) -> None:
 def test_what_a_fold_chose_goes_no_farther_than_guards_allow() -> None:
     sweep = simulate(2000, 0.3, 0, alphas=(0.0, 0.02, 0.04, 0.05, 0.1))
     chosen = sweep.scores[1]
+    none = chosen.take(slice(0, 0))
     gain = cross_fitted_gain(
-        sweep.choices(), "loss", confirmed=Confirmed(0.02, chosen, None, None, share=0.5)
+        sweep.choices(), "loss", confirmed=Confirmed(0.02, chosen, none, none, share=0.5)
     )
     assert set(gain.fold_alphas) <= {0.02, 0.04}
 
@@ -172,8 +173,9 @@ def test_interpolated_scores_are_put_right_at_what_was_chosen() -> None:
     exact = sweep.scores[2]
     off = replace(exact, loss=exact.loss * 1.02 - 0.01, top1=exact.top1 ^ (np.arange(2000) % 97 == 0))
     rough = Sweep(sweep.alphas, (*sweep.scores[:2], off, sweep.scores[3])).choices()
+    none = exact.take(slice(0, 0))
     for metric in ("loss", "top1"):
-        gain = cross_fitted_gain(rough, metric, confirmed=Confirmed(0.05, exact, None, None))
+        gain = cross_fitted_gain(rough, metric, confirmed=Confirmed(0.05, exact, none, none))
         assert set(gain.fold_alphas) == {0.05}
         true = getattr(exact, metric).astype(float) - getattr(sweep.baseline, metric)
         assert gain.delta == pytest.approx(INFO[metric].sign * true.mean(), abs=1e-6)

@@ -27,7 +27,7 @@ from alphatune.settings import TuneSettings
 from alphatune.statistics.gain import CONFIDENCE
 from alphatune.statistics.gain_table import planned_power
 from alphatune.tuning.refinement import is_joint, levels_of
-from alphatune.tuning.search import CHOOSING, FEWEST_TO_SEARCH, PILOT_NODES, choosing_share, pilot_size
+from alphatune.tuning.search import CHOOSING, FEWEST_TO_SEARCH, PILOT_NODES, pilot_size
 from alphatune.tuning.step_back import SHARES
 
 #: images that are timed
@@ -150,7 +150,7 @@ def _phases(
         pilot = PILOT_NODES * pilot_size(n) / n
         add("pilot", pilot, 2 * pilot)
         few, most = FULL_NODES if full else USUAL_NODES
-        seen = 1 if full else CHOOSING if conditions is None else choosing_share(conditions.ids)
+        seen = 1 if full else CHOOSING
         add("search", few * seen, most * seen)
         if conditions is not None:
             add("guarded conditions", 0, len(SHARES) / len(conditions.names))

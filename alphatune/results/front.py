@@ -31,7 +31,7 @@ class LayerSet(Part, frozen=True, kw_only=True):
 
 
 class Front(Part, frozen=True, kw_only=True):
-    """Gain against cost by set of layers, from all layers down, and the set that is deployed."""
+    """Gain and cost of each set of layers that was tried, from all layers down, and which one is deployed."""
 
     granularity: Literal["global", "stage", "layer", "channel"]
     with_temperature: bool  # whether gains are those over the plain network with a temperature

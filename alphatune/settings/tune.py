@@ -43,7 +43,7 @@ class TuneSettings(EvaluateSettings):
     race_delta: Annotated[
         float,
         Option(
-            help="Probability that a first look cuts the range before the best alpha, to save time; 0 cuts nothing.",
+            help="Chance that a first look, which narrows the range, leaves out the best alpha; 0 never narrows it.",
             group=TUNING,
             metavar="D",
             applies_to=IMAGES,

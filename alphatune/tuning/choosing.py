@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alphatune.core.metrics import INFO
-from alphatune.statistics.conditions import has_conditions
-from alphatune.statistics.scores import Scores
+from alphatune.statistics.scores import Scores, calibration_shares
 from alphatune.tuning.curve_scores import CurveScores
 from alphatune.tuning.objective import Objective, Purpose
 
@@ -76,11 +75,8 @@ def best_point(
 
 
 def larger_is_better(scores: CurveScores, objective: Objective) -> NDArray[Any]:
-    """One number an image (points, images) whose mean is to be large; a statistic that is no mean as one column."""
-    info = INFO[objective.metric]
-    if not info.is_mean:
-        return info.sign * scores.average(objective.metric)[:, None]
-    if objective.is_plain_mean and not has_conditions(scores.ids):
-        values = scores.values(objective.metric)
-        return values.astype(np.float32) if info.higher_is_better else -values
-    return objective.per_image(scores.values(objective.metric), scores.ids)
+    """One number an image (points, images) whose mean is to be large; of the ECE each example's share of it."""
+    if INFO[objective.metric].is_mean:
+        return objective.per_image(scores.values(objective.metric), scores.ids)
+    shares = [calibration_shares(*pair) for pair in zip(scores.confidence, scores.top1, strict=True)]
+    return -np.stack(shares)

@@ -1,4 +1,4 @@
-"""Exact scores of what a list or a search chose, and what choosing so is worth."""
+"""Measure a list of α, or search for the best one and measure that."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def search_and_confirm(
     seed: int,
     limit: float,
 ) -> tuple[Search, Sweep, Gain, str]:
-    """Search, measure the gain, and what will be deployed on all examples.
+    """Search for α, measure it on all examples, and tell what choosing it in this way is worth.
 
     Args:
         full: whether all examples choose.
@@ -70,11 +70,7 @@ def search_and_confirm(
     # Ids are in the order of positions.
     after = swept.scores[-1]
     confirmed = Confirmed(
-        alpha,
-        after.take(found.choosing),
-        baseline.take(others) if len(others) else None,
-        after.take(others) if len(others) else None,
-        found.share,
+        alpha, after.take(found.choosing), baseline.take(others), after.take(others), found.share
     )
     choices = Choices(tuple(map(passes.alpha, found.grid)), found.curve, found.baseline)
     gain = cross_fitted_gain(choices, objective, confirmed=confirmed, seed=seed)

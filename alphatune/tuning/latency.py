@@ -97,7 +97,7 @@ def find_prices(
 
 
 def _known(entry: Entry | None, measure: Callable[[], LayerCosts]) -> LayerCosts:
-    """The costs that were found before the interruption, or else now: sets of layers depend on them."""
+    """The costs measured before an interruption, or else now: the sets of layers depend on them, so they must not change."""
     if entry and (saved := entry.read()):
         kinds = tuple(
             LayerKind(tuple(kind["layers"]), tuple(kind["shape"]), kind["share"]) for kind in saved["kinds"]

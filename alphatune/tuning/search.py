@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from alphatune.core.metrics import INFO, METRICS, Metric
-from alphatune.statistics.conditions import count_images, has_conditions
+from alphatune.statistics.conditions import count_images
 from alphatune.statistics.interpolation import interpolation_weights, lobatto_nodes
 from alphatune.statistics.racing import rule_out
 from alphatune.statistics.scores import Scores
@@ -58,8 +58,8 @@ PILOT_ATTEMPTS = 4
 NODES = (4, 5, 6, 7, 9)
 #: the metrics that tell how well the curve is interpolated
 INTERPOLATED: tuple[Metric, Metric] = ("loss", "top1")
-#: share of the examples that choose; the same over several conditions, where an image says more
-CHOOSING, CHOOSING_AT_CONDITIONS = 0.4, 0.4
+#: share of the examples that choose
+CHOOSING = 0.4
 #: with fewer examples a search saves no time worth its loss of power
 FEWEST_TO_SEARCH = 1000
 #: where not even this near the unpatched model every output is finite, the model is to blame and not the range
@@ -161,7 +161,7 @@ def search(
         passes: the patched model and its data.
         objective: what to choose by.
         tolerance: error of the interpolated curve, in nats and as a fraction, that nodes are added until.
-        race_delta: probability that the pilot cuts the range before the best α; 0 cuts nothing.
+        race_delta: chance that the pilot, which narrows the range, leaves out the best α; 0 never narrows it.
         full: all examples choose.
         first_range: where to look first, [0, first_range], if not where this module says.
         limit: about how far to look at most.
@@ -175,9 +175,9 @@ def search(
     n, meter = len(order), passes.meter
     race_delta = race_delta if objective.is_plain_mean and not full else 0.0
     first = whole_images(order, ids, pilot_size(n))
-    last = n if full else whole_images(order, ids, int(choosing_share(ids) * n))
+    last = n if full else whole_images(order, ids, int(CHOOSING * n))
     meter.phase("pilot")
-    passes.expect(expected_examples(n, full, choosing_share(ids)))
+    passes.expect(expected_examples(n, full))
     pilot, alive = look_at_pilot(
         passes,
         np.sort(order[:first]),
@@ -237,20 +237,16 @@ def _optima(
     }
 
 
-def choosing_share(ids: NDArray[np.int64]) -> float:
-    """The share of the examples that choose."""
-    return CHOOSING_AT_CONDITIONS if has_conditions(ids) else CHOOSING
-
-
 def pilot_size(n: int) -> int:
     """How many of n examples the pilot looks at."""
     return min(max(n // 20, PILOT[0]), PILOT[1])
 
 
-def expected_examples(n: int, full: bool, share: float = CHOOSING) -> int:
+def expected_examples(n: int, full: bool) -> int:
     """About how many examples a search looks at, each once an α, before the pilot says how many nodes it takes."""
-    last = n if full else int(share * n)
-    return pilot_size(n) * PILOT_NODES + last * NODES[0] + _expected_after(n, last)
+    last = n if full else int(CHOOSING * n)
+    pilot = pilot_size(n) * (FULL_PILOT_NODES if full else PILOT_NODES)
+    return pilot + last * NODES[0] + _expected_after(n, last)
 
 
 def _expected_after(n: int, choosing: int) -> int:

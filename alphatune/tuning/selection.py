@@ -39,10 +39,9 @@ from alphatune.statistics.gain import (
     make_gain,
     mean_gain,
 )
-from alphatune.statistics.scores import Scores, calibration_shares, concatenate
+from alphatune.statistics.scores import Scores, concatenate
 from alphatune.statistics.selection_bias import Limits, limits_of_choosing
-from alphatune.tuning.choosing import Choices, best_point
-from alphatune.tuning.curve_scores import CurveScores
+from alphatune.tuning.choosing import Choices, best_point, larger_is_better
 from alphatune.tuning.objective import Objective, Purpose
 from alphatune.tuning.sweep import Sweep
 
@@ -164,8 +163,8 @@ class Confirmed:
 
     alpha: float
     chosen: Scores  # of those that chose
-    before: Scores | None  # of all others, which had no say, at the unpatched model's α; None: there are none
-    after: Scores | None  # and at the chosen one
+    before: Scores  # of all others, which had no say, at the unpatched model's α; there may be none
+    after: Scores  # and at the chosen one
     share: float = 1.0  # of the way to what was best, that guards allowed
 
 
@@ -191,7 +190,7 @@ def cross_fitted_gain(
     targets = before.targets[first_of_image(ids)] if has_conditions(ids) else before.targets
     fold = _stratified_folds(targets, folds, rng)
     own = fold[np.unique(images_of(ids), return_inverse=True)[1]] if has_conditions(ids) else fold
-    values = _per_image(scores, objective)
+    values = larger_is_better(scores, objective)
     if objective.is_plain_mean:
         chosen = _best_without_each(values, fold)
     else:
@@ -203,7 +202,7 @@ def cross_fitted_gain(
         way = np.array(choices.alphas)[chosen] - choices.alphas[0]
         chosen = np.array([choices.nearest(choices.alphas[0] + confirmed.share * step) for step in way])
     after = choices.at(chosen[own], exact, alpha)
-    if confirmed is not None and confirmed.before is not None and confirmed.after is not None:
+    if confirmed is not None:
         confirming = count_images(confirmed.before.ids)
         before, after = concatenate([before, confirmed.before]), concatenate([after, confirmed.after])
     limits = None
@@ -211,14 +210,6 @@ def cross_fitted_gain(
         limits = limits_of_choosing(values - values[0], fold, chosen, CONFIDENCE, rng, confirming)
     gain = objective.gain(after, before, seed=seed, folds=folds, limits=limits)
     return msgspec.structs.replace(gain, fold_alphas=tuple(choices.alphas[i] for i in chosen))
-
-
-def _per_image(scores: CurveScores, objective: Objective) -> FloatArray:
-    """One number an image (points, images), larger is better; of the ECE each example's share of it."""
-    if INFO[objective.metric].is_mean:
-        return objective.per_image(scores.values(objective.metric), scores.ids)
-    shares = [calibration_shares(*pair) for pair in zip(scores.confidence, scores.top1, strict=True)]
-    return -np.stack(shares)
 
 
 def _best_without_each(values: FloatArray, fold: NDArray[np.int64]) -> NDArray[np.int64]:

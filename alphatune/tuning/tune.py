@@ -70,7 +70,7 @@ Curve = Literal["auto", "full"]
 
 #: error of the interpolated curve, in nats and as a fraction, that nodes are added until
 CURVE_TOLERANCE = 0.002
-#: probability that the pilot cuts the range before the α that is best on the choosing part
+#: chance that the pilot leaves out the α that is best on the choosing part
 RACE_DELTA = 0.05
 #: images that show which norm layers a model runs
 WATCHED_EXAMPLES = 8
@@ -221,7 +221,7 @@ def tune(
         accept: ``"significant"`` keeps α = 0 unless the gain is; ``"best"`` takes the optimum.
         curve: ``"full"`` lets all examples choose, not a part of them, over a wider range.
         curve_tolerance: error of the interpolated curve, in nats and as a fraction.
-        race_delta: probability that the pilot cuts the range before the best α; 0 cuts nothing.
+        race_delta: chance that the pilot, which narrows the range, leaves out the best α; 0 never narrows it.
         granularity: ``"stage"``, ``"layer"`` or ``"channel"`` try finer α than one for all, too
             (refinement.py); what does not win out of fold is not taken.
         temperature: tune a temperature, too, and compare what α is worth beyond it;
@@ -541,4 +541,6 @@ def check_choices(
     if not 0 < curve_tolerance < 1:
         raise ConfigurationError(f"curve tolerance must lie in (0, 1), got {curve_tolerance:g}")
     if not 0 <= race_delta < 1:
-        raise ConfigurationError(f"race delta must lie in [0, 1), got {race_delta:g}", "0 cuts nothing")
+        raise ConfigurationError(
+            f"race delta must lie in [0, 1), got {race_delta:g}", "0 never narrows the range"
+        )
