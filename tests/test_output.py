@@ -150,11 +150,14 @@ def test_a_killed_process_holds_nothing_through_its_children(tmp_path: Path) -> 
     """Processes that read images are forked off, and outlive a main process that is killed by some seconds."""
     doing = """
         import time
+        started, says_so = os.pipe()  # a child holds what its parent holds until it first runs
         with claimed(folder / "out") as stage:
             if (child := os.fork()) == 0:
+                os.write(says_so, b".")
                 time.sleep(60)
                 os._exit(0)
             (folder / "child").write_text(str(child))
+            os.read(started, 1)
             os.kill(os.getpid(), 9)
     """
     killed_while(doing, tmp_path)
