@@ -191,6 +191,27 @@ def batch_group_norm(
     return out, means / counted, variances / counted
 
 
+def averages_of_raw_moments(
+    batches: list[np.ndarray],
+    momentum: float | None,
+    running_mean: np.ndarray | None = None,
+    running_var: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What m and m₂ − m² of each channel are after batches (N, C, *), as sections 3.2 and 3.4 keep m and m₂."""
+    channels = batches[0].shape[1]
+    first = np.zeros(channels) if running_mean is None else np.array(running_mean, dtype=np.float64)
+    second = (
+        np.ones(channels) if running_var is None else np.array(running_var, dtype=np.float64)
+    ) + first**2
+    for step, batch in enumerate(batches, 1):
+        eta = 1 / step if momentum is None else momentum
+        for c in range(channels):
+            values = np.ravel(np.asarray(batch[:, c], dtype=np.float64))
+            first[c] = (1 - eta) * first[c] + eta * np.sum(values) / values.size
+            second[c] = (1 - eta) * second[c] + eta * np.sum(values**2) / values.size
+    return first, second - first**2
+
+
 def batch_group_norm_with_gradient(
     x: np.ndarray,
     weight: np.ndarray,

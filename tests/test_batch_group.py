@@ -140,7 +140,7 @@ def test_memory_format_is_kept(memory_format: torch.memory_format) -> None:
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_half_inputs_have_float_statistics(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
     x = (torch.randn(6, 8, 9, 9) * 30 + 300).to(dtype).contiguous(memory_format=memory_format)
-    layer = BatchGroupNorm2d(4, 8, 2)
+    layer = BatchGroupNorm2d(4, 8, 2, averages="group")
     y = layer(x)
     expected, mean, variance = reference.batch_group_norm(as_numpy(x)[0], None, None, 4, 2, 1e-5)
     assert y.dtype == dtype
@@ -161,7 +161,7 @@ def test_autocast() -> None:
 
 @pytest.mark.parametrize("momentum", [None, 0.0, 0.25])
 def test_moving_averages_hold_the_groups_moments(momentum: float | None) -> None:
-    layer = BatchGroupNorm2d(2, 6, 3, momentum=momentum)
+    layer = BatchGroupNorm2d(2, 6, 3, momentum=momentum, averages="group")
     mean, variance = np.zeros(6), np.ones(6)
     for step in range(1, 4):
         x = torch.randn(7, 6, 3, 3) * torch.rand(6, 1, 1) * 4 + torch.randn(6, 1, 1)
@@ -177,7 +177,7 @@ def test_moving_averages_hold_the_groups_moments(momentum: float | None) -> None
 
 
 def test_trained_state_evaluates_the_same_in_stock_batch_norm() -> None:
-    layer = BatchGroupNorm2d(2, 6, 3)
+    layer = BatchGroupNorm2d(2, 6, 3, averages="group")
     for _ in range(3):
         layer(torch.randn(7, 6, 3, 3) * 3 + torch.randn(6, 1, 1))
     stock = nn.BatchNorm2d(6).eval()

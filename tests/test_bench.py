@@ -590,8 +590,16 @@ def test_what_each_kind_of_layer_adds(runtime: str, capsys: pytest.CaptureFixtur
     assert "α in all of them takes" in out
 
 
-def test_the_sum_of_all_layers_is_what_all_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A made-up clock: bn1 takes 0.2 of the folded time, bn2 0.1, but both together 0.24."""
+@pytest.mark.parametrize(
+    ("fitted", "factor"), [(0, 0.24 / 0.3), (50, (0.24 + 0.2 + 0.1) / (0.3 + 0.2 + 0.1))]
+)
+def test_costs_add_up_on_what_they_are_fitted_to(
+    monkeypatch: pytest.MonkeyPatch, fitted: int, factor: float
+) -> None:
+    """A made-up clock: bn1 takes 0.2 of the folded time, bn2 0.1, but both together 0.24.
+
+    Fitted to both, and to every set that was drawn besides, which of 50 are all there are.
+    """
     model = settled(tiny())
     times = {
         frozenset(): 1.0,
@@ -606,6 +614,7 @@ def test_the_sum_of_all_layers_is_what_all_take(monkeypatch: pytest.MonkeyPatch)
     def layers_of(network: nn.Module, _: torch.dtype) -> tuple[str, ...]:
         return tuple(name for name, _ in example_weighted_layers(network))
 
+    monkeypatch.setattr("alphatune.export.layer_costs.FITTED", fitted)
     monkeypatch.setattr("alphatune.export.layer_costs._in_torch", layers_of)
     monkeypatch.setattr("alphatune.export.layer_costs.partial", lambda run, _: SimpleNamespace(func=run))
     monkeypatch.setattr("alphatune.export.layer_costs.interleave", timed)
@@ -613,8 +622,8 @@ def test_the_sum_of_all_layers_is_what_all_take(monkeypatch: pytest.MonkeyPatch)
     timer = LayerTimer(model, (3, 12, 12), 1, runtime="torch", alpha=0.1, seconds=1.0)
     costs = timer.costs(shapes, sets=8)
     assert costs.everywhere == pytest.approx(1.24)
-    assert costs.ratio(["bn1", "bn2"]) == pytest.approx(1.24)
-    assert costs.ratio(["bn1"]) == pytest.approx(1.16)
+    assert costs.ratio(["bn1", "bn2"]) == pytest.approx(1 + 0.3 * factor)
+    assert costs.ratio(["bn1"]) == pytest.approx(1 + 0.2 * factor)
     assert costs.ratio([]) == 1
     assert {each.layers: each.measured for each in costs.sets}[("bn2",)] == pytest.approx(1.1)
     with pytest.raises(UnsupportedModelError, match="reaches no norm layer"):

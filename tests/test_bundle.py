@@ -341,7 +341,7 @@ def test_converted_models_round_trip(tmp_path: Path, kind: NormKind, alpha: floa
 def test_a_model_of_several_norms_round_trips(tmp_path: Path) -> None:
     model = tiny()
     alphatune.convert_(model, Norm("batch-group", num_groups=2, examples_per_group=3))
-    become_(model.bn2, "group", {"num_groups": 4})
+    become_(model.bn2, "group", {"num_groups": 4, "averages": "paper"})
     model(X)
     model.eval()
     alphatune.patch_(model, {"bn2": 0.3}, exclude=["bn1"])

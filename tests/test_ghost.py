@@ -40,12 +40,15 @@ def check_step(layer: nn.Module, x: torch.Tensor, num_groups: int, size: int, to
     """Output and moving averages of one training step against the reference."""
     weight, bias, mean, variance = as_numpy(layer.weight, layer.bias, layer.running_mean, layer.running_var)
     y = layer(x)
+    values = x.detach().double().numpy()
     expected, step_mean, step_var = reference.batch_group_norm(
-        x.detach().double().numpy(), weight, bias, num_groups, size, layer.eps, mean, variance
+        values, weight, bias, num_groups, size, layer.eps, mean, variance
     )
     assert y.dtype == x.dtype
     np.testing.assert_allclose(y.detach().double().numpy(), expected, rtol=tolerance, atol=tolerance)
-    if step_mean is not None and mean is not None:
+    if mean is not None and layer.averages == "paper":
+        mean, variance = reference.averages_of_raw_moments([values], layer.momentum, mean, variance)
+    elif mean is not None and step_mean is not None:
         f = layer.momentum
         mean, variance = (1 - f) * mean + f * step_mean, (1 - f) * variance + f * step_var
     if mean is not None:
@@ -56,8 +59,10 @@ def check_step(layer: nn.Module, x: torch.Tensor, num_groups: int, size: int, to
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 8, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equals_the_reference(shape: tuple[int, ...], size: int, dtype: torch.dtype) -> None:
-    layer = randomise_(BY_DIMENSIONS[len(shape)](shape[1], size, eps=1e-3, momentum=0.3, dtype=dtype))
+@pytest.mark.parametrize("averages", ["paper", "group"])
+def test_equals_the_reference(shape: tuple[int, ...], size: int, dtype: torch.dtype, averages: str) -> None:
+    kind = BY_DIMENSIONS[len(shape)]
+    layer = randomise_(kind(shape[1], size, eps=1e-3, momentum=0.3, dtype=dtype, averages=averages))
     x = torch.randn(shape, dtype=dtype) * 2 + 1
     check_step(layer, x, shape[1], size, 2e-5 if dtype == torch.float32 else 1e-10)
 
@@ -136,7 +141,7 @@ def test_a_frozen_weight_or_input_costs_no_gradient() -> None:
 @pytest.mark.parametrize("mode", ["batch fits", "eval"])
 @pytest.mark.parametrize("act", [False, True])
 def test_is_batch_norm_bit_for_bit(mode: str, act: bool) -> None:
-    ghost = (GhostBatchNormAct2d if act else GhostBatchNorm2d)(6, 4)
+    ghost = (GhostBatchNormAct2d if act else GhostBatchNorm2d)(6, 4, averages="group")
     stock = (BatchNormAct2d if act else nn.BatchNorm2d)(6)
     randomise_(ghost)
     stock.load_state_dict(ghost.state_dict(), strict=True)
@@ -169,7 +174,7 @@ def test_averages_move_once_a_step() -> None:
 
 @pytest.mark.parametrize("momentum", [None, 0.0, 0.1])
 def test_momentum(momentum: float | None) -> None:
-    layer = GhostBatchNorm2d(3, 4, momentum=momentum)
+    layer = GhostBatchNorm2d(3, 4, momentum=momentum, averages="group")
     means, variances = [], []
     expected_mean, expected_var = np.zeros(3), np.ones(3)
     for _ in range(3):
@@ -208,7 +213,7 @@ def test_a_lone_example_without_a_variance() -> None:
 
 @pytest.mark.parametrize("size", [1, 32])
 def test_a_batch_of_one_value_neither_crashes_nor_moves_the_averages(size: int) -> None:
-    layer = randomise_(GhostBatchNorm2d(5, size))
+    layer = randomise_(GhostBatchNorm2d(5, size, averages="group"))
     before = copy.deepcopy(layer.state_dict())
     x = torch.randn(1, 5, 1, 1, requires_grad=True)
     y = layer(x)
@@ -274,7 +279,7 @@ def test_large_offset_keeps_its_digits(channels_last: bool, size: int) -> None:
     x = torch.randn(8, 6, 9, 9) + 1000
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
-    layer = GhostBatchNorm2d(6, size)
+    layer = GhostBatchNorm2d(6, size, averages="group")
     x = x.requires_grad_()
     y = layer(x)
     expected, mean, variance = reference.batch_group_norm(as_numpy(x)[0], None, None, 6, size, 1e-5)
@@ -295,7 +300,7 @@ def test_large_offset_keeps_its_digits(channels_last: bool, size: int) -> None:
 @pytest.mark.parametrize("size", [4, 3])
 def test_half_inputs_have_float_statistics(dtype: torch.dtype, channels_last: bool, size: int) -> None:
     """Values of 300 in float16: their squares overflow, and 8 bits of mantissa lose a mean."""
-    layer = GhostBatchNorm2d(6, size)
+    layer = GhostBatchNorm2d(6, size, averages="group")
     x = (torch.randn(8, 6, 9, 9) * 30 + 300).to(dtype)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)

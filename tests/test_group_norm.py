@@ -46,7 +46,7 @@ def test_moving_moments_are_batch_groups_of_one_example(
     shape: tuple[int, ...], momentum: float | None
 ) -> None:
     kind = {2: GroupNorm1d, 3: GroupNorm1d, 4: GroupNorm2d, 5: GroupNorm3d}[len(shape)]
-    layer = kind(2, 8, momentum=momentum)
+    layer = kind(2, 8, momentum=momentum, averages="group")
     mean, variance = np.zeros(8), np.ones(8)
     for step in (1, 2):
         x = torch.randn(shape) * 2 + 1
@@ -68,7 +68,7 @@ def test_eval_moves_nothing() -> None:
 
 @pytest.mark.parametrize("examples", [1, 3])
 def test_single_values_come_out_as_beta_and_move_nothing(examples: int) -> None:
-    layer = randomise_(GroupNorm2d(4, 4))
+    layer = randomise_(GroupNorm2d(4, 4, averages="group"))
     before = copy.deepcopy(layer.state_dict())
     y = layer(torch.randn(examples, 4, 1, 1))
     torch.testing.assert_close(y.flatten(1), layer.bias.expand(examples, 4))
@@ -76,7 +76,7 @@ def test_single_values_come_out_as_beta_and_move_nothing(examples: int) -> None:
 
 
 def test_half_precision_statistics() -> None:
-    layer = GroupNorm2d(2, 8)
+    layer = GroupNorm2d(2, 8, averages="group")
     x = (torch.randn(6, 8, 9, 9) * 30 + 300).bfloat16()
     _, mean, variance = reference.batch_group_norm(as_numpy(x)[0], None, None, 2, 1, 1e-5)
     assert layer(x).dtype == torch.bfloat16

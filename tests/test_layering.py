@@ -13,8 +13,8 @@ from alphatune.settings.option import declared
 ROOT = Path(alphatune.__file__).parent
 #: from top to bottom; a module may import its own layer and those below it
 LAYERS = [
-    "cli", "jobs", "reports", "training", "tuning", "export", "models", "evaluation", "norms", "kernels", "data", "pickles",
-    "statistics", "results", "settings", "core",
+    "cli", "studies", "jobs", "reports", "training", "tuning", "export", "models", "evaluation", "norms", "kernels", "data",
+    "pickles", "statistics", "results", "settings", "core",
 ]  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def in_short(param: Any) -> Any:
         param._get_number_range_help_str = lambda: None
     shown = "" if param.metavar is not None else param.display_type_rich(None) or ""
     if param.param_type_name == "argument":
-        param.display_type_rich = lambda **_: ""  # a text, like all of them
+        param.display_type_rich = lambda *_, **__: ""  # a text, like all of them
     elif shown in _PLACEHOLDERS:
         param.metavar = _PLACEHOLDERS[shown]
     elif "|" in shown and len(shown) > LONGEST_CHOICE:  # which would be cut in the middle of a word

@@ -28,6 +28,7 @@ from alphatune.cli.report import report
 from alphatune.cli.schema import schema
 from alphatune.cli.signals import HungUp, Terminated, signals_ignored, signals_raised
 from alphatune.cli.stderr import tell
+from alphatune.cli.study import study
 from alphatune.cli.threads import spin_briefly
 from alphatune.cli.train import train
 from alphatune.cli.tune import tune
@@ -56,6 +57,7 @@ COMMANDS = {
     "Tune": (tune, train, evaluate),
     "Results": (report, compare, export, schema),
     "Look and check": (inspect, bench, doctor, demo),
+    "The paper": (study,),
 }
 for _panel, _commands in COMMANDS.items():
     for _command in _commands:

@@ -17,7 +17,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 #: what is counted: examples that pass through the model, images that are only read, or something without a name
-Unit = Literal["images", "images read", ""]
+Unit = Literal["images", "images read", "networks", ""]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ none elsewhere, in turns with the folded network.
 
 in multiples of the folded network's time. Between two weighted layers a runtime
 saves what it would do between a weighted and a folded one, such as changing the
-memory layout: f is the same for all layers and makes their costs add up to what
-α in all of them takes. Costs are added up for any set of layers; how far that
-holds is measured on random sets.
+memory layout: f is the same for all layers, and makes their costs add up to
+what α in all of them and in random halves of them takes. Costs are added up for
+any set of layers; how far that holds is measured on other random sets.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from alphatune.export.graph_cost import graph_in_onnxruntime
 from alphatune.models.copying import stock_copy
 from alphatune.norms.patching import example_weighted_layers
 
+#: random sets of layers that f is fitted to, beside all layers
+FITTED = 3
 #: random sets of layers on which the sum of costs is compared with the time of the network
 SETS = 4
 
@@ -148,17 +150,23 @@ class LayerTimer:
         for layers in group_alike(names, shapes):
             added, channels = self.ratio(layers) - 1, sum(shapes[name][0] for name in layers)
             costs |= {name: added * shapes[name][0] / channels for name in layers}
+        rng = random.Random(self.seed)
+
+        def draw(count: int) -> list[tuple[str, ...]]:
+            drawn = (tuple(name for name in names if rng.random() < 0.5) for _ in range(count))
+            return [each for each in drawn if each]
+
         everywhere, folded = self._time(names)
-        if (added := sum(costs.values())) > 0 and everywhere > 1:
-            costs = {name: cost * (everywhere - 1) / added for name, cost in costs.items()}
+        fitted = {tuple(names): everywhere} | {each: self.ratio(each) for each in draw(FITTED)}
+        taken = sum(times - 1 for times in fitted.values())
+        if (added := sum(costs[name] for layers in fitted for name in layers)) > 0 and taken > 0:
+            costs = {name: cost * taken / added for name, cost in costs.items()}
         kinds = tuple(
             LayerKind(layers, shapes[layers[0]], costs[layers[0]])
             for layers in group_alike(names, shapes, True)
         )
         found = LayerCosts(self.batch_size, folded.median, kinds, everywhere)
-        rng = random.Random(self.seed)
-        drawn = [tuple(name for name in names if rng.random() < 0.5) for _ in range(sets)]
-        measured = tuple(MeasuredSet(each, found.ratio(each), self.ratio(each)) for each in drawn if each)
+        measured = tuple(MeasuredSet(each, found.ratio(each), self.ratio(each)) for each in draw(sets))
         return replace(found, sets=measured)
 
     def _time(self, layers: Collection[str]) -> tuple[float, Timing]:

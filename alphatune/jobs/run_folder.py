@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from alphatune.core.errors import ConfigurationError, InputError
@@ -26,6 +27,24 @@ _FILES = (
     CHECKPOINT, LOG, RUN_IDS, TENSORBOARD, "model.safetensors", "config.json", "curves.png", "result.json", MANIFEST,
     RUN,
 )  # fmt: skip
+
+
+def as_begun(settings: TrainSettings) -> TrainSettings:
+    """The settings with which a run goes on: where an earlier version had no choice, what that did."""
+    file = Path(settings.output) / RUN
+    if not settings.resume or not _is_run(file.parent):
+        return settings
+    saved = tomllib.loads(file.read_text(encoding="utf-8"))
+    return replace(
+        settings,
+        **{
+            each.name: each.option.before
+            for each in declared(TrainSettings)
+            if each.option.before is not None
+            and each.name not in saved
+            and getattr(settings, each.name) == each.default
+        },
+    )
 
 
 def check_run_folder(output: Path, settings: TrainSettings) -> None:
@@ -112,8 +131,8 @@ def _is_partial(entry: Path) -> bool:
 
 
 def _check_same(file: Path, settings: TrainSettings) -> None:
-    """A run goes on as it began; what an earlier version had no setting for is as the default is."""
-    before = {each.name: each.default for each in declared(TrainSettings)
+    """A run goes on as it began, also one of an earlier version, which had fewer settings."""
+    before = {each.name: each.option.before or each.default for each in declared(TrainSettings)
               if each.option.saved and each.default not in (None, ())}  # fmt: skip
     before |= tomllib.loads(file.read_text(encoding="utf-8"))
     now, free = tomllib.loads(to_toml(resolved_paths(settings))), without_effect(TrainSettings)

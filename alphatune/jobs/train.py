@@ -18,7 +18,14 @@ from alphatune.evaluation.predictor import evaluate
 from alphatune.jobs.describe import describe_recipe, describe_training
 from alphatune.jobs.opening import resolve_device
 from alphatune.jobs.preparation import Say, announce
-from alphatune.jobs.run_folder import CHECKPOINT, LOG, check_run_folder, finished_result, opened_run_folder
+from alphatune.jobs.run_folder import (
+    CHECKPOINT,
+    LOG,
+    as_begun,
+    check_run_folder,
+    finished_result,
+    opened_run_folder,
+)
 from alphatune.jobs.tracking import RUN_IDS, Tracking, tracked
 from alphatune.jobs.training_job import (
     TrainingJob,
@@ -64,6 +71,7 @@ def run_train(
         AlphatuneError: in one of its kinds; the last checkpoint stays as it is.
     """
     check_minutes(settings.checkpoint_minutes)
+    settings = as_begun(settings)
     recipe_of(settings)  # an error in the options should not wait for the data
     with tracked("train", settings) as tracking:
         return _train(settings, tracking, progress, on_epoch, plan, say)

@@ -25,6 +25,7 @@ def norm_of(settings: TrainSettings, steps: int) -> Norm:
         num_groups=settings.groups,
         examples_per_group=settings.examples_per_group,
         renorm=(steps // 32, steps // 4, 5 * steps // 32),
+        averages=settings.averages,
     )
 
 
@@ -72,7 +73,7 @@ def convert_for_training_(
     share = settings.batch_size // world.size
     if norm.kind == "ghost" and norm.ghost_batch_size >= share:
         notes.append(
-            f"`ghost_size={norm.ghost_batch_size}` is no smaller than the batch of {share}: this is BatchNorm"
+            f"`ghost_size={norm.ghost_batch_size}` is no smaller than the batch of {share}: it trains as BatchNorm does"
         )
     elif norm.kind == "ghost" and share % norm.ghost_batch_size:
         notes.append(f"the last ghost batch of each {share} has {share % norm.ghost_batch_size} examples")

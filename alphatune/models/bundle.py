@@ -10,7 +10,8 @@
 
 A model trained with Ghost BatchNorm or batch renormalisation infers as
 BatchNorm does and is written, and read back, as the stock architecture. So
-does a batch-group model in stock code; GroupNorm layers do not, there they
+does a batch-group model in stock code, as its moving averages are written as
+they are pooled at inference; GroupNorm layers do not, there they
 normalise by their moving averages.
 
 Reports join them there (reports/). Reading a folder runs no code that it
@@ -49,6 +50,7 @@ from alphatune.evaluation.reading import (
     reading_from_dict,
     reading_to_dict,
 )
+from alphatune.kernels.moments import average_over_groups
 from alphatune.models.architecture import find_source
 from alphatune.models.checkpoint_loading import load_weights_
 from alphatune.models.checkpoints import read_checkpoint
@@ -138,7 +140,7 @@ def write_model(
     model: nn.Module, folder: Path, *, source: Source | None, preprocessing: Preprocessing | None
 ) -> None:
     """Write weights, configuration and manifest into an existing folder, and verify them."""
-    state = state_to_write(model)
+    state = _pooled(state_to_write(model), layer_settings(model))
     # Not save_file: it makes a file that only its owner can read, whatever the umask.
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
     if source is not None and source.kind == "timm":
@@ -167,6 +169,18 @@ def write_model(
         raise ConfigurationError(f"model arguments cannot be written as JSON: {error}") from None
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     _verify(folder, state)
+
+
+def _pooled(state: dict[str, torch.Tensor], norm: dict[str, dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Weights whose moving averages are pooled where layers pool them at inference: stock code that loads them
+    infers in the same way."""
+    for name, settings in norm.items():
+        keys = [f"{name}.{buffer}".lstrip(".") for buffer in ("running_mean", "running_var")]
+        if all(key in state for key in keys):
+            mean, variance = keys
+            pooled = average_over_groups(state[mean], state[variance], settings["num_groups"])
+            state |= {mean: pooled[0].contiguous(), variance: pooled[1].contiguous()}
+    return state
 
 
 def state_to_write(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -6,19 +6,15 @@ with moments over ``examples_per_group`` consecutive examples × one of
 ``num_groups`` groups of contiguous channels × space. One example per group is
 GroupNorm; one channel per group is Ghost BatchNorm.
 
-The moving averages (C,) take up a *group's* mean and unbiased variance,
-repeated over its channels, so that inference uses the averages of exactly the
-statistics that training used. Averaging per-channel moments over the group
-later instead would miss how the channels' means vary from step to step. A
-trained state dict evaluates the same in stock BatchNorm, whose keys it has.
-
-In eval mode the moving moments are averaged over the group once more:
+The moving averages (C,) are those of each channel (moving_averages.py); in
+eval mode they are averaged over the group:
 
     mean_g = avg m,   variance_g = avg(v + (m − mean_g)²)
 
-which changes nothing where they are repeated, and makes a BatchNorm
-checkpoint's per-channel averages usable as a start for fine-tuning. A layer
-without moving averages uses the groups of the test batch, as in training.
+which is the average of x and of x² over the group. With ``averages="group"``
+the layer keeps the group's moments, repeated over its channels, where this
+changes nothing. A layer without moving averages uses the groups of the test
+batch, as in training.
 """
 
 from __future__ import annotations
@@ -33,7 +29,8 @@ from torch import Tensor, nn
 from alphatune.core.errors import ConfigurationError
 from alphatune.kernels.moments import average_over_groups
 from alphatune.norms.grouping import batch_group_norm
-from alphatune.norms.training_norm import TrainingNorm, drop_and_act, move_averages_, only_argument
+from alphatune.norms.moving_averages import Averages, count_batch_
+from alphatune.norms.training_norm import TrainingNorm, drop_and_act, only_argument
 
 
 class BatchGroup(TrainingNorm):
@@ -43,21 +40,31 @@ class BatchGroup(TrainingNorm):
         num_groups: channel groups, a divisor of ``num_channels``.
         num_channels: C of an input (N, C, *).
         examples_per_group: consecutive examples that share statistics.
+        averages: what the moving averages hold (moving_averages.py).
         *args, **kwargs: as the stock layer's: eps, momentum, affine, ...
 
     Raises:
         ConfigurationError: ``num_groups`` does not divide ``num_channels``.
     """
 
-    settings: ClassVar[tuple[str, ...]] = ("num_groups", "examples_per_group")
+    settings: ClassVar[tuple[str, ...]] = ("num_groups", "examples_per_group", "averages")
     num_groups: int
     examples_per_group: int
+    averages: Averages = "group"  # of layers pickled before there was a choice
 
     def __init__(
-        self, num_groups: int, num_channels: int, examples_per_group: int, *args: Any, **kwargs: Any
+        self,
+        num_groups: int,
+        num_channels: int,
+        examples_per_group: int,
+        *args: Any,
+        averages: Averages = "paper",
+        **kwargs: Any,
     ) -> None:
         super().__init__(num_channels, *args, **kwargs)
-        self.configure({"num_groups": num_groups, "examples_per_group": examples_per_group})
+        self.configure(
+            {"num_groups": num_groups, "examples_per_group": examples_per_group, "averages": averages}
+        )
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         super().check_settings(settings)
@@ -85,8 +92,8 @@ class BatchGroup(TrainingNorm):
             self.running_mean,
             self.running_var,
         )
-        if moments is not None and self.training:
-            move_averages_(self, *moments)
+        if self.training:
+            count_batch_(self, x, moments)
         return y
 
     def infer(self, x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from alphatune.norms.batch_group import (
 from alphatune.norms.calibrated import Calibrated
 from alphatune.norms.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, GhostBatchNormAct2d
 from alphatune.norms.group import GroupNorm1d, GroupNorm2d, GroupNorm3d, GroupNormAct2d
+from alphatune.norms.moving_averages import Averages, check_averages
 from alphatune.norms.renorm import (
     BatchRenorm1d,
     BatchRenorm2d,
@@ -81,6 +82,7 @@ class Norm:
             gets ``groups_for(channels, num_groups)`` of them.
         examples_per_group: examples that share statistics, for ``batch-group``.
         renorm: ``(start, r_end, d_end)`` of the schedule in steps, for ``renorm``.
+        averages: what the moving averages hold, for ``ghost``, ``batch-group`` and ``group``.
 
     Raises:
         ConfigurationError: a kind that is unknown, or a number that cannot be right.
@@ -91,6 +93,7 @@ class Norm:
     num_groups: int = 32
     examples_per_group: int = 2
     renorm: tuple[int, int, int] = (5000, 40000, 25000)
+    averages: Averages = "paper"
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(NormKind):
@@ -99,6 +102,7 @@ class Norm:
             )
         for name in ("ghost_batch_size", "num_groups", "examples_per_group"):
             check_count(name, getattr(self, name))
+        check_averages("averages", self.averages)
         if not isinstance(self.renorm, (tuple, list)) or len(self.renorm) != 3:
             raise ConfigurationError(f"renorm must be (start, r_end, d_end) in steps, got {self.renorm!r}")
         object.__setattr__(self, "renorm", tuple(self.renorm))  # JSON has lists only
@@ -110,11 +114,14 @@ class Norm:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Norm:
-        """From ``to_dict``; what is missing takes its default, what is unknown raises ConfigurationError."""
+        """From ``to_dict``; what is missing takes its default, what is unknown raises ConfigurationError.
+
+        What was written before there was a choice of averages had those of groups.
+        """
         known = [field.name for field in fields(cls)]
         if unknown := [name for name in values if name not in known]:
             raise ConfigurationError(f"a norm has {', '.join(known)}, got {unknown[0]!r}")
-        return cls(**values)
+        return cls(**{"averages": "group", **values})
 
 
 def groups_for(channels: int, num_groups: int) -> int:
@@ -242,23 +249,28 @@ def apply_layer_settings_(model: nn.Module, settings: Mapping[str, Mapping[str, 
             raise ConfigurationError(f"layer {name!r} is recorded with an unknown norm {kind!r}")
         if name not in modules or type(modules[name]) not in STOCK_OF:
             raise UnsupportedModelError(f"the model has no BatchNorm layer {name!r} to make a {kind} norm of")
-        missing = [key for key in _settings(Norm(kind), 1) if key not in values]
+        missing = [key for key in _settings(Norm(kind), 1) if key not in values and key != "averages"]
         if missing:
             raise ConfigurationError(f"layer {name!r} is recorded without {missing[0]}")
     restore_stock_(model)
     for name, values in settings.items():
-        become_(modules[name], values["kind"], values)
+        # Layers recorded before there was a choice had the averages of groups.
+        become_(modules[name], values["kind"], {"averages": "group", **values})
 
 
 def _settings(norm: Norm, channels: int) -> dict[str, Any]:
     groups = groups_for(channels, norm.num_groups)
     match norm.kind:
         case "ghost":
-            return {"ghost_batch_size": norm.ghost_batch_size}
+            return {"ghost_batch_size": norm.ghost_batch_size, "averages": norm.averages}
         case "batch-group":
-            return {"num_groups": groups, "examples_per_group": norm.examples_per_group}
+            return {
+                "num_groups": groups,
+                "examples_per_group": norm.examples_per_group,
+                "averages": norm.averages,
+            }
         case "group":
-            return {"num_groups": groups}
+            return {"num_groups": groups, "averages": norm.averages}
         case "renorm":
             start, r_end, d_end = norm.renorm
             return {"r_max": 3.0, "d_max": 5.0, "start": start, "r_end": r_end, "d_end": d_end}

@@ -4,12 +4,12 @@
 
 with moments over each group g of ``ghost_batch_size`` *consecutive* examples.
 A ragged last group has statistics of its own. The moving averages move once a
-step, by the average over the groups, weighted by size, of mean and unbiased
-variance, so inference is BatchNorm's and the state dict an ordinary one.
+step (moving_averages.py), so inference is BatchNorm's and the state dict an
+ordinary one.
 
 A group with a single value per channel (a lone last example on 1×1 maps) has
 no variance: it is normalised by the moving averages as they were before the
-step, and does not move them (grouping.py).
+step (grouping.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 from alphatune.norms.grouping import batch_group_norm
-from alphatune.norms.training_norm import TrainingNorm, move_averages_, only_argument
+from alphatune.norms.moving_averages import Averages, count_batch_
+from alphatune.norms.training_norm import TrainingNorm, only_argument
 
 
 class Ghost(TrainingNorm):
@@ -28,21 +29,31 @@ class Ghost(TrainingNorm):
 
     Args:
         num_features: C of an input (N, C, *).
-        ghost_batch_size: examples that share statistics; a batch no larger
-            than this is normalised by the stock layer's own forward.
+        ghost_batch_size: examples that share statistics.
+        averages: what the moving averages hold (moving_averages.py). With
+            ``group`` a batch of one group is left to the stock layer.
         *args, **kwargs: as the stock layer's: eps, momentum, affine, ...
     """
 
-    settings: ClassVar[tuple[str, ...]] = ("ghost_batch_size",)
+    settings: ClassVar[tuple[str, ...]] = ("ghost_batch_size", "averages")
     ghost_batch_size: int
+    averages: Averages = "group"  # of layers pickled before there was a choice
 
-    def __init__(self, num_features: int, ghost_batch_size: int, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        ghost_batch_size: int,
+        *args: Any,
+        averages: Averages = "paper",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(num_features, *args, **kwargs)
-        self.configure({"ghost_batch_size": ghost_batch_size})
+        self.configure({"ghost_batch_size": ghost_batch_size, "averages": averages})
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         x = only_argument(args, kwargs)
-        if len(x) <= self.ghost_batch_size and x.numel() > self.num_features:
+        one_group = len(x) <= self.ghost_batch_size and x.numel() > self.num_features
+        if one_group and self.averages == "group":
             return super(TrainingNorm, self).forward(x)  # type: ignore[no-any-return]
         return super().forward(x)
 
@@ -57,8 +68,7 @@ class Ghost(TrainingNorm):
             self.running_mean,
             self.running_var,
         )
-        if moments is not None:
-            move_averages_(self, *moments)
+        count_batch_(self, x, moments)
         return y
 
 

@@ -2,11 +2,9 @@
 
 Forward is ``nn.GroupNorm``'s in training and in eval mode: every example by its
 own moments, which is α = 1 of example weighting. In training the moving
-averages take up the groups' mean and unbiased variance, averaged over the
-examples and repeated over the channels of a group, as batch-group
-normalisation with one example per group does; inference at α < 1 mixes with
-them. As in ``nn.GroupNorm`` a group of a single value comes out as β; it does
-not move the averages.
+averages move (moving_averages.py) as those of batch-group normalisation with
+one example per group; inference at α < 1 mixes with them. As in
+``nn.GroupNorm`` a group of a single value comes out as β.
 
 The state dict has BatchNorm's keys, but stock BatchNorm that loads it
 normalises by the moving averages, which is α = 0 and another model.
@@ -22,7 +20,7 @@ from torch import Tensor, nn
 
 from alphatune.norms.batch_group import BatchGroup
 from alphatune.norms.grouping import group_moments
-from alphatune.norms.training_norm import move_averages_
+from alphatune.norms.moving_averages import Averages, count_batch_
 
 
 class Group(BatchGroup):
@@ -34,13 +32,14 @@ class Group(BatchGroup):
         eps: ε.
         affine: with γ and β.
         momentum: of the moving averages; None is a cumulative average.
+        averages: what they hold (moving_averages.py).
         *args, **kwargs: as the stock layer's, from track_running_stats on.
 
     Raises:
         ConfigurationError: ``num_groups`` does not divide ``num_channels``.
     """
 
-    settings: ClassVar[tuple[str, ...]] = ("num_groups",)
+    settings: ClassVar[tuple[str, ...]] = ("num_groups", "averages")
     examples_per_group = 1
 
     def __init__(
@@ -51,15 +50,14 @@ class Group(BatchGroup):
         affine: bool = True,
         momentum: float | None = 0.1,
         *args: Any,
+        averages: Averages = "paper",
         **kwargs: Any,
     ) -> None:
         super(BatchGroup, self).__init__(num_channels, eps, momentum, affine, *args, **kwargs)
-        self.configure({"num_groups": num_groups})
+        self.configure({"num_groups": num_groups, "averages": averages})
 
     def normalise(self, x: Tensor) -> Tensor:
-        moments = group_moments(x, self.num_groups)
-        if moments is not None:
-            move_averages_(self, *moments)
+        count_batch_(self, x, group_moments(x, self.num_groups) if self.averages == "group" else None)
         return self.infer(x)
 
     def infer(self, x: Tensor) -> Tensor:

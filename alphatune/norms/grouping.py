@@ -10,8 +10,8 @@ contiguous channels:
 
 The last group of a ragged batch is smaller and has statistics of its own.
 Where a group is one single value it has no variance: it is normalised by the
-moving averages, without a gradient through any statistics, and does not move
-them; where there are none, by its own mean, which leaves β.
+moving averages, without a gradient through any statistics; where there are
+none, by its own mean, which leaves β.
 
 All statistics are in float32 or better, whatever the activation's dtype.
 """

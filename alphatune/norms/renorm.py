@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from alphatune.core.errors import ConfigurationError
 from alphatune.norms.grouping import batch_group_norm, batch_moments
-from alphatune.norms.training_norm import TrainingNorm, move_averages_
+from alphatune.norms.moving_averages import move_averages_
+from alphatune.norms.training_norm import TrainingNorm
 
 
 class Renorm(TrainingNorm):

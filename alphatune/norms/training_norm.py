@@ -1,8 +1,8 @@
-"""What the layers of training share: when their own forward runs, and how averages move.
+"""What the layers of training share: their settings, and when their own forward runs.
 
 Each is a subclass of the stock layer it stands for, with the same parameters,
-buffers and state-dict keys, and a few plain numbers of its own. An existing
-layer becomes one by changing its class and setting those numbers
+buffers and state-dict keys, and a few plain settings of its own. An existing
+layer becomes one by changing its class and setting those
 (conversion.py), as with example weighting.
 """
 
@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from timm.layers.split_batchnorm import SplitBatchNorm2d
 from torch import Tensor, nn
 
 from alphatune.core.errors import ConfigurationError
 from alphatune.core.versions import is_at_least
 from alphatune.kernels.moments import check_input
+from alphatune.norms.moving_averages import check_averages
 
 #: that before timm 1.0.31 keep drop and activation of the layer they were converted from, and run neither
 _RUN_NEITHER = () if is_at_least("timm", "1.0.31") else (SplitBatchNorm2d,)
@@ -32,7 +32,7 @@ class TrainingNorm(nn.Module):
     layer's own forward runs, bit for bit.
     """
 
-    #: names of the numbers that make a layer of this kind
+    #: names of what makes a layer of this kind
     settings: ClassVar[tuple[str, ...]] = ()
 
     num_features: int
@@ -46,7 +46,7 @@ class TrainingNorm(nn.Module):
     bias: Any
 
     def configure(self, settings: Mapping[str, Any]) -> None:
-        """Set the numbers of this kind; raises ConfigurationError if one cannot be right."""
+        """Set what makes a layer of this kind; raises ConfigurationError if it cannot be right."""
         self.check_settings(settings)
         for name in self.settings:
             setattr(self, name, settings[name])
@@ -54,7 +54,8 @@ class TrainingNorm(nn.Module):
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Raise ConfigurationError unless the settings fit this layer."""
         for name in self.settings:
-            check_count(name, settings[name])
+            check = check_averages if name == "averages" else check_count
+            check(name, settings[name])
 
     def normalise(self, x: Tensor) -> Tensor:
         """The training forward, without drop and activation."""
@@ -110,24 +111,3 @@ def fused_activation(layer: nn.Module) -> str | None:
         return None
     hooked = any(m is not None and (m._forward_hooks or m._forward_pre_hooks) for m in (act, drop))
     return None if hooked else name
-
-
-@torch.no_grad()
-def move_averages_(layer: TrainingNorm, mean: Tensor, variance: Tensor) -> None:
-    """Count one step and move a layer's averages towards its moments (C,), as BatchNorm does.
-
-        running = (1 − f)·running + f·value
-
-    with f the momentum; None means a cumulative average, f = 1/steps, and 0
-    never moves. Without ``track_running_stats`` nothing happens.
-    """
-    if not layer.track_running_stats or layer.running_mean is None:
-        return
-    factor = layer.momentum
-    if layer.num_batches_tracked is not None:
-        layer.num_batches_tracked.add_(1)
-        if factor is None:
-            factor = 1.0 / float(layer.num_batches_tracked)
-    if factor:
-        layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), factor)
-        layer.running_var.lerp_(variance.to(layer.running_var.dtype), factor)

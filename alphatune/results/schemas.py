@@ -21,6 +21,7 @@ from alphatune.results.failure import FailureDocument
 from alphatune.results.inspection import InspectDocument
 from alphatune.results.page import ReportDocument
 from alphatune.results.plan import ImagesPlan, ScorePlan, TrainPlan
+from alphatune.results.study import StudyDocument
 from alphatune.results.training import TrainDocument
 from alphatune.results.tune import ScoreTuneDocument, TuneDocument
 from alphatune.results.values import Open
@@ -37,6 +38,7 @@ DOCUMENTS: dict[str, tuple[type[msgspec.Struct], ...]] = {
     "export": (ExportDocument,),
     "inspect": (InspectDocument,),
     "report": (ReportDocument,),
+    "study": (StudyDocument,),
     "train": (TrainDocument,),
     "tune": (TuneDocument, ScoreTuneDocument),
 }

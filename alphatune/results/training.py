@@ -31,6 +31,7 @@ class TrainedNorm(Part, frozen=True, kw_only=True):
     num_groups: Size
     examples_per_group: Size
     renorm: tuple[Count, Count, Count]
+    averages: Literal["paper", "group"] = "group"
 
 
 class TrainedModel(Part, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from alphatune.settings.option import declared
 
 #: whatever is an option of some command; the last ones are of the terminal, or not of a job with a model
 _SETTINGS = {each.name for kind in KINDS.values() for each in declared(kind)} | {
-    "config", "dry_run", "paths", "plan", "scores", "stdout",
+    "checkpoints", "config", "dry_run", "paths", "plan", "processes", "scores", "seeds", "stdout",
 }  # fmt: skip
 
 

@@ -39,6 +39,7 @@ class Option:
             that is resumed may change it, and the report's command leaves it out.
         saved: whether run.toml holds it and may set it. Consent is not saved: the file may be a stranger's.
         applies_to: the kinds of job that it means something to; none: all.
+        before: what runs did before there was this setting, where that is not its default.
         given_by: the setting whose option holds the values of this one, too, which has none of its own then.
     """
 
@@ -55,6 +56,7 @@ class Option:
     affects_result: bool = True
     saved: bool = True
     applies_to: tuple[str, ...] = ()
+    before: Any = None
     given_by: str | None = None
 
     def but(self, **changes: Any) -> "Option":

@@ -111,6 +111,15 @@ class TrainSettings(ModelSettings, LabelSettings, ImageSettings):
             minimum=1,
         ),
     ] = 2
+    averages: Annotated[
+        Literal["paper", "group"],
+        Option(
+            help="Moving averages of x and x² of the batch, or of the groups' mean and variance.",
+            group=NORMALISATION,
+            applies_to=("ghost", "batch-group", "group"),
+            before="group",
+        ),
+    ] = "paper"
     sync_bn: Annotated[
         bool,
         Option(

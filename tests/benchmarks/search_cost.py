@@ -13,18 +13,27 @@ Side by side in one process, interleaved round by round, medians of the rounds:
     timm      the same in timm's evaluation recipe: its loader, channels-last, bfloat16 autocast
 
 ``--exact FILE.npz`` compares with the exact scores at 31 α over [0, 0.3], measured first
-if the file is not there. ``--output FILE`` appends the tables to a file.
+if the file is not there. ``--output FILE`` appends the tables to a file. ``--busy`` keeps
+another process busy beside all of it, as on a shared machine.
 """
 
+# ruff: noqa: E402  (torch reads how threads wait when it is imported)
 from __future__ import annotations
 
 import argparse
+import contextlib
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from alphatune.cli.threads import spin_briefly
+
+spin_briefly()  # as the command does, before torch reads it
 
 import numpy as np
 import timm
@@ -125,6 +134,19 @@ def timed(run: Callable[[], object]) -> tuple[float, object]:
     return time.perf_counter() - start, result
 
 
+@contextlib.contextmanager
+def busy(wanted: bool) -> Iterator[None]:
+    """Another process that never rests."""
+    if not wanted:
+        yield
+        return
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -139,6 +161,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--without", default="", help="runs to leave out, e.g. 'timm;full, top1'")
+    parser.add_argument("--busy", action="store_true")
     parser.add_argument("--exact", type=Path)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
@@ -172,11 +195,12 @@ def main() -> None:
     exact = exact_scores(args.exact, prepared) if args.exact else None
     times: dict[str, list[float]] = {name: [] for name in runs}
     results: dict[str, object] = {}
-    for _ in range(args.rounds):
-        for name, run in runs.items():
-            seconds, results[name] = timed(run)
-            times[name].append(seconds)
-            print(f"{name}: {seconds:.1f} s", flush=True)
+    with busy(args.busy):
+        for _ in range(args.rounds):
+            for name, run in runs.items():
+                seconds, results[name] = timed(run)
+                times[name].append(seconds)
+                print(f"{name}: {seconds:.1f} s", flush=True)
     ratios = {
         name: [t / plain for t, plain in zip(values, times["plain"], strict=True)]
         for name, values in times.items()
@@ -184,7 +208,7 @@ def main() -> None:
     lines = [
         f"{args.model.rpartition(':')[2]}, {len(batches)} images, {args.rounds} interleaved rounds; {device}, "
         f"{torch.get_num_threads()} threads, {batches.workers} workers, {platform.machine()}, "
-        f"torch {torch.__version__}, timm {timm.__version__}:",
+        f"torch {torch.__version__}, timm {timm.__version__}{', beside a busy process' * args.busy}:",
         "",
         "| | seconds | plain evaluations (median, range) | per α |",
         "|---|---:|---:|---:|",
