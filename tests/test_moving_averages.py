@@ -92,11 +92,13 @@ def test_a_mean_far_from_zero_costs_no_digits(kind: str, dtype: torch.dtype) -> 
     np.testing.assert_allclose(layer.running_var.numpy(), variance, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_empty_batch_moves_nothing(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "shape"), [*((kind, (0, 6, 3, 3)) for kind in KINDS), ("ghost", (4, 6, 0, 3))]
+)
+def test_an_empty_batch_moves_nothing(kind: str, shape: tuple[int, ...]) -> None:
     layer = randomise_(KINDS[kind]())
     before = layer.running_mean.clone()
-    layer(torch.randn(0, 6, 3, 3))
+    layer(torch.randn(shape))
     assert torch.equal(layer.running_mean, before)
 
 

@@ -45,7 +45,7 @@ def count_batch_(layer: Any, x: Tensor, moments: tuple[Tensor, Tensor] | None) -
 
 @torch.no_grad()
 def _move_by_batch_(layer: Any, x: Tensor) -> None:
-    if len(x) == 0 or (factor := _count_step_(layer)) is None:
+    if x.numel() == 0 or (factor := _count_step_(layer)) is None:
         return
     mean, variance = batch_moments(x)
     mean, variance = mean.to(layer.running_mean.dtype), variance.to(layer.running_var.dtype)

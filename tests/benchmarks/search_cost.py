@@ -14,7 +14,8 @@ Side by side in one process, interleaved round by round, medians of the rounds:
 
 ``--exact FILE.npz`` compares with the exact scores at 31 α over [0, 0.3], measured first
 if the file is not there. ``--output FILE`` appends the tables to a file. ``--busy`` keeps
-another process busy beside all of it, as on a shared machine.
+another process busy beside all of it, as on a shared machine. ``--profile`` says where the
+time of one search by top-1 goes, and times nothing else.
 """
 
 # ruff: noqa: E402  (torch reads how threads wait when it is imported)
@@ -134,6 +135,14 @@ def timed(run: Callable[[], object]) -> tuple[float, object]:
     return time.perf_counter() - start, result
 
 
+def profiled(run: Callable[[], object]) -> str:
+    """The operators that take longest, in the process that computes."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        seconds, _ = timed(run)
+    table = found.key_averages().table(sort_by="self_cpu_time_total", row_limit=12)
+    return f"{seconds:.1f} s in all, of which operators of torch:\n{table}"
+
+
 @contextlib.contextmanager
 def busy(wanted: bool) -> Iterator[None]:
     """Another process that never rests."""
@@ -162,6 +171,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--without", default="", help="runs to leave out, e.g. 'timm;full, top1'")
     parser.add_argument("--busy", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--exact", type=Path)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
@@ -192,6 +202,9 @@ def main() -> None:
     runs = {name: run for name, run in runs.items() if not {name, name.split(",")[0]} & left_out}
     resolve_kernel("auto", device)  # compiled before anything is timed; tune reports what it takes
     runs["plain"]()
+    if args.profile:
+        print(profiled(runs["auto, top1"]))
+        return
     exact = exact_scores(args.exact, prepared) if args.exact else None
     times: dict[str, list[float]] = {name: [] for name in runs}
     results: dict[str, object] = {}
