@@ -118,7 +118,7 @@ def test_float32_gradients_and_large_offsets(memory_format: torch.memory_format,
     for dtype in (torch.float32, torch.float64):
         inputs = [t.to(dtype).requires_grad_() for t in (x, weight, bias)]
         y, moments = batch_group_norm(*inputs, 2, 3, 1e-5)
-        results.append([y, *moments, *torch.autograd.grad(y, inputs, dy.to(dtype))])
+        results.append([y, *moments.average(8), *torch.autograd.grad(y, inputs, dy.to(dtype))])
     tolerance = 1e-4 if offset == 0 else 5e-3
     for single, double in zip(*results, strict=True):
         scale = double.abs().max().clamp_min(1)

@@ -19,12 +19,57 @@ All statistics are in float32 or better, whatever the activation's dtype.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from alphatune.kernels.grouped import group_norm_ops, grouped_norm
+
+
+class GroupMoments(NamedTuple):
+    """Moments of G groups of consecutive examples × K of contiguous channels, in order.
+
+    Args:
+        mean, variance: (G, K), the variance biased.
+        size, last: examples of each group, and of the last one.
+        values: of an example in a group of channels.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    size: int
+    last: int
+    values: int
+
+    @property
+    def examples(self) -> int:
+        """How many examples all groups have."""
+        return self.size * (len(self.mean) - 1) + self.last
+
+    def average(self, channels: int) -> tuple[Tensor, Tensor]:
+        """Mean and *unbiased* variance (C,), averaged over the groups of examples by their size and repeated over the
+        channels of a group."""
+        values = self._examples() * self.values
+        unbiased = self.variance * (values / (values - 1))
+        repeats = channels // self.mean.shape[1]
+        share = self._share()
+        return tuple((share * each).sum(0).repeat_interleave(repeats) for each in (self.mean, unbiased))  # type: ignore[return-value]
+
+    def of_batch(self) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance (K,) of all values of the batch: within the groups and between them."""
+        share = self._share()
+        mean = (share * self.mean).sum(0)
+        return mean, (share * (self.variance + (self.mean - mean).square())).sum(0)
+
+    def _examples(self) -> Tensor:
+        counts = self.mean.new_full((len(self.mean), 1), self.size)
+        counts[-1] = self.last
+        return counts
+
+    def _share(self) -> Tensor:
+        return self._examples() / self.examples
 
 
 def batch_group_norm(
@@ -36,7 +81,7 @@ def batch_group_norm(
     eps: float,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+) -> tuple[Tensor, GroupMoments | None]:
     """Normalise groups of consecutive examples × contiguous channels × space by their own moments.
 
         y = γ · (x − mean_g) / sqrt(variance_g + ε) + β
@@ -50,10 +95,8 @@ def batch_group_norm(
         running_mean, running_var: (C,), for groups of a single value only.
 
     Returns:
-        ``(y, moments)``: y like x in shape, dtype and memory format; moments
-        are the groups' means and *unbiased* variances, averaged over the groups
-        of examples (weighted by size) and repeated over the channels of a
-        group, ``(mean, variance)`` of shape (C,); None if no group has a variance.
+        ``(y, moments)``: y like x in shape, dtype and memory format; moments of
+        the groups that have a variance, None if none has.
     """
     whole = len(x) - len(x) % examples_per_group
     if whole in (0, len(x)):
@@ -70,8 +113,8 @@ def batch_group_norm(
     y = torch.cat([first, last])
     if moments is None or last_moments is None:
         return y, moments
-    share = (len(x) - whole) / len(x)
-    return y, (moments[0].lerp(last_moments[0], share), moments[1].lerp(last_moments[1], share))
+    mean, variance = (torch.cat(pair) for pair in zip(moments[:2], last_moments[:2], strict=True))
+    return y, GroupMoments(mean, variance, moments.size, last_moments.last, moments.values)
 
 
 @torch.no_grad()
@@ -82,12 +125,12 @@ def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def group_moments(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor] | None:
+def group_moments(x: Tensor, num_groups: int) -> GroupMoments | None:
     """What ``batch_group_norm`` returns as moments with one example per group, without normalising."""
     values = x[:1].numel() // num_groups
     if len(x) == 0 or values < 2:
         return None
-    return _step_moments(*group_norm_ops(x, 1).moments(num_groups), values, x.shape[1])
+    return GroupMoments(*group_norm_ops(x, 1).moments(num_groups), 1, 1, values)
 
 
 def _equal_groups(
@@ -99,23 +142,14 @@ def _equal_groups(
     eps: float,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+) -> tuple[Tensor, GroupMoments | None]:
     """``batch_group_norm`` of a batch that ``size`` divides."""
     channels = x.shape[1]
-    values = size * (channels // num_groups) * math.prod(x.shape[2:])
-    if values < 2 or len(x) == 0:
+    values = (channels // num_groups) * math.prod(x.shape[2:])
+    if size * values < 2 or len(x) == 0:
         return _single_values(x, weight, bias, eps, running_mean, running_var), None
     y, mean, variance = grouped_norm(x, weight, bias, num_groups, size, eps)
-    return y, _step_moments(mean, variance, values, channels)
-
-
-def _step_moments(mean: Tensor, variance: Tensor, values: int, channels: int) -> tuple[Tensor, Tensor]:
-    """Moments (G, K), biased, as mean and unbiased variance (C,) averaged over the groups of examples."""
-    repeats = channels // mean.shape[1]
-    mean, variance = mean.mean(0), variance.mean(0) * (values / (values - 1))
-    if repeats > 1:
-        mean, variance = mean.repeat_interleave(repeats), variance.repeat_interleave(repeats)
-    return mean, variance
+    return y, GroupMoments(mean, variance, size, size, values)
 
 
 def _single_values(

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from alphatune.core.errors import ConfigurationError
-from alphatune.norms.grouping import batch_moments
+from alphatune.norms.grouping import GroupMoments, batch_moments
 
 Averages = Literal["paper", "group"]
 
@@ -35,19 +35,18 @@ def check_averages(name: str, value: object) -> None:
         raise ConfigurationError(f"{name} must be one of {', '.join(get_args(Averages))}, got {value!r}")
 
 
-def count_batch_(layer: Any, x: Tensor, moments: tuple[Tensor, Tensor] | None) -> None:
-    """Move the averages of a layer by a batch (N, C, *), or by its groups' moments (C,), as the layer is set."""
-    if layer.averages == "paper":
-        _move_by_batch_(layer, x)
-    elif moments is not None:
-        move_averages_(layer, *moments)
-
-
 @torch.no_grad()
-def _move_by_batch_(layer: Any, x: Tensor) -> None:
+def count_batch_(layer: Any, x: Tensor, moments: GroupMoments | None) -> None:
+    """Move the averages of a layer by a batch (N, C, *), whose groups have these moments, as the layer is set."""
+    if layer.averages == "group":
+        if moments is not None:
+            move_averages_(layer, *moments.average(x.shape[1]))
+        return
     if x.numel() == 0 or (factor := _count_step_(layer)) is None:
         return
-    mean, variance = batch_moments(x)
+    # Those of the groups hold all there is to know, if they are of single channels and of all examples.
+    known = moments is not None and moments.mean.shape[1] == x.shape[1] and moments.examples == len(x)
+    mean, variance = moments.of_batch() if moments is not None and known else batch_moments(x)
     mean, variance = mean.to(layer.running_mean.dtype), variance.to(layer.running_var.dtype)
     difference = mean - layer.running_mean
     layer.running_mean.lerp_(mean, factor)
