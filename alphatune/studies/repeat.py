@@ -6,15 +6,17 @@ share: what has been trained once is not trained again, by whichever study.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from alphatune.core.errors import ConfigurationError
+from alphatune.core.errors import ConfigurationError, ResourceError
 from alphatune.core.folder_lock import locked
 from alphatune.core.progress import Meter, ShowProgress, as_meter
 from alphatune.core.suggestions import did_you_mean
@@ -183,8 +185,14 @@ def _trained(
         waiting = [pool.submit(_run, experiment, seed) for experiment, seed in missing]
         try:
             yield from (done.result() for done in as_completed(waiting))
+        except BrokenProcessPool:
+            raise ResourceError(
+                "a process that trained a network was killed", "with less memory, use fewer `processes`"
+            ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            for child in active_children():  # after an interrupt nobody waits for what they train
+                child.terminate()
 
 
 def _trainer(scale: ScaleName, data: str | None, data_root: str | None, device: str) -> Trainer:
@@ -197,6 +205,7 @@ _own: list[Trainer] = []
 
 
 def _start(scale: ScaleName, data: str | None, data_root: str | None, device: str, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process has it, too, and ends this one
     torch.set_num_threads(threads)
     _own.append(_trainer(scale, data, data_root, device))
 
