@@ -93,7 +93,8 @@ def plan_power(
         and earlier.data.preprocessing == plan.data.preprocessing
     )
     known = earlier.power if earlier and same else None
-    choice: Choice = "cross-fitted"
+    searched = _searches(settings, plan.data.n) and settings.curve != "full"
+    choice: Choice = "part" if searched else "cross-fitted"
     confidence, joint = CONFIDENCE, is_joint(settings.metric, settings.temperature)
     if settings.granularity != "global" or joint:
         choice, levels = "halves", len(levels_of(settings.granularity)) - 1 + joint

@@ -10,7 +10,7 @@ from scipy.special import ndtri
 
 from alphatune.core.metrics import INFO, SCORE, Metric
 from alphatune.results.gain import Gain
-from alphatune.results.power import Power
+from alphatune.results.power import Choice, Power
 from alphatune.statistics.gain_table import power_of
 from alphatune.statistics.power import Spread, calibration_spread, spread_of
 from alphatune.tuning.custom_score import ScoreResult
@@ -47,7 +47,9 @@ def tune_power(result: TuneResult) -> Power | None:
             for confidence, correct in _examples(result, point.alpha, "confidence", "top1")
         )
         spread = calibration_spread(after, before)
-    return power_of(metric, n, gain.scheme, "measured", spread, alpha=point.alpha)
+    searched = result.search is not None and len(result.search.confirming) > 0
+    choice: Choice = "part" if searched else gain.scheme
+    return power_of(metric, n, choice, "measured", spread, alpha=point.alpha)
 
 
 def score_power(result: ScoreResult) -> Power | None:

@@ -10,8 +10,8 @@ from alphatune.core.metrics import Measure
 from alphatune.results.document import Part
 from alphatune.results.values import Fraction, NonNegative, Positive, Size
 
-#: earlier versions searched in lots, "progressive"
-Choice = Literal["cross-fitted", "progressive", "halves"]
+#: part: after a search, in which a part of the examples choose; earlier versions searched in lots, "progressive"
+Choice = Literal["cross-fitted", "part", "progressive", "halves"]
 #: more examples than this are not counted out
 MOST_EXAMPLES = 10**9
 Known = Literal["measured", "earlier result", "assumed"]

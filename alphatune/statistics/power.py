@@ -36,6 +36,8 @@ POWER = 0.8
 #: examples that count, as a share of all: for right and wrong, and for other means (tests/test_power.py)
 EFFECTIVE: dict[Choice, tuple[float, float]] = {
     "cross-fitted": (0.68, 1.0),
+    "part": (0.68, 0.5),
+    "progressive": (0.68, 0.5),
     "halves": (1.0, 1.0),
 }
 #: with more examples that turn the normal distribution will do
