@@ -135,7 +135,7 @@ def test_an_unknown_kind_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["batch-group", "group"])
 def test_a_folder_evaluates_the_same_in_stock_code(kind: str, tmp_path: Path) -> None:
-    """Batch-group layers pool their averages at inference; a folder holds them pooled."""
+    """Layers with channel groups average their moments over each group at inference; a folder holds these averages."""
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6 * 16, 3))
     convert_(model, Norm(kind, num_groups=2))
     for x in batches(5, shape=(4, 3, 6, 6)):

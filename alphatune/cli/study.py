@@ -8,6 +8,7 @@ import typer
 
 from alphatune.cli import options as o
 from alphatune.settings.option import DATA, OUTPUT, RUNNING
+from alphatune.studies.scale import ScaleName
 
 if TYPE_CHECKING:  # results are not waited for by --help
     from alphatune.results.study import StudyDocument
@@ -20,7 +21,7 @@ StudyName = Annotated[
     Name, typer.Argument(metavar="NAME", help=f"One of: {', '.join(get_args(Name))}.", show_default=False)
 ]
 StudyScale = Annotated[
-    Literal["smoke", "cpu", "paper"],
+    ScaleName,
     typer.Option(
         "--scale",
         help="smoke: seconds, on scikit-learn's digits. cpu: hours of two cores, CIFAR-10 at 16x16. "

@@ -70,7 +70,7 @@ def study_frame(document: StudyDocument) -> pd.DataFrame:
 
 
 def study_markdown(document: StudyDocument) -> str:
-    """A page: what was asked, the tables, and which claims hold."""
+    """The page of a study: its question, its tables, and which of the paper's claims hold."""
     return "\n".join(_lines(document)) + "\n"
 
 

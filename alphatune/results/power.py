@@ -10,7 +10,7 @@ from alphatune.core.metrics import Measure
 from alphatune.results.document import Part
 from alphatune.results.values import Fraction, NonNegative, Positive, Size
 
-#: part: after a search, in which a part of the examples choose; earlier versions searched in lots, "progressive"
+#: "part": a search, where some of the examples choose; "progressive": the search of earlier versions
 Choice = Literal["cross-fitted", "part", "progressive", "halves"]
 #: more examples than this are not counted out
 MOST_EXAMPLES = 10**9

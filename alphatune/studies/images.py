@@ -22,9 +22,9 @@ from alphatune.studies.scale import Scale
 
 #: the scale's dataset that comes with scikit-learn
 DIGITS = "digits"
-#: of CIFAR-10, as usual
+#: the usual ones of CIFAR-10
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-#: of the images without a test set of their own, for choosing and reporting
+#: share of the images that is held out where there is no test set, to choose α and to report
 HELD_OUT = 0.2
 EVALUATED = 250
 

@@ -200,7 +200,7 @@ def _trainer(scale: ScaleName, data: str | None, data_root: str | None, device: 
     return Trainer(scale, open_images(SCALES[scale], data, data_root, where), where)
 
 
-#: of a process of the pool
+#: what a process of the pool trains with
 _own: list[Trainer] = []
 
 

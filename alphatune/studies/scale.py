@@ -50,5 +50,5 @@ SCALES: dict[ScaleName, Scale] = {
         depths=(2, 2, 2, 2), channels=(64, 128, 256, 512), seeds=5, few_images=2_000,
     ),
 }  # fmt: skip
-#: in this order of α each network is evaluated
+#: the α that each network is evaluated at
 ALPHAS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
