@@ -48,10 +48,8 @@ def interpolated_curve(search: Search, measured: Sweep, baseline_alpha: float) -
     """
     exact = dict(zip(measured.alphas, measured.scores, strict=True))
     baseline, curve = summarise(measured.baseline), search.curve
-    ids, whole = (
-        curve.ids,
-        len(curve) == len(measured.baseline),
-    )  # nothing to estimate: these are the examples
+    ids = curve.ids
+    whole = len(curve) == len(measured.baseline)  # nothing to estimate: these are the examples
     plain_ece = expected_calibration_error(curve.confidence[0], curve.top1[0])
     points = []
     for index, t in enumerate(search.grid):

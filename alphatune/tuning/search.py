@@ -115,7 +115,7 @@ class Pilot:
         return 2 / len(self.targets)
 
     def own_error(self, high: float) -> float:
-        """The same of the pilot's own polynomial, by leaving out each inner node up to ``high`` in turn."""
+        """Largest error of the pilot's own polynomial on [0, high], by leaving out each inner node there in turn."""
         errors = [0.0]
         for left_out in range(1, len(self.nodes) - 1):
             if self.nodes[left_out] > high and len(errors) > 1:
@@ -250,8 +250,8 @@ def expected_examples(n: int, full: bool) -> int:
 
 
 def _expected_after(n: int, choosing: int) -> int:
-    """The same of what follows the choice: the chosen α on all examples, and the unpatched model on the others."""
-    return n + n - choosing
+    """How many follow the choice: all at the chosen α, and those that did not choose at the unpatched model's."""
+    return 2 * n - choosing
 
 
 def best_on(found: Search, positions: NDArray[np.int64], objective: Objective) -> float:

@@ -348,12 +348,11 @@ def tune(
             refinement = None
             unseen = UnseenGains()
 
-            listed = swept.choices()
-
             def choose_global(positions: NDArray[np.int64]) -> float:
-                if found is None:
-                    return listed.alphas[best_point(listed.scores, goal, "deploy", positions)]
-                return passes.alpha(best_on(found, positions, goal))
+                if found is not None:
+                    return passes.alpha(best_on(found, positions, goal))
+                listed = swept.choices()
+                return listed.alphas[best_point(listed.scores, goal, "deploy", positions)]
 
             # Those that chose α, and others.
             parts = (
