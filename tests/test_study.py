@@ -8,6 +8,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 from conftest import Run
 from jsonschema import Draft202012Validator
 from scipy import stats
@@ -16,17 +17,20 @@ from alphatune.cli import study as command
 from alphatune.core.errors import ConfigurationError, InputError
 from alphatune.results.schemas import read_schema
 from alphatune.results.study import AlphaCurve, StudyRun
-from alphatune.studies import repeat
+from alphatune.studies import repeat, training
 from alphatune.studies.catalogue import STUDIES
 from alphatune.studies.checkpoints import read_checkpoints
 from alphatune.studies.experiment import Claim, Experiment, Study
+from alphatune.studies.images import open_images
 from alphatune.studies.output_range import output_ranges
 from alphatune.studies.repeat import NAMES, RUNS, run_study
 from alphatune.studies.runs import key_of, read_runs
-from alphatune.studies.scale import ALPHAS
+from alphatune.studies.scale import ALPHAS, SCALES
 from alphatune.studies.summary import check_claims, estimate, summarise_variants
 
 pytest.importorskip("sklearn")
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +85,28 @@ def test_a_run_depends_on_its_seed_alone(folder: Path, tmp_path: Path) -> None:
     one = run_study("averages", "smoke", seeds=1, output=str(folder))
     other = run_study("averages", "smoke", seeds=1, processes=2, output=str(tmp_path))
     assert [v.curve for v in other.variants] == [v.curve for v in one.variants]
+
+
+def test_fine_tuning_starts_from_the_same_weights() -> None:
+    """Whether the network that it starts from was trained just now, or for a run before it."""
+    trainer = training.Trainer("smoke", open_images(SCALES["smoke"], None, None, CPU), CPU)
+    experiment = Experiment(pretrained=True)
+    assert trainer.run(experiment, 0).reporting == trainer.run(experiment, 0).reporting
+
+
+def test_a_run_that_diverges_counts_as_guessing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are trained, and pages say how many did not train."""
+    monkeypatch.setattr(training, "LEARNING_RATE", 1e30)
+    said: list[str] = []
+    document = run_study("group-norm", "smoke", seeds=2, output=str(tmp_path), say=said.append)
+    (variant,) = document.variants
+    assert variant.diverged == 2
+    assert variant.plain.mean == pytest.approx(0.1)  # of ten digits
+    assert "2 of GroupNorm" in (tmp_path / "group-norm-smoke.md").read_text()
+    assert all("diverged" in line for line in said)
+    monkeypatch.undo()
+    again = run_study("group-norm", "smoke", seeds=2, output=str(tmp_path))  # it is a finding, and is kept
+    assert again.variants == document.variants
 
 
 def test_the_command(run: Run, tmp_path: Path) -> None:

@@ -89,6 +89,10 @@ def _lines(document: StudyDocument) -> Iterator[str]:
         yield "|---|---:|---:|---:|---:|---:|---|"
         yield from map(_row, document.variants)
         yield ""
+        if diverged := [each for each in document.variants if each.diverged]:
+            which = ", ".join(f"{each.diverged} of {each.name}" for each in diverged)
+            yield f"Training diverged in some runs, which count as guessing: {which}."
+            yield ""
     if document.claims:
         yield "|claim|compared|difference|here|"
         yield "|---|---|---:|---|"

@@ -20,7 +20,10 @@ class AlphaCurve(Part, frozen=True, kw_only=True):
 
 
 class StudyRun(Part, frozen=True, kw_only=True):
-    """A network that was trained: a line of the file of runs."""
+    """A network that was trained: a line of the file of runs.
+
+    Where training diverged the curves are those of guessing.
+    """
 
     scale: Text
     experiment: Open
@@ -30,6 +33,7 @@ class StudyRun(Part, frozen=True, kw_only=True):
     reporting: AlphaCurve
     seconds: NonNegative
     machine: Text
+    diverged: bool = False
 
 
 class Estimate(Part, frozen=True, kw_only=True):
@@ -54,6 +58,7 @@ class Variant(Part, frozen=True, kw_only=True):
     difference: Estimate | None
     alphas: tuple[Fraction, ...]
     curve: tuple[Number, ...]
+    diverged: Count = 0  # runs whose training diverged; they count as guessing
 
 
 class TestedClaim(Part, frozen=True, kw_only=True):

@@ -216,4 +216,5 @@ def _run(experiment: Experiment, seed: int) -> StudyRun:
 
 def _line(study: Study, run: StudyRun) -> str:
     name = next(name for name, each in study.variants.items() if each.to_dict() == run.experiment)
-    return f"{name}, seed {run.seed}: top-1 {100 * run.reporting.top1[0]:.1f} at α = 0, {run.seconds:.0f} s"
+    found = "diverged" if run.diverged else f"top-1 {100 * run.reporting.top1[0]:.1f} at α = 0"
+    return f"{name}, seed {run.seed}: {found}, {run.seconds:.0f} s"

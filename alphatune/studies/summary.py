@@ -37,6 +37,7 @@ def summarise_variants(
             difference=None if each is first else _paired(each, first, False, False),
             alphas=tuple(run.alphas[_best(run)] for run in each),
             curve=tuple(np.mean([run.reporting.top1 for run in each], axis=0).tolist()),
+            diverged=sum(run.diverged for run in each),
         )
         for name, each in found.items()
         if each

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import platform
 import time
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from alphatune.core.errors import NumericError
 from alphatune.data.sampling import Sampling, steps_per_epoch
 from alphatune.data.training_batches import DeviceBatches, TrainingBatches
 from alphatune.evaluation.predictor import evaluate
@@ -41,26 +43,36 @@ class Trainer:
     def run(self, experiment: Experiment, seed: int) -> StudyRun:
         """Train a network from a seed and measure it.
 
+        A loss or an output that is NaN or infinite is a finding: the network counts as one that guesses.
+
         Raises:
             ConfigurationError: the images do not suit the experiment.
-            NumericError: the loss is NaN or infinite.
         """
         began = time.monotonic()
         scale, images = SCALES[self.scale], self.images
         parts = (images.train, images.choosing, images.reporting)
-        torch.manual_seed(seed)
+        old, new = _halves(images.num_classes)
+        classes = images.num_classes
         if experiment.pretrained:
-            old, new = _halves(images.num_classes)
-            model = copy.deepcopy(self._trained_before(seed, old))
-            model.linear = nn.Linear(model.linear.in_features, len(new)).to(self.device)  # type: ignore
+            classes = len(new)
             parts = tuple(
                 part.of_classes(new, count, seed)
                 for part, count in zip(parts, (scale.few_images, None, None), strict=True)
             )  # type: ignore[assignment]
-        else:
-            model = build_network(experiment, scale, images.num_classes)
-        self._train(model, experiment, parts[0], seed)
-        curves = [_curve(model, images.batches(part)) for part in parts[1:]]
+        diverged = False
+        try:
+            if experiment.pretrained:
+                model = copy.deepcopy(self._trained_before(seed, old))
+                torch.manual_seed(seed)
+                model.linear = nn.Linear(model.linear.in_features, classes).to(self.device)  # type: ignore
+            else:
+                torch.manual_seed(seed)
+                model = build_network(experiment, scale, classes)
+            self._train(model, experiment, parts[0], seed)
+            curves = [_curve(model, images.batches(part)) for part in parts[1:]]
+        except NumericError:
+            diverged = True
+            curves = [_guessing(len(images.batches(part)), classes) for part in parts[1:]]
         return StudyRun(
             scale=self.scale,
             experiment=experiment.to_dict(),
@@ -70,10 +82,12 @@ class Trainer:
             reporting=curves[1],
             seconds=round(time.monotonic() - began, 1),
             machine=f"{_machine(self.device)}, torch {torch.__version__}",
+            diverged=diverged,
         )
 
     def _trained_before(self, seed: int, classes: range) -> nn.Module:
         if seed not in self._pretrained:
+            torch.manual_seed(seed)
             model = build_network(Experiment(), SCALES[self.scale], len(classes))
             self._train(model, Experiment(), self.images.train.of_classes(classes), seed)
             self._pretrained[seed] = model
@@ -130,6 +144,12 @@ def _curve(model: nn.Module, batches: DeviceBatches) -> AlphaCurve:
             top1.append(found.top1)
             loss.append(found.loss)
     return AlphaCurve(images=len(batches), top1=tuple(top1), loss=tuple(loss))
+
+
+def _guessing(images: int, num_classes: int) -> AlphaCurve:
+    """Accuracy and loss of a network that gives every class the same probability."""
+    points = len(ALPHAS)
+    return AlphaCurve(images=images, top1=(1 / num_classes,) * points, loss=(math.log(num_classes),) * points)
 
 
 def _machine(device: torch.device) -> str:
