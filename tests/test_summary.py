@@ -89,6 +89,28 @@ def test_gates_say_what_is_next(passed: bool) -> None:
     assert any("--metric top1" in command for command in commands) != passed
 
 
+def made_costly(n: int, **changes: object) -> dict:
+    """A tune that deploys α in all layers of a network that would fold."""
+    made = made_result(made_scores(n))
+    cost = {
+        "batch_size": 32, "alpha": 0.12, "kernel": "compiled", "ratio_to_plain": 1.1, "ratio_to_folded": 1.4,
+    }  # fmt: skip
+    return made | {"deployment": cost} | changes
+
+
+def test_layers_are_suggested_where_alpha_costs_much() -> None:
+    suggested = commands(made_costly(1200))["budget"]
+    assert "--latency-budget 1.05" in suggested
+    assert "budget" not in commands(made_costly(400))  # too few to tell layers apart
+    cheap = made_costly(1200)
+    cheap["deployment"]["ratio_to_folded"] = 1.1
+    assert "budget" not in commands(cheap)
+    failed = {"name": "max-latency-ratio", "limit": 1.25, "value": 1.4, "passed": False, "reason": "slow"}
+    assert "--latency-budget 1.25" in commands(made_costly(400, gates=[failed]))["budget"]
+    below = failed | {"limit": 0.9}  # no network is faster than the folded one
+    assert "budget" not in commands(made_costly(400, gates=[below]))
+
+
 def test_what_was_not_compared_has_no_best() -> None:
     made = made_result(made_scores(), metric="top1")
     for point in made["curve"][3:]:

@@ -26,6 +26,7 @@ from alphatune.results.tune import ScoreTuneDocument, Tuned, TuneDocument
 from alphatune.settings import TuneSettings
 from alphatune.statistics.gain import CONFIDENCE
 from alphatune.statistics.gain_table import planned_power
+from alphatune.tuning.front import SHARES as SET_SHARES
 from alphatune.tuning.refinement import is_joint, levels_of
 from alphatune.tuning.search import CHOOSING, FEWEST_TO_SEARCH, PILOT_NODES, pilot_size
 from alphatune.tuning.step_back import SHARES
@@ -159,12 +160,15 @@ def _phases(
     else:
         add("sweeping alpha", alphas, alphas)
     compares = conditions is not None and settings.rivals == "free"
-    if settings.granularity != "global" or settings.temperature or compares:
+    if settings.granularity != "global" or settings.temperature or compares or settings.chooses_layers:
         joint = is_joint(settings.metric, settings.temperature)
         add("unpatched model and temperature", 1, 1)
         for name in levels_of(settings.granularity):
             fitted = joint or name != "global"
             add(f"descent: {name}" if fitted else "temperature", *(LEVEL if fitted else (1, 2)))
+        if settings.chooses_layers:
+            sets = len(SET_SHARES) + (settings.latency_budget is not None)
+            add("choosing layers", 0, sets * LEVEL[1])
         if settings.rivals == "free":
             add("running statistics, γ and β", RIVALS[0] if compares else 0, RIVALS[1])
         add("last descent, and confirming", *LAST)

@@ -9,7 +9,7 @@ from alphatune.core.metrics import INFO
 from alphatune.reports.power import gain_text, rough_count, two_digits
 from alphatune.reports.repairs import changes_model, free_repair
 from alphatune.results.shift import Shift
-from alphatune.results.tune import Tuned, TuneDocument
+from alphatune.results.tune import Gate, Tuned, TuneDocument
 from alphatune.settings.bench import BenchSettings
 from alphatune.settings.evaluate import EvaluateSettings
 from alphatune.settings.export import ExportSettings
@@ -20,6 +20,8 @@ from alphatune.statistics.gain import FEWEST_EXAMPLES, FEWEST_TO_REFINE
 ENOUGH_FOR_LAYERS = 1000
 #: times the images at hand that nobody has: to ask for so many is no advice
 FAR = 20
+#: times as long as the folded network that inference takes, from which on layers are worth choosing; what to aim at
+COSTLY, CHEAP = 1.2, 1.05
 #: factories that need no consent
 OWN_MODELS = "alphatune.models."
 
@@ -37,7 +39,7 @@ def next_steps(document: Tuned, folder: str) -> tuple[Step, ...]:
     images, free = isinstance(document, TuneDocument), free_repair(document)
     changed = changes_model(document) or document.recalibration is not None
     failed = [gate.name for gate in document.gates if not gate.passed]
-    steps = [_after_gate(document, folder, name) for name in failed]
+    steps = [_after_gate(document, folder, gate) for gate in document.gates if not gate.passed]
     if changed and not failed:
         settings = ExportSettings(
             model=folder,
@@ -48,6 +50,7 @@ def next_steps(document: Tuned, folder: str) -> tuple[Step, ...]:
         export = to_command("export", settings)
         cost = "" if free is None else ", at no cost at inference"
         steps.append(Step(f"write it for deployment{cost}", export))
+        steps.append(_cheaper(document, folder))
     if changed and images:
         shift = shift_settings(document.shift)
         other = EvaluateSettings(
@@ -123,10 +126,35 @@ def _shift_step(document: Tuned, folder: str) -> Step | None:
     return Step("find out what α is worth when cameras or lighting change", again)
 
 
-def _after_gate(document: Tuned, folder: str, gate: str) -> Step | None:
+def _cheaper(document: Tuned, folder: str) -> Step | None:
+    """α in fewer layers, where it costs much and there are images enough to choose layers by."""
+    cost = document.deployment
+    ratio = None if cost is None else cost.ratio_to_folded
+    if ratio is None or ratio < COSTLY or document.baseline.n < ENOUGH_FOR_LAYERS:
+        return None
+    caption = (
+        f"leave α out of layers that are not worth their time: inference now takes {ratio:.2f} times as long"
+    )
+    return _within_budget(document, folder, CHEAP, caption)
+
+
+def _within_budget(document: Tuned, folder: str, budget: float, caption: str) -> Step | None:
+    """The command that chooses layers; None where they are chosen already, or cannot be."""
+    if not isinstance(document, TuneDocument) or not INFO[document.metric].is_mean:
+        return None
+    if document.refinement is not None and document.refinement.front is not None:
+        return None
+    return Step(caption, _again(document, folder, "budget", latency_budget=f"{budget:g}"))
+
+
+def _after_gate(document: Tuned, folder: str, gate: Gate) -> Step | None:
     """What goes on from a gate that failed."""
-    kind, _, metric = gate.partition(" ")
+    kind, _, metric = gate.name.partition(" ")
     if kind == "max-latency-ratio":
+        if gate.value is not None and gate.limit >= 1 and document.baseline.n >= FEWEST_TO_REFINE:
+            caption = f"leave α out of layers until inference takes {gate.limit:g} times as long at most"
+            if step := _within_budget(document, folder, gate.limit, caption):
+                return step
         return Step(
             "see what α costs at inference",
             to_command("bench", BenchSettings(model=folder, trust_code=_needs_trust(document, folder))),
