@@ -53,6 +53,14 @@ SHAPES: dict[str, Any] = {
     "softmax_rounded": lambda z, f: z.softmax(1).mul(1000).round().div(1000),
     "softmax_tuple": lambda z, f: (f, z.softmax(1)),
     "softmax_dict": lambda z, f: {"logits": z.softmax(1)},
+    # two classes, by one number an example; the first is what the others stand for
+    "pair": lambda z, f: torch.stack([torch.zeros_like(z[:, 0]), 4 * z[:, 0]], 1),
+    "column": lambda z, f: 4 * z[:, :1],
+    "row": lambda z, f: 4 * z[:, 0],
+    "squeezed": lambda z, f: (4 * z[:, :1]).squeeze(),
+    "map": lambda z, f: 4 * z[:, :1, None, None],
+    "probability": lambda z, f: (4 * z[:, :1]).sigmoid(),
+    "column_in_dict": lambda z, f: {"features": f, "logits": 4 * z[:, :1]},
     # refused, or asked about
     "exits": lambda z, f: [z * 0.1, z * 0.5, z],
     "exits_dict": lambda z, f: {"early": z * 0.1, "late": z},

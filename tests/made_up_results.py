@@ -89,7 +89,7 @@ def made_result(stored: StoredScores, *, metric: str = "loss", kept: bool = Fals
         "model": {
             "source": "my.py:net", "kind": "factory", "model_kwargs": {"depth": 20}, "checkpoint": "net.pth",
             "checkpoint_sha256": "ab" * 32, "weights_key": "state_dict", "unsafe_pickle": False,
-            "output": {"path": [], "probabilities": False}, "norm_layers": 4,
+            "output": {"path": [], "probabilities": False, "single": False}, "norm_layers": 4,
             "patched": ["bn1", "layer1.bn", "layer2.bn"],
             "skipped": [{"name": "head.bn", "kind": "BatchNorm1d", "reason": "left as plain BatchNorm"}],
             "remarks": [{"name": "layer2.bn", "remark": "one position"}],

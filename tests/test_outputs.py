@@ -86,7 +86,7 @@ def test_every_layout_of_outputs_gives_the_plain_figures(
         ("exits", 2, ("0 (4 columns)", "2 (4 columns)", "--logits")),
         ("exits_dict", 2, ("early (4 columns)", "late (4 columns)")),
         ("sigmoid", 4, ("by itself", "sigmoids", "--score")),
-        ("one", 4, ("one number an example", "two logits")),
+        ("one", 4, ("one number an example", "the data has 4")),
         ("flat", 4, ("one number an example",)),
         ("none", 2, ("no tensor of logits",)),
         ("text", 2, ("no tensor of logits",)),
@@ -148,6 +148,7 @@ def test_a_tuned_folder_remembers_its_output(
     assert json.loads((folder / "alphatune.json").read_text())["output"] == {
         "path": [2],
         "probabilities": False,
+        "single": False,
     }
     code, out, err = run(
         "evaluate", folder, "--trust-code", "--data", image_folder, "--format", "json", "--device", "cpu"
@@ -359,7 +360,7 @@ def test_bench_asks_as_well(given: tuple[str, ...], code: int, words: str, run: 
 
 @pytest.mark.parametrize(
     ("kind", "classes", "words"),
-    [("exits", None, "several outputs"), ("maps", None, ""), ("one", None, "one number")],
+    [("exits", None, "several outputs"), ("maps", None, ""), ("one", 2, "one number")],
 )
 def test_inspect_takes_any_model(kind: str, classes: int | None, words: str, run: Run) -> None:
     model = (f"{FOREIGN}:shaped", "--model-kwargs", f"kind={kind}")

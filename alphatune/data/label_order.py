@@ -82,7 +82,7 @@ def check_label_order(examples: Examples, targets: NDArray[Any], predicted: NDAr
 
 
 def near_chance(targets: NDArray[Any], top1: float, at: str = "") -> list[str]:
-    """A remark on an accuracy that guessing would have, too.
+    """A remark on an accuracy that guessing would have, too, or of two classes that may be the other way round.
 
     Args:
         at: what else is to be said of the model, e.g. "at alpha = 0".
@@ -90,6 +90,11 @@ def near_chance(targets: NDArray[Any], top1: float, at: str = "") -> list[str]:
     chance = 1 / max(2, len(np.unique(targets)))
     if top1 >= chance + 0.1 * (1 - chance):
         return []
+    if chance == 0.5 and top1 < 0.4:
+        return [
+            f"top-1{at and ' ' + at} is {top1:.4f}, below chance: the two classes may be the other way round; "
+            "`class_map` puts them in the model's order"
+        ]
     return [
         f"top-1{at and ' ' + at} is {top1:.4f}, close to chance ({chance:.4f}): check the order of the labels "
         "(`class_map`) and the preprocessing (`mean`, `std`, `input_size`) before trusting any figure"

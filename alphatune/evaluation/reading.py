@@ -1,7 +1,8 @@
 """How to read the logits out of what a model returns.
 
 A ``Reading`` names the output that holds the logits, by its path through tuples, dicts and
-records, and says whether it holds probabilities instead. ``models/outputs.py`` decides on it
+records, and says whether it holds probabilities instead, and whether it is the one number of
+a network that tells two classes apart. ``models/outputs.py`` decides on it
 and keeps it on the model, where copies of the model take it along; everything that looks at
 outputs asks here.
 """
@@ -41,10 +42,17 @@ _DEPTH = 4
 
 @dataclass(frozen=True)
 class Reading:
-    """Where the logits are in what a model returns, and whether they are probabilities."""
+    """Where the logits are in what a model returns, and what form they have.
+
+    a row z (N, classes)     logits z
+    a row p >= 0 of sum 1    logits log p
+    one number z an example  logits (0, z): z is for the second of two classes, against the first
+    one probability p        logits (log(1 - p), log p)
+    """
 
     path: Path = ()
-    probabilities: bool = False  # rows >= 0 that sum to 1: their logarithms are logits
+    probabilities: bool = False
+    single: bool = False
 
     @property
     def name(self) -> str:
@@ -72,12 +80,23 @@ class Reading:
         return found
 
     def logits(self, output: object) -> Tensor:
-        """Logits (N, classes); of probabilities p they are log p.
+        """Logits (N, classes), as the table above has them.
 
         Raises:
-            ConfigurationError: as ``take``; or rows that are no probabilities although earlier ones were.
+            ConfigurationError: as ``take``; or values that are no probabilities although earlier ones were.
         """
         values = self.take(output)
+        if self.single:
+            flat = values.reshape(-1)
+            if not self.probabilities:
+                return torch.stack([torch.zeros_like(flat), flat], dim=1)
+            if bool(((flat < 0) | (flat > 1)).any()):
+                raise ConfigurationError(
+                    "the model returned one probability an example for the first images, and a number outside of "
+                    "[0, 1] for a later one",
+                    "let the model return its logit",
+                )
+            return torch.stack([log_of(1 - flat), log_of(flat)], dim=1)
         if not self.probabilities or values.ndim != 2:
             return values
         if not are_probabilities(values):
@@ -91,17 +110,20 @@ class Reading:
     def divide(self, output: Any, temperature: float) -> Any:
         """The output with its logits divided by a temperature; probabilities stay probabilities."""
         values = self.take(output)
-        cooled = (
-            (log_of(values) / temperature).softmax(1).to(values.dtype)
-            if self.probabilities
-            else values / temperature
-        )
+        if not self.probabilities:
+            cooled = values / temperature
+        elif self.single:
+            cooled = ((log_of(values) - log_of(1 - values)) / temperature).sigmoid().to(values.dtype)
+        else:
+            cooled = (log_of(values) / temperature).softmax(1).to(values.dtype)
         return _put(output, self.path, cooled)
 
 
 def reading_to_dict(reading: Reading | None) -> dict[str, object] | None:
     """As it stands in a file; None where nothing was decided."""
-    return None if reading is None else {"path": list(reading.path), "probabilities": reading.probabilities}
+    if reading is None:
+        return None
+    return {"path": list(reading.path), "probabilities": reading.probabilities, "single": reading.single}
 
 
 def reading_from_dict(values: Any) -> Reading | None:
@@ -109,13 +131,15 @@ def reading_from_dict(values: Any) -> Reading | None:
     if values is None:
         return None
     path, probabilities = values["path"], values["probabilities"]
+    single = values.get("single", False)  # earlier versions refused such models
     if (
         not isinstance(path, list)
         or not all(type(k) in (int, str) for k in path)
         or type(probabilities) is not bool
+        or type(single) is not bool
     ):
         raise ValueError(f"no reading: {values!r}")
-    return Reading(tuple(path), probabilities)
+    return Reading(tuple(path), probabilities, single)
 
 
 def reading_of(model: nn.Module, output: object) -> Reading:
@@ -165,9 +189,9 @@ def heads_of(model: nn.Module, output: object) -> tuple[Tensor, tuple[Tensor, ..
         first = next(iter(tensors))
         named = (p for name in NAMES for p in tensors if p and p[-1] == name)
         kept = dataclasses.replace(kept, path=next(named, first))
-    logits = kept.logits(output)
-    others = [t for p, t in tensors.items() if p != kept.path and t.shape == logits.shape]
-    return logits, tuple(
+    own = kept.take(output)
+    others = [t for p, t in tensors.items() if p != kept.path and t.shape == own.shape]
+    return kept.logits(output), tuple(
         dataclasses.replace(kept, path=()).logits(t) for t in others if t.is_floating_point()
     )
 

@@ -41,7 +41,9 @@ def describe_source(opened: OpenedModel) -> Source:
         checkpoint_sha256=checkpoint.sha256 if checkpoint else "",
         weights_key=checkpoint.weights_key if checkpoint else "",
         unsafe_pickle=bool(checkpoint and checkpoint.unsafe_pickle),
-        output=Output(path=reading.path, probabilities=reading.probabilities) if reading else None,
+        output=Output(path=reading.path, probabilities=reading.probabilities, single=reading.single)
+        if reading
+        else None,
     )
 
 

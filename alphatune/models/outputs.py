@@ -1,7 +1,8 @@
 """What a model's output is, decided before any figure is believed.
 
     which      of several outputs holds the logits (reading.py)
-    what       logits, or probabilities, whose logarithms are taken; sigmoids and a single logit are refused
+    what       logits, or probabilities, whose logarithms are taken; one number an example tells two classes
+               apart; sigmoids for several classes are refused
     whether    it depends on the example alone (stability.py)
 
 The decision stays with the model as its ``Reading``.
@@ -82,8 +83,8 @@ def choose_output_(
     else:
         own = (*widths, *_own_widths(model))
         reading = Reading(choose(tensors, own, wanted, examples, first_is_main(model)))
-    keep_reading_(model, reading)
     values = reading.take(output)
+    keep_reading_(model, replace(reading, single=values.numel() == examples))
     if reading.path in ((), NAMES[:1]):
         return values, ()
     columns = f" ({values.shape[1]} columns)" if values.ndim == 2 else ""
@@ -98,14 +99,18 @@ def find_reading_(
 
     Raises:
         ConfigurationError: as there; or no row of logits an example.
-        UnsupportedModelError: one logit an example.
+        UnsupportedModelError: one number an example, and more than two classes.
     """
     values, notes = choose_output_(model, output, examples, widths=widths, wanted=wanted)
-    if values.ndim in (1, 2) and values.numel() == examples:
-        raise UnsupportedModelError(
-            f"the model returns one number an example, shape {tuple(values.shape)}: classification needs one a class",
-            "for two classes let it return two logits, (0, z) for its z; tune with `score` takes any model, by a score of "
-            "your own",
+    if values.numel() == examples:
+        if any(width > 2 for width in widths):
+            raise UnsupportedModelError(
+                f"the model returns one number an example, which tells two classes apart, and the data has {widths[0]}",
+                "give it data of two classes; tune with `score` takes any model, by a score of your own",
+            )
+        return 2, (
+            *notes,
+            "the model returns one number an example: it is taken for class 1, against class 0",
         )
     if values.ndim != 2 or len(values) != examples:
         raise ConfigurationError(
@@ -125,7 +130,7 @@ def check_outputs_(model: nn.Module, images: Tensor) -> tuple[str, ...]:
         What is worth saying: that logarithms of probabilities are taken, that an output depends on the batch.
 
     Raises:
-        UnsupportedModelError: sigmoids, or outputs that change from call to call.
+        UnsupportedModelError: sigmoids for several classes, or outputs that change from call to call.
     """
     reading = kept_reading(model) or Reading()
     images = images[:EXAMPLES].to(input_dtype(model))
@@ -139,8 +144,11 @@ def check_outputs_(model: nn.Module, images: Tensor) -> tuple[str, ...]:
         raise
     if not bool(torch.isfinite(values).all()):
         return ()  # which is said where examples are scored, with their number
-    probabilities = values.ndim == 2 and are_probabilities(values)
-    if values.ndim == 2 and not probabilities and _are_sigmoids(model, images, values):
+    if reading.single:
+        probabilities = _are_sigmoids(model, images, values)
+    else:
+        probabilities = values.ndim == 2 and are_probabilities(values)
+    if values.ndim == 2 and not probabilities and not reading.single and _are_sigmoids(model, images, values):
         raise UnsupportedModelError(
             "the model returns a probability for each class by itself (all values in [0, 1], rows do not sum to 1), "
             "as sigmoids do: it is no classifier into one of its classes",
@@ -149,8 +157,9 @@ def check_outputs_(model: nn.Module, images: Tensor) -> tuple[str, ...]:
         )
     if probabilities:
         smallest = float(log_of(torch.zeros(1, 1, dtype=values.dtype)).exp())
+        seen = "a sigmoid" if reading.single else "rows sum to 1"
         notes = (
-            "the model returns probabilities, not logits (rows sum to 1): their logarithms are taken as logits, "
+            f"the model returns probabilities, not logits ({seen}): their logarithms are taken as logits, "
             f"a probability of 0 as {smallest:.2g}",
         )
     keep_reading_(model, replace(reading, probabilities=probabilities))

@@ -73,7 +73,7 @@ def probe(
     Raises:
         ConfigurationError: the model does not take this input size, or its
             output is not one row of logits an example.
-        UnsupportedModelError: one logit an example.
+        UnsupportedModelError: one number an example, and more than two classes.
     """
     output, seen, watched = watch_layers(model, input_size, device)
     classes, notes = find_reading_(model, output, EXAMPLES, widths=widths, wanted=wanted)

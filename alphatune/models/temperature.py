@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from alphatune.core.errors import ConfigurationError, UnsupportedModelError
 from alphatune.evaluation.predictor import evaluation_mode, predict
-from alphatune.evaluation.reading import reading_of
+from alphatune.evaluation.reading import kept_reading, reading_of
 
 
 class _Temperature:
@@ -65,8 +65,10 @@ def fold_temperature_(model: nn.Module, inputs: Tensor) -> str:
     temperature = get_temperature(model)
     with evaluation_mode(model):
         wanted = predict(model, inputs)
+        reading = kept_reading(model)
+        width = 1 if reading is not None and reading.single else wanted.shape[1]
         for name, layer in reversed(list(model.named_modules())):
-            if not isinstance(layer, (nn.Linear, nn.Conv2d)) or len(layer.weight) != wanted.shape[1]:
+            if not isinstance(layer, (nn.Linear, nn.Conv2d)) or len(layer.weight) != width:
                 continue
             tensors = [t for t in (layer.weight, layer.bias) if t is not None]
             before = [t.detach().clone() for t in tensors]

@@ -12,10 +12,12 @@ from alphatune.results.values import Count, LayerStatus, ModelKind, Names, Open,
 
 
 class Output(Part, frozen=True, kw_only=True):
-    """Which of a model's outputs holds the logits, and whether they are probabilities."""
+    """Which of a model's outputs holds the logits, and whether they are probabilities; single: one number an example,
+    for the second of two classes."""
 
     path: tuple[str | int, ...]
     probabilities: bool
+    single: bool = False
 
 
 class Source(Part, frozen=True, kw_only=True):
