@@ -117,7 +117,7 @@ def test_a_tune_finds_the_same(
 
 
 @needs_torch(ONNX)
-@pytest.mark.parametrize("kind", ["column", "probability"])
+@pytest.mark.parametrize("kind", ["row", "map", "probability"])
 def test_an_export_has_the_output_of_the_model(
     kind: str, run: Run, tiny_checkpoint: Path, two_classes: Path, tmp_path: Path
 ) -> None:

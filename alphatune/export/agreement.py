@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from alphatune.core.errors import AlphatuneError, NumericError, one_line
 from alphatune.evaluation.predictor import evaluation_mode
-from alphatune.evaluation.reading import output_of
+from alphatune.evaluation.reading import kept_reading, output_of
 from alphatune.kernels.dispatch import use_kernel
 
 #: numbers of images in a batch: one, which exporters like to freeze, and one that they have not seen
@@ -31,10 +31,19 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Expected:
-    """Batches of images and the model's logits for them."""
+    """Batches of images and the model's logits for them.
+
+    Args:
+        border: of a model of one number an example, where its two classes meet.
+    """
 
     batches: tuple[Tensor, ...]
     logits: tuple[Tensor, ...]
+    border: float | None = None
+
+    def predicted(self, logits: Tensor) -> Tensor:
+        """The class of each example, or position."""
+        return logits.argmax(1) if self.border is None else logits > self.border
 
     @property
     def largest_logit(self) -> float:
@@ -66,7 +75,9 @@ def expect(model: nn.Module, images: Tensor, batch_size: int) -> Expected:
         logits = tuple(output_of(model, model(batch)).float() for batch in batches)
     if not all(bool(torch.isfinite(part).all()) for part in logits):
         raise NumericError("the model's output is NaN or infinite, so that an export cannot be checked")
-    return Expected(batches, logits)
+    reading = kept_reading(model)
+    border = (0.5 if reading.probabilities else 0.0) if reading is not None and reading.single else None
+    return Expected(batches, logits, border)
 
 
 def compare(run: Run, expected: Expected, tolerance: float) -> Agreement:
@@ -96,9 +107,9 @@ def compare(run: Run, expected: Expected, tolerance: float) -> Agreement:
         if not bool(torch.isfinite(got).all()):
             raise NumericError(f"the export's output is NaN or infinite with {where}")
         differences.append(float((got - wanted).abs().max()))
-        predicted = got.argmax(1) == wanted.argmax(1)
-        predictions += predicted.numel()
-        different += int((~predicted).sum())
+        same = expected.predicted(got) == expected.predicted(wanted)
+        predictions += same.numel()
+        different += int((~same).sum())
     first = expected.batches[0]
     result = Agreement(
         batch_size=len(first),
@@ -110,7 +121,7 @@ def compare(run: Run, expected: Expected, tolerance: float) -> Agreement:
         predictions=predictions,
         different=different,
     )
-    _require(result, dense=expected.logits[0].ndim > 2)
+    _require(result, dense=expected.border is None and expected.logits[0].ndim > 2)
     return result
 
 

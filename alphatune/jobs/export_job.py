@@ -77,7 +77,8 @@ class ExportJob:
 
     @property
     def num_classes(self) -> int:
-        return self.expected[0].logits[0].shape[1]
+        logits = self.expected[0].logits[0]
+        return logits.shape[1] if logits.ndim > 1 else 1
 
     def record(self, unfolded: str) -> dict[str, str]:
         """What the file says about itself; ``unfolded``: where the temperature is if not in the head's weights."""
