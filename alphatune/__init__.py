@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from alphatune.reports.notebook import to_html, to_text
     from alphatune.tuning.custom_score import tune_score
     from alphatune.tuning.latency import LatencyBudget
+    from alphatune.tuning.set_score import SetScore, mean_average_precision, mean_iou
     from alphatune.tuning.tune import tune
 
 __version__ = VERSION
@@ -49,11 +50,14 @@ __all__ = [
     "GroupNorm2d",
     "LatencyBudget",
     "Norm",
+    "SetScore",
     "calibrate_",
     "convert_",
     "fold_temperature_",
     "get_temperature",
     "load",
+    "mean_average_precision",
+    "mean_iou",
     "patch_",
     "recalibrate_",
     "save",
@@ -77,6 +81,9 @@ _HOME = {
     "unpatch_": "alphatune.norms.patching",
     "set_alpha_": "alphatune.norms.patching",
     "LatencyBudget": "alphatune.tuning.latency",
+    "SetScore": "alphatune.tuning.set_score",
+    "mean_average_precision": "alphatune.tuning.set_score",
+    "mean_iou": "alphatune.tuning.set_score",
     "tune": "alphatune.tuning.tune",
     "tune_score": "alphatune.tuning.custom_score",
     "calibrate_": "alphatune.models.calibration",

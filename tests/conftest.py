@@ -31,8 +31,15 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
-SHARED = Path(os.environ.get("ALPHATUNE_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
-TINY = f"{Path(__file__).parent / 'tiny.py'}:tiny"
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+# A test module may use what is defined in another one, in whichever folder.
+sys.path += [str(folder) for folder in TESTS.iterdir() if folder.is_dir()]
+#: PYTHONPATH of a child that runs a test module
+CHILD_PATH = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH", "")]))
+
+SHARED = Path(os.environ.get("ALPHATUNE_TEST_DATA") or ROOT.parent / "shared" / "data")
+TINY = f"{TESTS / 'tiny.py'}:tiny"
 CLASSES = ("ant", "bee", "cat", "dog")
 
 Run = Callable[..., tuple[int, str, str]]

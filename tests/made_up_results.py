@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec.structs import asdict
 
 from alphatune.reports.scores import ShiftExample, StoredScores, Thumbnail
 from alphatune.results.tune import ScoreTuneDocument, Tuned, TuneDocument
@@ -76,13 +75,13 @@ def made_result(stored: StoredScores, *, metric: str = "loss", kept: bool = Fals
             {
                 "alpha": alpha,
                 "measured": alpha in (0.0, 0.06, 0.12),
-                **asdict(summarise(scores)),
+                **dict(summarise(scores).items()),
                 "ci": changes,
             }
         )
     chosen = before if kept else after
     ci = {} if kept or n < 2 else {m: list(ends) for m, ends in change_intervals(after, before).items()}
-    baseline = asdict(summarise(before))
+    baseline = dict(summarise(before).items())
     return {
         "schema": 1, "command": "tune", "alphatune": "0.1.0",
         "command_line": COMMAND,
@@ -111,7 +110,7 @@ def made_result(stored: StoredScores, *, metric: str = "loss", kept: bool = Fals
         "metric": metric, "baseline_alpha": 0.0, "accept": "significant", "curve": curve, "baseline": baseline,
         "best": {"top1": 0.06, "top5": 0.06, "loss": 0.06 if kept else 0.12, "ece": 0.12} | {metric: 0.06 if kept else 0.12},
         "chosen": {
-            "alpha": 0.0 if kept else 0.12, "temperature": 1.0, "metrics": asdict(summarise(chosen)), "ci": ci,
+            "alpha": 0.0 if kept else 0.12, "temperature": 1.0, "metrics": dict(summarise(chosen).items()), "ci": ci,
         },
         "refinement": None,
         "search": {"nodes": [0.0, 0.06, 0.15], "range": [0.0, 0.15], "choosing": 300, "confirming": 100,

@@ -339,3 +339,40 @@ def cross_entropy(logits: np.ndarray, target: int) -> float:
     """−log softmax(logits)[target] in nats."""
     shifted = np.asarray(logits, dtype=np.float64) - np.max(logits)
     return float(np.log(np.sum(np.exp(shifted))) - shifted[target])
+
+
+def macro_recall(targets: np.ndarray, predicted: np.ndarray) -> float:
+    """Mean over the classes that there are of the share of their examples that is found."""
+    return float(np.mean([np.mean(predicted[targets == c] == c) for c in sorted(set(targets.tolist()))]))
+
+
+def macro_f1(targets: np.ndarray, predicted: np.ndarray) -> float:
+    """Mean over all classes seen of the harmonic mean of precision and recall, 0 where nothing is right."""
+    found = []
+    for c in sorted({*targets.tolist(), *predicted.tolist()}):
+        right = sum(1 for t, p in zip(targets, predicted, strict=True) if t == c == p)
+        if right == 0:
+            found.append(0.0)
+            continue
+        precision, recall = right / sum(predicted == c), right / sum(targets == c)
+        found.append(2 / (1 / precision + 1 / recall))
+    return float(np.mean(found))
+
+
+def auroc(targets: np.ndarray, margin: np.ndarray) -> float:
+    """The share of pairs of an example of class 1 and one of class 0 in which the first is higher."""
+    pairs = [
+        1.0 if a > b else 0.5 if a == b else 0.0 for a in margin[targets == 1] for b in margin[targets == 0]
+    ]
+    return float(np.mean(pairs))
+
+
+def average_precision(targets: np.ndarray, margin: np.ndarray) -> float:
+    """Precision at each threshold, weighted by the recall that it adds."""
+    value, recall_before = 0.0, 0.0
+    for threshold in sorted(set(margin.tolist()), reverse=True):
+        chosen = margin >= threshold
+        recall = float((targets[chosen] == 1).sum() / (targets == 1).sum())
+        value += (recall - recall_before) * float((targets[chosen] == 1).mean())
+        recall_before = recall
+    return value

@@ -14,7 +14,6 @@ from rich.text import Text
 
 from alphatune.cli.stderr import tell
 from alphatune.cli.usage import as_options
-from alphatune.core.metrics import METRICS
 from alphatune.core.progress import Display
 
 if TYPE_CHECKING:  # results are not waited for by --help
@@ -91,8 +90,8 @@ def remark_on(model: Source, warnings: Sequence[str]) -> None:
 
 
 def metrics_text(metrics: Metrics) -> str:
-    """``top1=0.8103 top5=0.9872 loss=0.8788 ece=0.1245``."""
-    return " ".join(f"{name}={metrics[name]:.4f}" for name in METRICS)
+    """``top1=0.8103 top5=0.9872 loss=0.8788 ece=0.1245``, and whatever else there is."""
+    return " ".join(f"{name}={value:.4f}" for name, value in metrics.items() if name != "n")
 
 
 def show_next(commands: Sequence[tuple[str, str]]) -> None:

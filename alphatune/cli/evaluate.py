@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alphatune.cli import options as o
+from alphatune.core.metrics import INFO, METRICS
 from alphatune.settings import EvaluateSettings
 from alphatune.settings.option import OUTPUT
 
@@ -103,10 +104,7 @@ def _show(document: EvaluateDocument) -> None:
     rows = [
         ("examples", metrics.n),
         ("α", alpha_text(document.model.alpha) + (" (plain BatchNorm)" if document.model.alpha == 0 else "")),
-        ("top-1", f"{metrics.top1:.4f}"),
-        ("top-5", f"{metrics.top5:.4f}"),
-        ("loss (nats)", f"{metrics.loss:.4f}"),
-        ("ECE", f"{metrics.ece:.4f}"),
+        *((INFO[name].label, f"{metrics[name]:.4f}") for name in METRICS if metrics.has(name)),
     ]
     out = console.stdout()
     out.print(Text(document.model.source))  # as a title it would be wrapped to the width of the table

@@ -7,7 +7,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from alphatune.cli import options as o
-from alphatune.core.metrics import METRICS
+from alphatune.core.metrics import STANDARD
 from alphatune.settings import TrainSettings
 
 if TYPE_CHECKING:  # results are not waited for by --help
@@ -116,7 +116,7 @@ def _show_result(document: TrainDocument, settings: TrainSettings) -> None:
     rows = []
     for part in ("validation", "test"):
         if metrics := document[part]:
-            values = [f"{metrics[name]:.4f}" for name in METRICS]
+            values = [f"{metrics[name]:.4f}" for name in STANDARD]
             rows.append((part, document.data[part], *values))
     columns = [("", "left"), *((name, "right") for name in ("examples", "top-1", "top-5", "loss", "ECE"))]
     model = document.model

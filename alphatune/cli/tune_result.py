@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from alphatune.cli.usage import as_options
-from alphatune.core.metrics import INFO, METRICS, Measure
+from alphatune.core.metrics import INFO, STANDARD, shown
 
 if TYPE_CHECKING:  # results are not waited for by --help
     from rich.table import Table
@@ -148,7 +148,7 @@ def _curve(document: Tuned) -> Table:
     from alphatune.reports.repairs import free_repair
     from alphatune.reports.summary import known_best, metric_name
 
-    metrics: tuple[Measure, ...] = ("score",) if document.metric == "score" else METRICS
+    metrics = shown(document.metric, STANDARD)
     best = {metric: known_best(document, metric) for metric in metrics}
     rows = []
     for point in document.curve:
@@ -164,7 +164,7 @@ def _curve(document: Tuned) -> Table:
     if compared := document.batch_statistics:
         interval = compared.ci.get(document.metric)
         ends = [change_text(document.metric, end, unit=False) for end in interval or ()]
-        values = [value_text(metric, compared[metric]) for metric in METRICS]
+        values = [value_text(metric, compared[metric]) for metric in metrics]
         rows.append(("test batch", *values, " to ".join(ends), compared.n, "no choice"))
     name, model = metric_name(document, document.metric), document.model
     unit = " (points)" if INFO[document.metric].is_share else ""
@@ -188,9 +188,8 @@ def _sparklines(document: Tuned) -> list[str]:
     points = split_curve(document).joined
     if len(points) < 3:
         return []
-    metrics: tuple[Measure, ...] = ("score",) if document.metric == "score" else ("top1", "loss")
     lines = []
-    for metric in metrics:
+    for metric in shown(document.metric, ("top1", "loss")):
         values = [point[metric] for point in points]
         low, high = (value_text(metric, end) for end in (min(values), max(values)))
         span = f"α = {points[0].alpha:g} to {points[-1].alpha:g}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Metric = Literal["top1", "top5", "loss", "ece"]
+Metric = Literal["top1", "top5", "loss", "ece", "macro_recall", "macro_f1", "auroc", "average_precision"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 #: a score of one's own goes by one name, whatever it measures
 SCORE: Literal["score"] = "score"
-Measure = Literal["top1", "top5", "loss", "ece", "score"]
+Measure = Literal[
+    "top1", "top5", "loss", "ece", "macro_recall", "macro_f1", "auroc", "average_precision", "score"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +24,11 @@ class MetricInfo:
         title: over a figure.
         hub_name: the Hugging Face hub's name for it.
         higher_is_better: its direction.
-        is_mean: whether it is the mean of one number an example; otherwise it is a statistic of the whole set.
+        is_mean: whether it is the mean of one number an example; otherwise it is a statistic of the whole set
+            (statistics/set_statistics.py).
         is_share: whether that number is 0 or 1 for every example.
         sees_confidence: whether it depends on more than the order of the logits, so that a temperature changes it.
+        follows_loss: whether finer α are fitted by the loss, for want of its own slope; otherwise by the error.
     """
 
     name: str
@@ -34,6 +38,7 @@ class MetricInfo:
     is_mean: bool = True
     is_share: bool = False
     sees_confidence: bool = False
+    follows_loss: bool = False
     unit: str = ""
 
     @property
@@ -61,6 +66,7 @@ INFO: dict[Measure, MetricInfo] = {
         hub_name="cross_entropy",
         higher_is_better=False,
         sees_confidence=True,
+        follows_loss=True,
     ),
     "ece": MetricInfo(
         name="ECE",
@@ -69,10 +75,41 @@ INFO: dict[Measure, MetricInfo] = {
         higher_is_better=False,
         is_mean=False,
         sees_confidence=True,
+        follows_loss=True,
+    ),
+    "macro_recall": MetricInfo(
+        name="macro recall", title="Macro recall", hub_name="recall", higher_is_better=True, is_mean=False
+    ),
+    "macro_f1": MetricInfo(
+        name="macro F1", title="Macro F1", hub_name="f1", higher_is_better=True, is_mean=False
+    ),
+    "auroc": MetricInfo(
+        name="AUROC",
+        title="AUROC",
+        hub_name="roc_auc",
+        higher_is_better=True,
+        is_mean=False,
+        follows_loss=True,
+    ),
+    "average_precision": MetricInfo(
+        name="average precision",
+        title="Average precision",
+        hub_name="average_precision",
+        higher_is_better=True,
+        is_mean=False,
+        follows_loss=True,
     ),
     "score": MetricInfo(name="score", title="Score", hub_name="score", higher_is_better=True),
 }
-#: in the order in which reports show them
+#: those that every result shows, in the order of tables; and in that of reports
+STANDARD: tuple[Metric, ...] = ("top1", "top5", "loss", "ece")
 REPORTED: tuple[Metric, ...] = ("top1", "loss", "top5", "ece")
 #: those that are means over examples
 MEANS: tuple[Metric, ...] = tuple(name for name in METRICS if INFO[name].is_mean)
+
+
+def shown(metric: Measure, order: tuple[Metric, ...] = REPORTED) -> tuple[Measure, ...]:
+    """The metrics that a result of a tune by one of them shows."""
+    if metric == SCORE:
+        return (SCORE,)
+    return order if metric in order else (metric, *order)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from timm.data import create_dataset
@@ -90,21 +90,29 @@ def _open_by_timm(
         raise DataError(
             f"cannot open {text} (split {split!r}): {one_line(error)}", hint if prefix == "wds" else ""
         ) from None
-    common: dict[str, Any] = {"source": text, "root": root or "", "split": split}
+    origin = _Origin(text, root or "", split)
     if prefix == "torch":
         if isinstance(dataset, ImageFolder):  # timm looks for the split's subfolder, and may find none
             folder = str(dataset.root)
-            common |= {"root": folder, "split": split if folder != root else ""}
-        return _torchvision_examples(dataset, common)
+            origin = _Origin(text, folder, split if folder != root else "")
+        return _torchvision_examples(dataset, origin)
     reader: Any = getattr(dataset, "reader", None)
     if hasattr(reader, "dist_num_replicas"):
         # Each of several processes reads everything and takes its part of it: timm would first leave
         # it every so many shards, or repeat some.
         reader.dist_rank, reader.dist_num_replicas = 0, 1
-    return _streamed_examples(dataset, common)
+    return _streamed_examples(dataset, origin)
 
 
-def _torchvision_examples(dataset: Any, common: dict[str, Any]) -> Examples:
+class _Origin(NamedTuple):
+    """What data were asked for."""
+
+    source: str
+    root: str
+    split: str
+
+
+def _torchvision_examples(dataset: Any, origin: _Origin) -> Examples:
     targets = getattr(dataset, "targets", None)
     if targets is None:  # INaturalist keeps (class, file) pairs
         targets = [target for target, _ in dataset.index]
@@ -113,14 +121,16 @@ def _torchvision_examples(dataset: Any, common: dict[str, Any]) -> Examples:
         labels = labels[:, 0]
     classes = tuple(str(c) for c in getattr(dataset, "classes", ()))
     if isinstance(dataset, ImageFolder):
-        return _indexed(common, classes, labels, FileLoad([path for path, _ in dataset.samples]))
-    return _indexed(common, classes, labels, _TorchvisionLoad(dataset))
+        return _indexed(origin, classes, labels, FileLoad([path for path, _ in dataset.samples]))
+    return _indexed(origin, classes, labels, _TorchvisionLoad(dataset))
 
 
-def _indexed(common: dict[str, Any], classes: tuple[str, ...], targets: np.ndarray, load: Load) -> Examples:
+def _indexed(origin: _Origin, classes: tuple[str, ...], targets: np.ndarray, load: Load) -> Examples:
     if len(targets) == 0:
-        raise DataError(f"{common['source']} (split {common['split']!r}) holds no examples")
-    return Examples(**common, classes=classes, targets=targets, indices=np.arange(len(targets)), load=load)
+        raise DataError(f"{origin.source} (split {origin.split!r}) holds no examples")
+    return Examples(
+        **origin._asdict(), classes=classes, targets=targets, indices=np.arange(len(targets)), load=load
+    )
 
 
 class _TorchvisionLoad:
@@ -131,14 +141,14 @@ class _TorchvisionLoad:
         return self._dataset[index][0], f"example {index}"
 
 
-def _streamed_examples(dataset: Any, common: dict[str, Any]) -> Examples:
+def _streamed_examples(dataset: Any, origin: _Origin) -> Examples:
     """A source without random access: one pass to learn the labels and their number."""
     stream = _Stream(dataset)
     targets = np.asarray([target for _, target in stream()], dtype=np.int64)
     if len(targets) == 0:
-        raise DataError(f"{common['source']} (split {common['split']!r}) holds no examples")
+        raise DataError(f"{origin.source} (split {origin.split!r}) holds no examples")
     return Examples(
-        **common,
+        **origin._asdict(),
         classes=_class_names(getattr(dataset.reader, "class_to_idx", {})),
         targets=targets,
         indices=np.arange(len(targets)),

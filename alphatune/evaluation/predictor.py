@@ -72,6 +72,7 @@ def score_logits(logits: Tensor, batch: Batch, where: str = "") -> Scores:
         top1=(predicted == targets).cpu().numpy(),
         top5=(ahead.sum(dim=1) < 5).cpu().numpy(),
         confidence=best.exp().cpu().numpy(),
+        margin=(logits[:, 1] - logits[:, 0]).cpu().numpy() if classes == 2 else None,
     )
 
 

@@ -5,25 +5,32 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from alphatune.core.errors import AlphatuneError, ConfigurationError, one_line
 from alphatune.models.neighbours import Neighbours
 from alphatune.models.sources import beside, find_factory
+from alphatune.tuning.set_score import SetScore
 
 
 def find_score(spec: str) -> Callable[[Any, Any], Any]:
-    """The function that ``score`` names.
+    """The function, or ``SetScore``, that ``score`` names.
 
     Raises:
-        ConfigurationError: it cannot be imported, or is no function.
+        ConfigurationError: it cannot be imported, or is neither.
     """
     found = _find(spec, "`score`")
     if not callable(found):
         raise ConfigurationError(
             f"`score` must name a function score(outputs, targets), {spec} is a {type(found).__name__}"
         )
-    return _beside(spec).calling(found)
+    calling = _beside(spec).calling
+    if isinstance(found, SetScore):
+        return replace(
+            found, rows=calling(found.rows), statistic=calling(found.statistic), name=found.__name__
+        )
+    return calling(found)
 
 
 def open_loader(spec: str) -> Iterable[Any]:

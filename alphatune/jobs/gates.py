@@ -326,6 +326,8 @@ def _worse(metric: Measure, before: Part, after: Part) -> float:
 
 
 def _regression(document: Tuned, metric: Measure, stored: StoredScores | None, by_interval: bool) -> Reading:
+    if not document.baseline.has(metric):
+        return Reading(None, f"{_name(document, metric)} takes examples of two classes")
     # Averages that were measured anew are part of what tuning did, though not of the baseline.
     before, after = _before(document), document.chosen.metrics
     worse, interval = _worse(metric, before, after), None

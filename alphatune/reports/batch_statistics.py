@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from alphatune.core.metrics import INFO, METRICS
+from alphatune.core.metrics import INFO, STANDARD
 from alphatune.results.tune import BatchStatistics
 
 
 def batch_statistics_sentence(compared: BatchStatistics) -> str:
     """What it gives, and what it is."""
-    figures = ", ".join(f"{INFO[metric].name} {compared[metric]:.4f}" for metric in METRICS)
+    figures = ", ".join(f"{INFO[metric].name} {compared[metric]:.4f}" for metric in STANDARD)
     return f"By the test batch's statistics: {figures}.\n{companions_sentence(compared)}"
 
 

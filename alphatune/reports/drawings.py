@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from alphatune.core.metrics import REPORTED, SCORE, Measure
+from alphatune.core.metrics import shown
 from alphatune.reports.before_after import Comparison, plain_name
 from alphatune.reports.figures.canvas import Drawing
 from alphatune.reports.figures.classes import draw_classes
@@ -20,7 +20,7 @@ from alphatune.reports.per_class import ClassChange, class_names, loss_changes, 
 from alphatune.reports.reliability import Bin, reliability
 from alphatune.reports.scores import StoredScores
 from alphatune.results.tune import Tuned, TuneDocument
-from alphatune.statistics.scores import expected_calibration_error
+from alphatune.statistics.calibration_error import expected_calibration_error
 
 #: the subfolder of a tuned folder that holds them as files
 FOLDER = "figures"
@@ -48,9 +48,8 @@ class Drawn:
 
 def draw_all(document: Tuned, stored: StoredScores | None, compared: Comparison | None) -> Drawn:
     """Every figure that the result and the scores allow."""
-    metrics: tuple[Measure, ...] = (SCORE,) if document.metric == SCORE else REPORTED
-    curves = tuple(draw_curve(document, metric) for metric in metrics)
-    shown, bins = _reliability(document, stored, compared)
+    curves = tuple(draw_curve(document, metric) for metric in shown(document.metric))
+    diagrams, bins = _reliability(document, stored, compared)
     classes, top1, loss = _classes(stored, compared)
     alphas = document.chosen.alpha
     depth = draw_depth(alphas) if isinstance(alphas, dict) else None
@@ -58,7 +57,7 @@ def draw_all(document: Tuned, stored: StoredScores | None, compared: Comparison 
     labels = draw_labels(document.label_curve) if document.label_curve else None
     front = front_of(document)
     by_cost = draw_front(front) if front else None
-    return Drawn(curves, shown, bins, classes, top1, loss, depth, conditions, labels, by_cost)
+    return Drawn(curves, diagrams, bins, classes, top1, loss, depth, conditions, labels, by_cost)
 
 
 def write_figures(drawn: Drawn, folder: Path) -> None:

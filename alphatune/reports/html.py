@@ -14,7 +14,7 @@ from itertools import chain
 import jinja2
 from markupsafe import Markup, escape
 
-from alphatune.core.metrics import INFO, REPORTED, SCORE, Measure
+from alphatune.core.metrics import INFO, SCORE, Measure, shown
 from alphatune.reports.averages import averages_sentences
 from alphatune.reports.batch_statistics import companions_sentence
 from alphatune.reports.before_after import Comparison, compare_runs
@@ -48,7 +48,7 @@ def render_html(document: Tuned, stored: StoredScores | None) -> tuple[str, Draw
     """
     compared = compare_runs(document, stored)
     drawn = draw_all(document, stored, compared)
-    metrics: tuple[Measure, ...] = (SCORE,) if document.metric == SCORE else REPORTED
+    metrics = shown(document.metric)
     page = (
         _environment()
         .get_template("report.html.j2")

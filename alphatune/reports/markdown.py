@@ -7,7 +7,7 @@ from functools import partial
 
 from msgspec.structs import asdict
 
-from alphatune.core.metrics import METRICS, SCORE, Measure
+from alphatune.core.metrics import STANDARD, shown
 from alphatune.reports.averages import averages_sentences
 from alphatune.reports.batch_statistics import companions_sentence
 from alphatune.reports.changes import value_text
@@ -43,7 +43,7 @@ def _render(document: Tuned, folder: str, *, folded: bool) -> str:
     environment.globals.update(level_name=level_name, alpha_text=alpha_text, value_text=value_text)
     name = "score_report.md.j2" if document.metric == "score" else "report.md.j2"
     fields = asdict(document)
-    metrics: tuple[Measure, ...] = (SCORE,) if document.metric == SCORE else METRICS
+    metrics = shown(document.metric, STANDARD)
     known = {metric: known_best(document, metric) for metric in metrics}
     front = front_table(document)
     return environment.get_template(name).render(

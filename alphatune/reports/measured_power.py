@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from alphatune.core.metrics import INFO, SCORE, Metric
 from alphatune.results.gain import Gain
 from alphatune.results.power import Choice, Power
+from alphatune.statistics.gain import per_example
 from alphatune.statistics.gain_table import power_of
 from alphatune.statistics.power import Spread, calibration_spread, spread_of
+from alphatune.statistics.scores import Scores
 from alphatune.tuning.custom_score import ScoreResult
 from alphatune.tuning.tune import TuneResult
 
-#: one number an example each
-Columns = tuple[NDArray[np.floating], ...]
 #: folds of a gain by fits that were each tested on the other half
 _HALVES = 2
 
@@ -38,15 +38,12 @@ def tune_power(result: TuneResult) -> Power | None:
         point = max(others, key=lambda p: _possible(metric, p.ci, p.metrics[metric]), default=None)
     if point is None:
         return None
-    if INFO[metric].is_mean:
-        (there,), (here,) = _examples(result, point.alpha, metric)
-        spread = spread_of(INFO[metric].sign * (there - here), INFO[metric].is_share)
+    after, before = _scores_at(result, point.alpha)
+    if metric == "ece":
+        spread = calibration_spread((after.confidence, after.top1), (before.confidence, before.top1))
     else:
-        after, before = (
-            (confidence.astype(np.float32), correct > 0)
-            for confidence, correct in _examples(result, point.alpha, "confidence", "top1")
-        )
-        spread = calibration_spread(after, before)
+        difference = per_example(after, metric) - per_example(before, metric)
+        spread = spread_of(difference, INFO[metric].is_share)
     searched = result.search is not None and len(result.search.confirming) > 0
     choice: Choice = "part" if searched else gain.scheme
     return power_of(metric, n, choice, "measured", spread, alpha=point.alpha)
@@ -57,12 +54,15 @@ def score_power(result: ScoreResult) -> Power | None:
     alphas = [point.alpha for point in result.curve]
     if result.gain is None or len(alphas) < 2:
         return None
-    differences = result.scores - result.scores[0]
+    differences = result.shares - result.shares[0]
+    count = differences.shape[1]
     row = alphas.index(result.decision.best[SCORE])
     if row == 0:
-        possible = differences.mean(axis=1) + 2 * differences.std(axis=1) / math.sqrt(len(result))
+        possible = differences.mean(axis=1) + 2 * differences.std(axis=1) / math.sqrt(count)
         row = 1 + int(possible[1:].argmax())
     spread = spread_of(differences[row], bool(np.isin(differences[row], (-1, 0, 1)).all()))
+    if count < len(result):  # shares of groups vary as means of their examples do
+        spread = Spread(spread.deviation * math.sqrt(len(result) / count))
     return power_of(SCORE, len(result), result.gain.scheme, "measured", spread, alpha=alphas[row])
 
 
@@ -73,24 +73,16 @@ def _spread_of_gain(gain: Gain) -> Spread:
     return Spread(deviation, deviation**2 + gain.delta**2 if INFO[gain.metric].is_share else None)
 
 
-def _possible(metric: Metric, ci: dict[str, tuple[float, float]], value: float) -> float:
+def _possible(metric: Metric, ci: Mapping[Metric, tuple[float, float]], value: float) -> float:
     """The largest gain that an interval leaves possible; of the ECE, which has none, the value."""
     sign = INFO[metric].sign
     return max(sign * end for end in ci[metric]) if metric in ci else sign * value
 
 
-def _examples(result: TuneResult, alpha: float, *names: str) -> tuple[Columns, Columns]:
-    """Columns of one number an example, at an α and at the unpatched model's, of the same examples."""
+def _scores_at(result: TuneResult, alpha: float) -> tuple[Scores, Scores]:
+    """Scores at an α and at the unpatched model's, of the same examples."""
     swept, found = result.sweep, result.search
     if alpha in swept.alphas or found is None:
-        after, before = swept.scores[swept.alphas.index(alpha)], swept.baseline
-        return (
-            tuple(np.asarray(getattr(after, name), dtype=float) for name in names),
-            tuple(np.asarray(getattr(before, name), dtype=float) for name in names),
-        )
+        return swept.scores[swept.alphas.index(alpha)], swept.baseline
     row = next(i for i, t in enumerate(found.grid) if round(abs(result.baseline_alpha - t), 12) == alpha)
-
-    def at(place: int) -> Columns:
-        return tuple(found.curve.values(name)[place].astype(float) for name in names)
-
-    return at(row), at(0)
+    return found.curve.at(row), found.curve.at(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from alphatune.core.metrics import INFO, REPORTED, SCORE, Measure
+from alphatune.core.metrics import INFO, SCORE, Measure, shown
 from alphatune.core.version import VERSION
 from alphatune.reports.changes import Figure, value_text
 from alphatune.reports.markdown import escape
@@ -83,7 +83,9 @@ def _measured(result: Tuned) -> _Measured:
         data=Path(source.rpartition(":")[0] or source).name,
         n=result.data.n,
         summary=summarise_tune(result),
-        labels={SCORE: result.score_name} if result.metric == SCORE else {m: INFO[m].label for m in REPORTED},
+        labels={SCORE: result.score_name}
+        if result.metric == SCORE
+        else {m: INFO[m].label for m in shown(result.metric)},
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from markupsafe import Markup
 
-from alphatune.core.metrics import INFO, REPORTED, SCORE
+from alphatune.core.metrics import INFO, METRICS, REPORTED, SCORE, shown
 from alphatune.reports.before_after import is_on_curve
 from alphatune.reports.changes import value_text
 from alphatune.reports.curve import split_curve
@@ -261,7 +261,8 @@ def _evaluate(document: EvaluateDocument) -> View:
     alpha = f"α = {alpha_text(model.alpha)}" + (
         "" if model.temperature == 1 else f", T = {model.temperature:g}"
     )
-    rows = [(INFO[name].label, value_text(name, metrics[name])) for name in REPORTED]
+    names = (*REPORTED, *(name for name in METRICS if name not in REPORTED))
+    rows = [(INFO[name].label, value_text(name, metrics[name])) for name in names if metrics.has(name)]
     return View(
         f"top-1 {metrics.top1:.4f} on {metrics.n} images",
         tables=(_table((), rows),),
@@ -287,7 +288,7 @@ def _inspect(document: InspectDocument) -> View:
 @_shows
 def _compare(document: CompareDocument) -> View:
     metric = document.metric
-    names = [SCORE] if metric == SCORE else [*REPORTED]
+    names = shown(metric)
     rows = [
         (
             f"{entry.label}  {entry.name}",

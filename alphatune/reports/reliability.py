@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from alphatune.statistics.calibration_error import ECE_BINS
 from alphatune.statistics.gain import CONFIDENCE
-from alphatune.statistics.scores import ECE_BINS, Scores
+from alphatune.statistics.scores import Scores
 
 
 @dataclass(frozen=True)

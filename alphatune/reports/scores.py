@@ -1,8 +1,9 @@
 """Scores of every example before and after, as a file: what a report is drawn from, again at any time.
 
     scores.npz     ids, targets (n,); classes: names by index, where the data know them;
-                   NAME_predicted, NAME_loss, NAME_top1, NAME_top5, NAME_confidence (n,) for each
-                   NAME of ``runs``, and of ``original`` where there is one; thumbnail_rows (k,),
+                   NAME_predicted, NAME_loss, NAME_top1, NAME_top5, NAME_confidence and, of two
+                   classes, NAME_margin (n,) for each NAME of ``runs``, and of ``original`` where
+                   there is one; thumbnail_rows (k,),
                    thumbnail_names (k,), thumbnails (k, H, W, 3); where shifts were tuned on
                    example_conditions (j,), example_severities (j,), 0 for none, examples (j, H, W, 3)
 
@@ -30,6 +31,9 @@ FILE = "scores.npz"
 RUNS = ("baseline", "chosen", "best")
 #: the model that was given, where its moving averages were measured anew before tuning
 ORIGINAL = "original"
+#: what all runs have in common, and what differs
+_SHARED = ("ids", "targets")
+_OWN = tuple(each.name for each in fields(Scores) if each.name not in _SHARED)
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def to_arrays(stored: StoredScores) -> dict[str, Any]:
         "classes": np.array(stored.classes, dtype=np.str_),
     }
     for name, scores in stored.runs.items():
-        arrays |= {f"{name}_{key}": getattr(scores, key) for key in _own_fields()}
+        arrays |= {f"{name}_{key}": values for key, values in scores.columns.items() if key not in _SHARED}
     if stored.thumbnails:
         arrays["thumbnail_rows"] = np.array([t.row for t in stored.thumbnails], dtype=np.int64)
         arrays["thumbnail_names"] = np.array([t.name for t in stored.thumbnails], dtype=np.str_)
@@ -151,9 +155,9 @@ def read_own_scores(folder: Path, document: Tuned) -> StoredScores | None:
 
 def from_arrays(arrays: Mapping[str, Any], names: Sequence[str]) -> StoredScores:
     """What ``to_arrays`` made, with those of the named runs that are there."""
-    shared = {key: arrays[key] for key in ("ids", "targets")}
+    shared = {key: arrays[key] for key in _SHARED}
     runs = {
-        name: Scores(**shared, **{key: arrays[f"{name}_{key}"] for key in _own_fields()})
+        name: Scores(**shared, **{key: arrays[key_] for key in _OWN if (key_ := f"{name}_{key}") in arrays})
         for name in names
         if f"{name}_loss" in arrays
     }
@@ -170,9 +174,4 @@ def from_arrays(arrays: Mapping[str, Any], names: Sequence[str]) -> StoredScores
 
 def is_even(stored: StoredScores) -> bool:
     """Whether there is a score of every kind for every example."""
-    return len({len(getattr(s, f.name)) for s in stored.runs.values() for f in fields(Scores)}) == 1
-
-
-def _own_fields() -> list[str]:
-    """What differs from run to run."""
-    return [f.name for f in fields(Scores) if f.name not in ("ids", "targets")]
+    return len({len(values) for scores in stored.runs.values() for values in scores.columns.values()}) == 1

@@ -66,7 +66,7 @@ def compare_document(
     if metric not in measures:
         raise ConfigurationError(f"{first.name} has no {metric} to rank by", f"one of: {', '.join(measures)}")
     meter = as_meter(progress)
-    meter.begin("comparing", len(METRICS) * (len(compared) - 1), "")
+    meter.begin("comparing", len(measures) * (len(compared) - 1), "")
     comparisons = _adjusted(
         [
             _comparison(first, other, label, seed, meter)
@@ -144,14 +144,15 @@ def _comparison(first: Compared, other: Compared, label: str, seed: int, meter: 
     reason = reason or why_unpaired(first, other)
     pairs = None if reason or first.scores is None or other.scores is None else (first.scores, other.scores)
     differences: list[Difference] = []
+    names = cast("list[Measure]", [n for n in _measures(first.metrics) if other.metrics.has(n)])
     if pairs is not None:
         for metric in METRICS:
-            differences.append(_paired(*pairs, metric, seed))
-            meter.add(1)
+            if metric in names:
+                differences.append(_paired(*pairs, metric, seed))
+                meter.add(1)
     elif same:
-        names = cast("list[Measure]", _measures(first.metrics))
         differences = [_unpaired(first.metrics[name], other.metrics[name], name) for name in names]
-    meter.add(done + len(METRICS) - meter.done)
+    meter.add(done + len(_measures(first.metrics)) - meter.done)
     return Comparison(
         other=label,
         same_data=same,
@@ -174,7 +175,7 @@ def _paired(first: Scores, other: Scores, metric: Metric, seed: int) -> Differen
     low, high = gain.ci
     up = INFO[metric].higher_is_better
     p, method = gain.p, gain.method
-    if not INFO[metric].is_mean:
+    if metric == "ece":
         p, method = exchange_p(first, other, seed=seed), "paired basic bootstrap interval, exchange test"
     return Difference(
         metric=metric,

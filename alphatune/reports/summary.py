@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alphatune.core.metrics import INFO, MEANS, REPORTED, SCORE, Measure, Metric
+from alphatune.core.metrics import INFO, MEANS, REPORTED, SCORE, Measure, Metric, shown
 from alphatune.reports.changes import HERE, Figure, Worth, change_text, worth_of
 from alphatune.reports.curve import split_curve
 from alphatune.reports.next_steps import Step, next_steps
@@ -57,7 +57,7 @@ def summarise_tune(document: Tuned, folder: str = ".") -> Summary:
         folder: the tuned folder, as commands are to name it.
     """
     after, after_name, taken = _after(document)
-    metrics: tuple[Measure, ...] = (SCORE,) if document.metric == SCORE else REPORTED
+    metrics = shown(document.metric)
     return Summary(
         decision=_decision(document),
         sentence=_sentence(document),
@@ -79,7 +79,7 @@ def metric_name(document: Tuned, metric: Measure) -> str:
 
 def known_best(document: Tuned, metric: Measure) -> float | None:
     """The best α of a metric, where all points it is compared with rest on the same examples; else None."""
-    best: float | None = document.best[metric]
+    best: float | None = document.best[metric] if document.best.has(metric) else None
     # Earlier versions named one whatever the points rested on.
     one_set = len({point.n for point in document.curve if not point.measured}) <= 1
     return best if metric == document.metric or one_set else None

@@ -29,6 +29,10 @@ class Part(Struct, frozen=True, kw_only=True):
         """A field by its name, where that is the name of a metric."""
         return getattr(self, name)
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a field, and it is set."""
+        return getattr(self, name, UNSET) is not UNSET
+
     def items(self) -> ItemsView[str, Any]:
         """Names and values of the fields that are set, in their order; JSON knows lists, not tuples."""
         return {

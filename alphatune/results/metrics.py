@@ -7,15 +7,22 @@ from msgspec import UNSET, UnsetType
 from alphatune.results.document import Part
 from alphatune.results.values import Fraction, NonNegative, Number, Size
 
+#: of a metric that earlier versions did not have, or that means something for two classes only
+Sometimes = Fraction | UnsetType
+
 
 class Metrics(Part, frozen=True, kw_only=True):
-    """Averages over n examples: accuracies and ECE as fractions, loss in nats."""
+    """Metrics of n examples: all fractions, but for the loss in nats; the last two of two classes only."""
 
     n: Size
     top1: Fraction
     top5: Fraction
     loss: NonNegative
     ece: Fraction
+    macro_recall: Sometimes = UNSET
+    macro_f1: Sometimes = UNSET
+    auroc: Sometimes = UNSET
+    average_precision: Sometimes = UNSET
 
 
 class ScoreMetrics(Part, frozen=True, kw_only=True):
@@ -29,10 +36,14 @@ class AnyMetrics(Part, frozen=True, kw_only=True):
     """Metrics of a classifier, or a score of the user's own."""
 
     n: Size
-    top1: Fraction | UnsetType = UNSET
-    top5: Fraction | UnsetType = UNSET
+    top1: Sometimes = UNSET
+    top5: Sometimes = UNSET
     loss: NonNegative | UnsetType = UNSET
-    ece: Fraction | UnsetType = UNSET
+    ece: Sometimes = UNSET
+    macro_recall: Sometimes = UNSET
+    macro_f1: Sometimes = UNSET
+    auroc: Sometimes = UNSET
+    average_precision: Sometimes = UNSET
     score: Number | UnsetType = UNSET
 
 
@@ -52,6 +63,10 @@ class Best(Part, frozen=True, kw_only=True):
     top5: Fraction | None = None
     loss: Fraction | None = None
     ece: Fraction | None = None
+    macro_recall: Sometimes = UNSET
+    macro_f1: Sometimes = UNSET
+    auroc: Sometimes = UNSET
+    average_precision: Sometimes = UNSET
 
 
 class BestScore(Part, frozen=True, kw_only=True):

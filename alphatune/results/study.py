@@ -107,11 +107,11 @@ class StudyDocument(VersionedDocument, frozen=True, kw_only=True):
     unlike_paper: str
     setting: Text
     alphas: tuple[Fraction, ...]
-    variants: tuple[Variant, ...]
-    claims: tuple[TestedClaim, ...]
-    networks: tuple[NetworkCurve, ...]
-    ranges: tuple[OutputRange, ...]
-    runs: Count
-    seconds: NonNegative
-    machines: Names
-    artifacts: tuple[Artifact, ...]
+    variants: tuple[Variant, ...] = ()
+    claims: tuple[TestedClaim, ...] = ()
+    networks: tuple[NetworkCurve, ...] = ()
+    ranges: tuple[OutputRange, ...] = ()
+    runs: Count = 0
+    seconds: NonNegative = 0.0
+    machines: Names = ()
+    artifacts: tuple[Artifact, ...] = ()

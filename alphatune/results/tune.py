@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, field
+from msgspec import UNSET, Meta, field
 
 from alphatune.core.metrics import Metric
 from alphatune.results.alpha import ModelAlpha
@@ -16,7 +16,7 @@ from alphatune.results.environment import ScoreEnvironment, TuneEnvironment
 from alphatune.results.front import Front, LayerSet
 from alphatune.results.gain import Decision, Gain
 from alphatune.results.intervals import Intervals
-from alphatune.results.metrics import Best, BestScore, Metrics, ScoreMetrics
+from alphatune.results.metrics import Best, BestScore, Metrics, ScoreMetrics, Sometimes
 from alphatune.results.model import Model
 from alphatune.results.power import Power
 from alphatune.results.repairs import Repairs
@@ -48,6 +48,10 @@ class Point(Part, frozen=True, kw_only=True):
     top5: Fraction
     loss: NonNegative
     ece: Number
+    macro_recall: Sometimes = UNSET
+    macro_f1: Sometimes = UNSET
+    auroc: Sometimes = UNSET
+    average_precision: Sometimes = UNSET
     ci: Intervals
 
 
@@ -154,6 +158,10 @@ class BatchStatistics(Part, frozen=True, kw_only=True):
     top5: Fraction
     loss: NonNegative
     ece: Fraction
+    macro_recall: Sometimes = UNSET
+    macro_f1: Sometimes = UNSET
+    auroc: Sometimes = UNSET
+    average_precision: Sometimes = UNSET
     ci: Intervals
     changed: Fraction
 

@@ -111,7 +111,7 @@ class LabelSettings:
         str | None,
         Option(
             common=True,
-            help="File of the model's classes: names in its order, or index and name (CSV, JSON, YAML, text).",
+            help="File of the model's classes: names in its order, or index and name (CSV, JSON, YAML).",
             group=DATA,
             metavar="FILE",
             applies_to=IMAGES,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+from alphatune.core.metrics import Metric
 from alphatune.settings.evaluate import EvaluateSettings
 from alphatune.settings.option import AVERAGES, GATES, IMAGES, OUTPUT, TUNING, Option
 from alphatune.settings.running import EXCLUDE, LOG_TO, RUNTIME
@@ -50,8 +51,14 @@ class TuneSettings(EvaluateSettings):
         ),
     ] = 0.05
     metric: Annotated[
-        Literal["top1", "top5", "loss", "ece"],
-        Option(common=True, help="What to choose alpha by.", group=TUNING, applies_to=IMAGES),
+        Metric,
+        Option(
+            common=True,
+            help="By top1, top5, loss, ece, macro_recall, macro_f1, auroc or average_precision.",
+            group=TUNING,
+            metavar="METRIC",
+            applies_to=IMAGES,
+        ),
     ] = "top1"
     accept: Annotated[
         Literal["significant", "best"],
@@ -123,7 +130,8 @@ class TuneSettings(EvaluateSettings):
         str | None,
         Option(
             help="Any task: package.module:score or file.py:score, called with outputs and targets, returns one "
-            "number per example, larger is better. --data then names your loader in the same way.",
+            "number per example, larger is better; or alphatune:mean_iou, alphatune:mean_average_precision. --data "
+            "then names your loader in the same way.",
             group=TUNING,
             metavar="FUNCTION",
         ),
@@ -149,7 +157,7 @@ class TuneSettings(EvaluateSettings):
         float | None,
         Option(
             common=True,
-            help="Let inference take R times as long as with all norm layers folded, e.g. 1.05.",
+            help="Let inference take R times as long as with all layers folded: 1.05.",
             group=TUNING,
             metavar="R",
             applies_to=IMAGES,
@@ -239,7 +247,7 @@ class TuneSettings(EvaluateSettings):
     max_regression: Annotated[
         tuple[str, ...],
         Option(
-            help="Fail if the tuned model is worse than the plain one by more than V in top1, top5, loss or ece; "
+            help="Fail if the tuned model is worse than the plain one by more than V in one of the metrics; "
             "repeatable.",
             group=GATES,
             metavar="METRIC=V",

@@ -3,6 +3,7 @@
     top1, top5   the score interval of paired proportions, McNemar's exact test on the examples that changed sides
     loss         an interval that allows for skewness, a paired t-test
     ece          a paired basic bootstrap of the whole statistic
+    any other    as the loss, by each example's share (set_statistics.py)
 
 The intervals are in intervals.py. Where α was chosen fold by fold, ``Limits``
 (selection_bias.py) allow for the choosing.
@@ -20,10 +21,12 @@ from scipy.special import ndtri
 
 from alphatune.core.metrics import INFO, MEANS, SCORE, Measure, Metric
 from alphatune.results.gain import Gain
+from alphatune.statistics.calibration_error import expected_calibration_error
 from alphatune.statistics.conditions import by_image, count_images, has_conditions
 from alphatune.statistics.intervals import mean_interval, proportion_interval
-from alphatune.statistics.scores import Scores, expected_calibration_error
+from alphatune.statistics.scores import Scores
 from alphatune.statistics.selection_bias import Limits
+from alphatune.statistics.set_statistics import STATISTICS, statistics_of
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -62,7 +65,7 @@ def paired_gain(
     """
     rng = np.random.default_rng(seed)
     confidence = 1 - (1 - CONFIDENCE) / comparisons
-    if not INFO[metric].is_mean:
+    if metric == "ece":
         measured = calibration_gain(
             (scores.confidence, scores.top1), (baseline.confidence, baseline.top1), rng, confidence, limits
         )
@@ -111,13 +114,21 @@ def paired_difference(scores: Scores, baseline: Scores, metric: Metric) -> tuple
 def change_intervals(scores: Scores, baseline: Scores, *, seed: int = 0) -> dict[Metric, tuple[float, float]]:
     """95 % interval of every metric's change over the same examples, in the metric's own direction.
 
-    The ECE has none over several conditions.
+    Statistics of the set have none over several conditions.
     """
-    ci: dict[Metric, tuple[float, float]] = {m: paired_difference(scores, baseline, m) for m in MEANS}
+    ci = paired_differences(scores, baseline)
     if not has_conditions(scores.ids):
         low, high = paired_gain(scores, baseline, "ece", seed=seed).ci
         ci["ece"] = (-high, -low)
     return ci
+
+
+def paired_differences(scores: Scores, baseline: Scores) -> dict[Metric, tuple[float, float]]:
+    """``paired_difference`` of every metric that has one."""
+    names = list(MEANS)
+    if not has_conditions(scores.ids):
+        names += [name for name in statistics_of(baseline) if STATISTICS[name].linearised]
+    return {name: paired_difference(scores, baseline, name) for name in names}
 
 
 def paired_interval(difference: FloatArray) -> tuple[float, float]:
@@ -132,6 +143,8 @@ def paired_interval(difference: FloatArray) -> tuple[float, float]:
 
 def per_example(scores: Scores, metric: Metric) -> FloatArray:
     """One number an example, larger is better, whose mean is the metric."""
+    if not INFO[metric].is_mean:
+        return INFO[metric].sign * STATISTICS[metric].shares(scores)
     values: FloatArray = getattr(scores, metric).astype(np.float64)
     return INFO[metric].sign * values
 

@@ -39,7 +39,7 @@ def planned_power(
     if earlier is not None:
         spreads: tuple[Spread, ...] = (Spread(earlier.deviation, earlier.discordant),)
         known: Known = "earlier result"
-    elif metric == SCORE:
+    elif metric == SCORE or metric not in USUAL:
         return ()
     else:
         spreads, known = USUAL[metric], "assumed"

@@ -13,8 +13,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from alphatune.statistics.calibration_error import ECE_BINS, calibration_bins
 from alphatune.statistics.gain import RESAMPLES
-from alphatune.statistics.scores import ECE_BINS, Scores, calibration_bins
+from alphatune.statistics.scores import Scores
 
 #: differences closer than that are equal but for rounding
 _ROUNDING = 1e-12

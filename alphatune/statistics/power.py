@@ -16,7 +16,7 @@ But α is not fixed: it is chosen, from some of the examples or fold by fold, an
 as much as if only a share of the examples counted (``EFFECTIVE``), which was counted in simulations of the whole
 procedure where the gain rises to its best and is lost again at 2.7 times that α. "Gain" is that of the best α. At the
 gain that is said to be found in 80 % of runs, 78 to 90 % found it, 85 % on average, by the kind of differences
-(tests/test_power.py).
+(tests/statistics/test_power.py).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 from scipy.special import bdtr, bdtrc, ndtri
 
 from alphatune.results.power import MOST_EXAMPLES, Choice
+from alphatune.statistics.calibration_error import ECE_BINS, calibration_bins, calibration_shares
 from alphatune.statistics.gain import CONFIDENCE, Calibration
-from alphatune.statistics.scores import ECE_BINS, calibration_bins, calibration_shares
 
 POWER = 0.8
-#: examples that count, as a share of all: for right and wrong, and for other means (tests/test_power.py)
+#: examples that count, as a share of all: for right and wrong, and for other means (tests/statistics/test_power.py)
 EFFECTIVE: dict[Choice, tuple[float, float]] = {
     "cross-fitted": (0.68, 1.0),
     "part": (0.6, 0.5),

@@ -15,7 +15,7 @@ differences are normally distributed. If the best were ruled out, its mean
 difference to some leader, which is >= 0 on all n, would have come out more
 than z standard errors below 0; there are at most points·looks such events for
 each leader the race ends with. A race begins with LEAST_EXAMPLES at the least,
-and tests/test_racing.py counts by simulation.
+and tests/statistics/test_racing.py counts by simulation.
 """
 
 from __future__ import annotations

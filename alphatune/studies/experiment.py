@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from alphatune.norms.conversion import Norm
+from alphatune.results.values import Open
 from alphatune.training.recipe import DecayNorm
 
 Network = Literal["residual", "plain"]
@@ -35,7 +36,7 @@ class Experiment:
     gamma_target: Literal[0, 1] = 0
     pretrained: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Open:
         """As plain values for JSON; what does not apply to this norm is left out."""
         norm = self.norm.to_dict()
         applies = {

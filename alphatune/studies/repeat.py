@@ -124,9 +124,6 @@ def run_study(
 def _document(name: str, scale: ScaleName, study: Study, **found: Any) -> StudyDocument:
     size = SCALES[scale]
     images = "all" if size.images is None else f"{size.images}"
-    nothing: dict[str, Any] = {
-        "variants": (), "claims": (), "networks": (), "ranges": (), "runs": 0, "seconds": 0.0, "machines": (),
-    }  # fmt: skip
     return StudyDocument(
         alphatune=VERSION,
         name=name,
@@ -139,8 +136,7 @@ def _document(name: str, scale: ScaleName, study: Study, **found: Any) -> StudyD
             f"network of {'-'.join(map(str, size.channels))} channels and {'-'.join(map(str, size.depths))} blocks"
         ),
         alphas=ALPHAS,
-        artifacts=(),
-        **(nothing | found),
+        **found,
     )
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from alphatune.core.errors import InputError, ResourceError, one_line
 from alphatune.results.study import StudyRun
+from alphatune.results.values import Open
 
 #: what tells a run from all others
 Key = tuple[str, str, int]
 
 
-def key_of(scale: str, experiment: dict[str, Any], seed: int) -> Key:
+def key_of(scale: str, experiment: Open, seed: int) -> Key:
     """What tells a run from all others."""
     return scale, json.dumps(experiment, sort_keys=True), seed
 
@@ -62,7 +62,7 @@ def append_run(file: Path, run: StudyRun) -> None:
 
 
 def of_experiment(
-    runs: dict[Key, StudyRun], scale: str, experiment: dict[str, Any], seeds: Iterable[int]
+    runs: dict[Key, StudyRun], scale: str, experiment: Open, seeds: Iterable[int]
 ) -> list[StudyRun]:
     """The finished runs of an experiment, by seed."""
     keys = (key_of(scale, experiment, seed) for seed in seeds)

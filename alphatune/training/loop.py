@@ -29,6 +29,7 @@ from alphatune.core.errors import (
     one_line,
     raise_if_machine_failed,
 )
+from alphatune.core.metrics import STANDARD
 from alphatune.core.progress import Meter, ShowProgress, as_meter
 from alphatune.data.augmentation import derived_seed
 from alphatune.data.loading import Batch
@@ -279,5 +280,5 @@ def _finish_epoch(
         meter.phase("validating")
         metrics = evaluate(state.evaluated, watch)
         meter.add(began + validation_examples - meter.done)  # what other processes did
-        row = replace(row, **{f"val_{name}": value for name, value in metrics.items() if name != "n"})
+        row = replace(row, **{f"val_{name}": metrics[name] for name in STANDARD})
     return row

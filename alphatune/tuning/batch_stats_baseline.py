@@ -10,7 +10,7 @@ differ between the two says how much a result depends on the draw.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from alphatune.core.errors import ConfigurationError
-from alphatune.core.metrics import MEANS
+from alphatune.core.metrics import Metric
 from alphatune.data.prefetch import Batch
 from alphatune.evaluation.predictor import evaluation_mode, score_logits
 from alphatune.norms.batch_statistics import PSEUDO_COUNT, batch_statistics
 from alphatune.results.metrics import Metrics
-from alphatune.statistics.gain import paired_difference
+from alphatune.statistics.gain import paired_differences
 from alphatune.statistics.scores import Scores, concatenate, summarise
 from alphatune.tuning.curve import Interval
 from alphatune.tuning.passes import Data, Passes
@@ -41,7 +41,7 @@ class BatchStatistics:
     pseudo_count: float  # how many examples the moving averages count for
     batch_size: int  # of the largest batch
     metrics: Metrics
-    ci: dict[str, Interval]  # paired, of each mean's difference to the unpatched model
+    ci: Mapping[Metric, Interval]  # paired, of each mean's difference to the unpatched model
     changed: float  # share of predictions that other companions change
 
 
@@ -97,7 +97,7 @@ def compare_batch_statistics(
         pseudo_count=PSEUDO_COUNT,
         batch_size=min(largest, predictor.max_batch or largest),  # cut up where memory ran out
         metrics=summarise(first),
-        ci={m: paired_difference(first, baseline, m) for m in MEANS} if n > 1 else {},
+        ci=paired_differences(first, baseline) if n > 1 else {},
         changed=float((first.predicted != second.predicted).mean()),
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alphatune.core.metrics import INFO
-from alphatune.statistics.scores import Scores, calibration_shares
+from alphatune.statistics.scores import Scores
 from alphatune.tuning.curve_scores import CurveScores
 from alphatune.tuning.objective import Objective, Purpose
 
@@ -42,18 +42,23 @@ class Choices:
         """
         rows, moved, near = np.arange(len(points)), points != 0, self.nearest(alpha)
 
-        def values(name: str) -> NDArray[Any]:
-            stored: NDArray[Any] = getattr(self.scores, name)
+        def values(name: str, stored: NDArray[Any]) -> NDArray[Any]:
             found: NDArray[Any] = stored[points, rows]
             if exact is None:
                 return found
-            off = getattr(exact, name).astype(np.float64) - stored[near]
-            corrected: NDArray[Any] = np.where(moved, found + off, getattr(self.baseline, name))
-            return corrected if name == "loss" else np.clip(corrected, 0, 1).astype(found.dtype)
+            there, before = exact.columns[name], self.baseline.columns[name]
+            if (
+                name == "predicted"
+            ):  # a class has no difference: the exact one where both points have the same
+                found = np.where(found == stored[near], there, found)
+                return np.where(moved, found, before)
+            corrected: NDArray[Any] = np.where(
+                moved, found + (there.astype(np.float64) - stored[near]), before
+            )
+            return corrected if name in ("loss", "margin") else np.clip(corrected, 0, 1).astype(found.dtype)
 
-        # What is predicted has no part in any metric.
         return replace(
-            self.baseline, **{name: values(name) for name in ("loss", "confidence", "top1", "top5")}
+            self.baseline, **{name: values(name, stored) for name, stored in self.scores.columns.items()}
         )
 
 
@@ -75,8 +80,8 @@ def best_point(
 
 
 def larger_is_better(scores: CurveScores, objective: Objective) -> NDArray[Any]:
-    """One number an image (points, images) whose mean is to be large; of the ECE each example's share of it."""
-    if INFO[objective.metric].is_mean:
+    """One number an image (points, images) whose mean is to be large; of a statistic each example's share of it."""
+    info = INFO[objective.metric]
+    if info.is_mean:
         return objective.per_image(scores.values(objective.metric), scores.ids)
-    shares = [calibration_shares(*pair) for pair in zip(scores.confidence, scores.top1, strict=True)]
-    return -np.stack(shares)
+    return info.sign * scores.shares(objective.metric)

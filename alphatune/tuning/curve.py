@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,9 @@ import numpy as np
 from alphatune.core.metrics import MEANS, Metric
 from alphatune.results.metrics import Metrics
 from alphatune.statistics.conditions import by_image, conditions_of, mean_over_conditions
-from alphatune.statistics.gain import paired_difference, paired_interval
-from alphatune.statistics.scores import Scores, expected_calibration_error, summarise
+from alphatune.statistics.gain import paired_difference, paired_differences, paired_interval
+from alphatune.statistics.scores import Scores, summarise
+from alphatune.statistics.set_statistics import STATISTICS, statistics_of
 from alphatune.tuning.search import Search
 from alphatune.tuning.sweep import Sweep
 
@@ -29,7 +31,7 @@ class CurvePoint:
     alpha: float
     measured: bool
     metrics: Metrics
-    ci: dict[str, Interval]
+    ci: Mapping[Metric, Interval]
 
 
 def measured_curve(sweep: Sweep) -> tuple[CurvePoint, ...]:
@@ -50,16 +52,21 @@ def interpolated_curve(search: Search, measured: Sweep, baseline_alpha: float) -
     baseline, curve = summarise(measured.baseline), search.curve
     ids = curve.ids
     whole = len(curve) == len(measured.baseline)  # nothing to estimate: these are the examples
-    plain_ece = expected_calibration_error(curve.confidence[0], curve.top1[0])
+    plain, statistics = curve.at(0), statistics_of(measured.baseline)
     points = []
     for index, t in enumerate(search.grid):
         alpha = round(abs(baseline_alpha - t), 12)
         if alpha in exact:
             points.append(_measured(alpha, exact[alpha], measured.baseline))
             continue
-        ece = expected_calibration_error(curve.confidence[index], curve.top1[index])
-        values = {"ece": ece if whole else max(0.0, baseline.ece + ece - plain_ece)}
-        ci: dict[str, Interval] = {}
+        point = curve.at(index)
+        values: dict[str, float] = {}
+        ci: dict[Metric, Interval] = {}
+        for metric in statistics:
+            value, before = STATISTICS[metric].value(point), STATISTICS[metric].value(plain)
+            values[metric] = value if whole else _within(metric, baseline[metric] + value - before)
+            if STATISTICS[metric].linearised:
+                ci[metric] = paired_difference(point, plain, metric)
         for metric in MEANS:
             here = curve.values(metric)[index].astype(np.float64)
             difference = here - curve.values(metric)[0]
@@ -98,9 +105,7 @@ def values_by_condition(
 
 
 def _measured(alpha: float, scores: Scores, baseline: Scores) -> CurvePoint:
-    ci: dict[str, Interval] = {}
-    if len(scores) > 1:
-        ci = {m: paired_difference(scores, baseline, m) for m in MEANS}
+    ci = paired_differences(scores, baseline) if len(scores) > 1 else {}
     return CurvePoint(alpha, True, summarise(scores), ci)
 
 

@@ -2,7 +2,8 @@
 
 Patching and sweeping know nothing of classes. A function of one's own makes of
 the model's outputs and the loader's targets one number an example, larger is
-better, and α is chosen by its mean. Each α is measured exactly: a batch comes
+better, and α is chosen by its mean; or rows of numbers, and α is chosen by a
+statistic of all of them (set_score.py). Each α is measured exactly: a batch comes
 from the loader once and sees all of them, so the loader is read once, in
 whatever order it gives. The gain is cross-fitted and tested as in selection.py.
 """
@@ -48,9 +49,11 @@ from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.curve import Interval
 from alphatune.tuning.remarks import remark_on_end, remark_on_layers
 from alphatune.tuning.selection import Accept, Decision, select_by_score
+from alphatune.tuning.set_score import SetScore
 from alphatune.tuning.shared_prefix import shared_prefix
 
-#: called with the model's outputs and the loader's targets; gives one number an example, larger is better
+#: called with the model's outputs and the loader's targets; gives one number an example, larger is better. A
+#: ``SetScore`` gives a row of them
 Score = Callable[[Any, Any], Tensor | NDArray[Any]]
 
 
@@ -72,7 +75,12 @@ class ScoreResult:
     seed: int
     curve: tuple[ScorePoint, ...]  # the unpatched model's α first
     decision: Decision
-    scores: NDArray[np.float64]  # (alphas, n), of each example in the loader's order
+    scores: NDArray[
+        Any
+    ]  # (alphas, n), of each example in the loader's order; of a SetScore the rows (alphas, n, k)
+    shares: NDArray[
+        np.float64
+    ]  # (alphas, n) the same, or of a SetScore the shares of groups of examples (alphas, G)
     batch_size: int  # of the longest batch
     layers: tuple[NormLayer, ...]
     patched: tuple[str, ...]
@@ -142,7 +150,8 @@ def tune_score(
         loader: any iterable of (inputs, targets), or a dataset of such pairs, read once. The model is called with the inputs
             on its device; targets stay as and where they are.
         score: called as ``score(outputs, targets)`` with what the model returned; gives a tensor
-            or array (N,), one number an example, larger is better. It must change neither argument.
+            or array (N,), one number an example, larger is better. It must change neither argument. Or a ``SetScore``,
+            such as ``alphatune.mean_iou``.
         alphas: measured exactly; ``"auto"`` is the grid of alphas.py. The unpatched model's is always added.
         accept: ``"significant"`` keeps α = 0 unless the gain is; ``"best"`` takes the optimum.
         seed: of folds and bootstrap. Where targets are class indices (N,), every class is spread over the folds.
@@ -182,7 +191,10 @@ def tune_score(
         layers = watch.account(layers)
         acting = tuple(name for name in names if name not in watch.inactive)
         seconds = time.perf_counter() - started
-    decision = select_by_score(scores, values, strata, accept=accept, seed=seed)
+    decision, shares = select_by_score(
+        scores, values, strata, score if isinstance(score, SetScore) else None, accept=accept, seed=seed
+    )
+    means = scores.mean(axis=1) if shares is scores else shares.mean(axis=1)
     notes = [repeats] if repeats else []
     notes += remark_on_end(decision.candidate, values[-1], values[0])
     if decision.gain is None:
@@ -191,9 +203,13 @@ def tune_score(
         name=_name(score),
         accept=accept,
         seed=seed,
-        curve=tuple(_point(alpha, row, scores[0]) for alpha, row in zip(values, scores, strict=True)),
+        curve=tuple(
+            ScorePoint(alpha, float(mean), paired_interval(row - shares[0]) if len(row) > 1 else None)
+            for alpha, mean, row in zip(values, means, shares, strict=True)
+        ),
         decision=decision,
         scores=scores,
+        shares=shares,
         batch_size=batch_size,
         layers=layers,
         patched=acting,
@@ -295,20 +311,23 @@ def _scores(
     if torch.is_tensor(value):
         value = value.detach().cpu()
         value = value.double().numpy() if value.is_floating_point() else value.numpy()
-    size = "N" if count is None else count
-    expected = f"expected {name} to return one score an example, a tensor or array of shape ({size},)"
+    size, whole = "N" if count is None else count, isinstance(score, SetScore)
+    shape = f"({size}, k)" if whole else f"({size},)"
+    what = "a row of numbers" if whole else "one score"
+    expected = f"expected {name} to return {what} an example, a tensor or array of shape {shape}"
     hint = "leave out the mean over the batch; larger is better"
     if not isinstance(value, np.ndarray):
         raise ConfigurationError(f"{expected}, got {type(value).__name__}", hint)
-    if value.ndim != 1 or (count is not None and len(value) != count):
+    if value.ndim != 1 + whole or (count is not None and len(value) != count):
         raise ConfigurationError(f"{expected}, got shape {tuple(value.shape)}", hint)
     if value.dtype.kind not in "biuf":
         raise ConfigurationError(f"{expected}, got {value.dtype}", "scores are real numbers")
     scores = value.astype(np.float64)
     if not np.isfinite(scores).all():
-        worst = int(np.flatnonzero(~np.isfinite(scores))[0])
+        worst = int(np.argwhere(~np.isfinite(scores))[0][0])
+        bad = scores[worst] if not whole else scores[worst][~np.isfinite(scores[worst])][0]
         raise NumericError(
-            f"{name} is {scores[worst]:g} for example {start + worst} at α = {alpha:g}",
+            f"{name} is {bad:g} for example {start + worst} at α = {alpha:g}",
             "a score must be finite for every example",
         )
     return scores
@@ -320,11 +339,6 @@ def _classes(targets: Any, count: int) -> NDArray[np.int64] | None:
         targets = targets.detach().cpu().numpy()
     classes = isinstance(targets, np.ndarray) and targets.shape == (count,) and targets.dtype.kind in "biu"
     return targets.astype(np.int64) if classes else None
-
-
-def _point(alpha: float, scores: NDArray[np.float64], baseline: NDArray[np.float64]) -> ScorePoint:
-    ci = paired_interval(scores - baseline) if len(scores) > 1 else None
-    return ScorePoint(alpha, float(scores.mean()), ci)
 
 
 def _raise_if_not_at_fault(error: Exception) -> None:

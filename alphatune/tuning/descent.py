@@ -297,7 +297,7 @@ def smooth_objective(logits: Tensor, targets: Tensor, metric: Metric, temperatur
     The smooth error counts what lies within about one logit of the border.
     """
     logits = logits.float()
-    if INFO[metric].sees_confidence:
+    if INFO[metric].follows_loss:
         return F.cross_entropy(logits / temperature, targets, reduction="none")
     own = logits.gather(1, targets[:, None])
     others = logits.scatter(1, targets[:, None], -math.inf)

@@ -90,7 +90,7 @@ def _to_plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_to_plain(each) for each in value]
     return {"class": type(value).__name__} | {
-        f.name: _to_plain(getattr(value, f.name)) for f in fields(value)
+        f.name: _to_plain(each) for f in fields(value) if (each := getattr(value, f.name)) is not None
     }
 
 

@@ -97,7 +97,8 @@ class Passes:
             nonlocal weights
             exact = [score_at(alpha, at_alpha, batch) for alpha, at_alpha in zip(alphas, logits, strict=True)]
             weights = weights.to(logits[0].device)
-            curve = CurveScores.empty(len(grid), len(batch))
+            two_classes = logits[0].shape[1] == 2
+            curve = CurveScores.empty(len(grid), len(batch), two_classes=two_classes)
             score_curve_(curve, 0, torch.stack(logits), weights, batch.targets, batch.ids)
             return curve, exact[0]
 

@@ -27,11 +27,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from alphatune.core.metrics import INFO, METRICS, Metric
+from alphatune.core.metrics import INFO, Metric
 from alphatune.statistics.conditions import count_images
 from alphatune.statistics.interpolation import interpolation_weights, lobatto_nodes
 from alphatune.statistics.racing import rule_out
 from alphatune.statistics.scores import Scores
+from alphatune.statistics.set_statistics import metrics_of
 from alphatune.tuning.choosing import best_point, larger_is_better, totals_of
 from alphatune.tuning.curve_scores import CurveScores, score_curve_
 from alphatune.tuning.objective import Objective
@@ -101,7 +102,7 @@ class Pilot:
         """How much less than the best of [0, high] the objective is, where such a polynomial has its best."""
         truth, other = (totals_of(scores, objective, "choose") for scores in self._both(nodes, high))
         lost = float(truth.max() - truth[other.argmax()])
-        return lost - self._resolution if INFO[objective.metric].is_share else lost
+        return lost if INFO[objective.metric].sees_confidence else lost - self._resolution
 
     def _both(self, nodes: Sequence[float], high: float) -> tuple[CurveScores, CurveScores]:
         """Scores on a grid of [0, high], as they are, and by the polynomial through other nodes."""
@@ -111,7 +112,7 @@ class Pilot:
 
     @property
     def _resolution(self) -> float:
-        """Of a share: one example more or less says nothing."""
+        """Of what depends on the order of logits only: one example more or less says nothing."""
         return 2 / len(self.targets)
 
     def own_error(self, high: float) -> float:
@@ -130,7 +131,8 @@ class Pilot:
         return max(errors)
 
     def _scores(self, weights: NDArray[np.float64]) -> CurveScores:
-        scores = CurveScores.empty(len(weights), len(self.targets))
+        two_classes = self.logits.shape[2] == 2
+        scores = CurveScores.empty(len(weights), len(self.targets), two_classes=two_classes)
         ids = torch.from_numpy(self.ids)
         score_curve_(scores, 0, self.logits, torch.from_numpy(weights).float(), self.targets, ids)
         return scores
@@ -227,7 +229,8 @@ def _optima(
     Args:
         complete: whether the pilot cut nothing.
     """
-    best = {metric: grid[best_point(scores, Objective(metric), "choose")] for metric in METRICS}
+    names = metrics_of(scores.at(0))
+    best = {metric: grid[best_point(scores, Objective(metric), "choose")] for metric in names}
     best[followed.metric] = grid[best_point(scores, followed, "choose")]
     end = grid[-1]
     return {

@@ -28,7 +28,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from alphatune.core.metrics import INFO, METRICS, SCORE, Measure, Metric
+from alphatune.core.metrics import INFO, SCORE, Measure, Metric
 from alphatune.norms.patching import Alpha
 from alphatune.results.gain import Gain
 from alphatune.statistics.conditions import count_images, first_of_image, has_conditions, images_of
@@ -41,8 +41,10 @@ from alphatune.statistics.gain import (
 )
 from alphatune.statistics.scores import Scores, concatenate
 from alphatune.statistics.selection_bias import Limits, limits_of_choosing
+from alphatune.statistics.set_statistics import metrics_of
 from alphatune.tuning.choosing import Choices, best_point, larger_is_better
 from alphatune.tuning.objective import Objective, Purpose
+from alphatune.tuning.set_score import SetScore, groups_of
 from alphatune.tuning.sweep import Sweep
 
 Accept = Literal["significant", "best"]
@@ -77,7 +79,7 @@ def select(
     objective = Objective(objective) if isinstance(objective, str) else objective
     metric, n = objective.metric, count_images(sweep.baseline.ids)
     choices = sweep.choices()
-    best = {m: choices.best(Objective(m)) for m in METRICS}
+    best = {m: choices.best(Objective(m)) for m in metrics_of(sweep.baseline)}
     best[metric] = choices.best(objective)
     gain = None
     if n >= FEWEST_EXAMPLES:
@@ -89,38 +91,48 @@ def select_by_score(
     values: FloatArray,
     alphas: Sequence[float],
     strata: NDArray[np.int64],
+    whole: SetScore | None = None,
     *,
     accept: Accept = "significant",
     seed: int = 0,
     folds: int = FOLDS,
-) -> Decision:
+) -> tuple[Decision, FloatArray]:
     """Choose α by scores of one's own and decide whether it helps, as ``select`` does by a metric.
 
     Args:
-        values: scores (alphas, n), larger is better.
+        values: scores (alphas, n), larger is better; of a ``SetScore`` the rows (alphas, n, k).
         alphas: the unpatched model's first.
         strata: what is spread evenly over the folds (n,), such as classes.
+        whole: what makes one score of all rows.
+
+    Returns:
+        The decision, and the values that were compared: the scores, or the shares of groups of examples (alphas, G).
     """
-    n = values.shape[1]
-    best = alphas[_best_row(values)]
+    n, rng = values.shape[1], np.random.default_rng(seed)
+    folds = max(2, min(folds, n // 2))
+    fold = _stratified_folds(strata, folds, rng)
+    shares, place = values, fold  # of what is compared, and the fold of each
+    if whole is None:
+        best = int(np.argmax([row.mean() for row in values]))
+    else:
+        group, place = groups_of(fold if n >= FEWEST_EXAMPLES else np.zeros_like(fold), rng)
+        shares = np.stack([whole.shares(rows, group) for rows in values])
+        best = int(np.argmax([whole.value(rows) for rows in values]))
     gain = None
     if n >= FEWEST_EXAMPLES:
-        folds = max(2, min(folds, n // 2))
-        rng = np.random.default_rng(seed)
-        fold = _stratified_folds(strata, folds, rng)
-        chosen = _best_without_each(values, fold)
-        differences = values - values[0]
+        if whole is None:
+            chosen = _best_without_each(values, fold)
+            after = shares[chosen[fold], np.arange(n)]
+        else:
+            others = [fold != k for k in range(folds)]
+            chosen = np.array([np.argmax([whole.value(rows[some]) for rows in values]) for some in others])
+            after = whole.shares(values[chosen[fold], np.arange(n)], group)
         limits = Limits.without_choice(CONFIDENCE)
         if chosen.any():
-            limits = limits_of_choosing(differences, fold, chosen, CONFIDENCE, rng)
-        difference = differences[chosen[fold], np.arange(n)]
-        measured = mean_gain(difference, SCORE, limits, changed=bool(chosen.any()))
+            limits = limits_of_choosing(shares - shares[0], place, chosen, CONFIDENCE, rng)
+        measured = mean_gain(after - shares[0], SCORE, limits, changed=bool(chosen.any()))
         gain = make_gain(SCORE, measured, n, folds, tuple(alphas[i] for i in chosen))
-    return decide(SCORE, best, {SCORE: best}, alphas[0], gain, n, accept)
-
-
-def _best_row(values: FloatArray) -> int:
-    return int(np.argmax([row.mean() for row in values]))
+    return decide(SCORE, alphas[best], {SCORE: alphas[best]}, alphas[0], gain, n, accept), shares
 
 
 def decide(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
 from alphatune.core.errors import NumericError
@@ -46,9 +45,7 @@ class Sweep:
 
     def choices(self) -> Choices:
         """Each of the α can be chosen, by all examples."""
-        names = [f.name for f in fields(CurveScores)[1:]]
-        stacked = [np.stack([getattr(scores, name) for scores in self.scores]) for name in names]
-        return Choices(self.alphas, CurveScores(self.baseline.ids, *stacked), self.baseline)
+        return Choices(self.alphas, CurveScores.stacked(self.scores), self.baseline)
 
 
 def score_at(alpha: float | Mapping[str, Alpha], logits: Tensor, batch: Batch) -> Scores:

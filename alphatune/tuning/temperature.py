@@ -50,7 +50,13 @@ class TemperatureScores:
         row = TEMPERATURES.index(temperature)
         if row == _UNIT:
             return self.scores
-        return replace(self.scores, loss=self.loss[row], confidence=self.confidence[row])
+        margin = self.scores.margin
+        return replace(
+            self.scores,
+            loss=self.loss[row],
+            confidence=self.confidence[row],
+            margin=None if margin is None else margin / np.float32(temperature),
+        )
 
 
 def score_temperatures(logits: Tensor, targets: Tensor) -> tuple[Any, Any]:

@@ -1,6 +1,6 @@
 """The page about breadth, from what the slow test of it has found.
 
-    ALPHATUNE_BREADTH=records.jsonl pytest -m slow tests/test_breadth.py
+    ALPHATUNE_BREADTH=records.jsonl pytest -m slow tests/models/test_breadth.py
     python tests/benchmarks/breadth.py records.jsonl --machine "2 shared CPU cores" --output docs/benchmarks/breadth.md
 
 The table of all families goes into a CSV file of the same name. Nothing is measured here: a record is one
@@ -23,6 +23,7 @@ import torch
 import torchvision
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
 from breadth import ALPHA, EXAMPLES, MOST_BYTES, SIDES, TOLERANCE
 from test_breadth import KNOWN, MEMORY
@@ -138,7 +139,7 @@ def page(everything: Records, machine: str) -> list[str]:
         "# Breadth",
         "",
         "Every architecture of timm and torchvision that has BatchNorm, with random weights and moving averages, tried with",
-        f"{EXAMPLES} examples (`pytest -m slow tests/test_breadth.py`; page and [table of families](breadth.csv):",
+        f"{EXAMPLES} examples (`pytest -m slow tests/models/test_breadth.py`; page and [table of families](breadth.csv):",
         f"`tests/benchmarks/breadth.py`). Images have the smallest side of {SIDES[0]}, {SIDES[1]}, … {SIDES[-1]}",
         "that an architecture takes.",
         "",

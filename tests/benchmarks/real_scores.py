@@ -79,7 +79,7 @@ def main() -> None:
                     some = differences[:, drawn]
                     if effect == "none":
                         some = some * rng.choice([-1, 1], n)
-                    gain = select_by_score(some, alphas, targets[drawn], seed=seed).gain
+                    gain = select_by_score(some, alphas, targets[drawn], seed=seed)[0].gain
                     assert gain is not None
                     worth = np.mean([truth[alphas.index(alpha)] for alpha in gain.fold_alphas])
                     counts += gain.significant, gain.ci[0] > worth, gain.ci[1] < worth
