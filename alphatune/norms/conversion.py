@@ -127,7 +127,8 @@ class Norm:
 def groups_for(channels: int, num_groups: int) -> int:
     """How many groups a layer gets: the largest divisor of its channels up to ``num_groups``.
 
-    24 channels and 32 groups give 24; 24 and 16 give 12.
+    24 channels and 32 groups give 24; 24 and 16 give 12. Where the groups divide the channels the authors' code has
+    the same; elsewhere it takes groups of ⌊channels / groups⌋ channels, of which 24 and 16 give 24.
     """
     return next(groups for groups in range(min(channels, num_groups), 0, -1) if channels % groups == 0)
 

@@ -188,6 +188,12 @@ def test_groups_for(channels: int, wanted: int, groups: int) -> None:
     assert groups_for(channels, wanted) == groups
 
 
+@pytest.mark.parametrize(("channels", "wanted"), [(24, 32), (64, 8), (48, 16), (3, 1), (16, 16)])
+def test_groups_are_those_of_the_authors_where_they_divide_the_channels(channels: int, wanted: int) -> None:
+    """They count the channels of a group: at least one, and rounded down."""
+    assert groups_for(channels, wanted) == channels // max(channels // wanted, 1)
+
+
 @pytest.mark.parametrize(
     "relative",
     [
