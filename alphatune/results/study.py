@@ -87,6 +87,13 @@ class NetworkCurve(Part, frozen=True, kw_only=True):
     seconds: NonNegative
 
 
+class NetworkRun(Part, frozen=True, kw_only=True):
+    """A checkpoint that was measured: a line of the file of checkpoints."""
+
+    settings: Open
+    curve: NetworkCurve
+
+
 class OutputRange(Part, frozen=True, kw_only=True):
     """Normalised values (without γ and β) of batches of so many values a channel, against ±√(B − 1)."""
 

@@ -11,25 +11,31 @@ A TOML file names them, each with the settings that ``tune`` takes:
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alphatune.core.errors import ConfigurationError, InputError, one_line
+from alphatune.core.hashing import sha256
 from alphatune.core.metrics import Metric
 from alphatune.core.progress import Meter
 from alphatune.core.suggestions import did_you_mean
 from alphatune.core.toml import tomllib
 from alphatune.jobs.opening import predictor_of, prepare
 from alphatune.results.study import NetworkCurve
+from alphatune.results.values import Open
 from alphatune.settings import TuneSettings
 from alphatune.settings.option import declared
+from alphatune.settings.saved import decisive
 from alphatune.statistics.scores import summarise
 from alphatune.studies.scale import ALPHAS
 from alphatune.tuning.selection import select
 from alphatune.tuning.tune import tune
 
+#: 0.005 besides those that networks trained here are measured at: large networks are best there
+CHECKPOINT_ALPHAS = (0.0, 0.005, *ALPHAS[1:])
 #: what α is chosen by, each on its own
 METRICS: tuple[Metric, ...] = ("top1", "loss")
 
@@ -40,6 +46,14 @@ class Checkpoint:
 
     name: str
     settings: TuneSettings
+
+    def identity(self) -> Open:
+        """What its curve depends on, as JSON has it: the settings that decide a result, and the weights."""
+        values: Open = json.loads(json.dumps(decisive(self.settings), default=str))
+        file = self.settings.checkpoint
+        if file is not None and Path(file).is_file():
+            values["checkpoint_sha256"] = sha256(file)
+        return values
 
 
 def read_checkpoints(file: str | Path) -> tuple[Checkpoint, ...]:
@@ -70,7 +84,7 @@ def measure_checkpoint(checkpoint: Checkpoint, meter: Meter | None = None) -> Ne
     found = tune(
         prepared.opened.module,
         prepared.batches,
-        alphas=ALPHAS,
+        alphas=CHECKPOINT_ALPHAS,
         metric="loss",
         predictor=predictor_of(checkpoint.settings, prepared),
         progress=meter,

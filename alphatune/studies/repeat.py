@@ -2,6 +2,7 @@
 
 Finished runs are lines of ``runs.jsonl`` in the output folder, which studies
 share: what has been trained once is not trained again, by whichever study.
+Checkpoints that were measured are lines of ``networks.jsonl``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 
 from alphatune.core.errors import ConfigurationError, ResourceError
 from alphatune.core.folder_lock import locked
@@ -24,20 +26,27 @@ from alphatune.core.version import VERSION
 from alphatune.jobs.opening import resolve_device
 from alphatune.models.output import disk_errors
 from alphatune.reports.study import write_study
-from alphatune.results.study import NetworkCurve, StudyDocument, StudyRun
+from alphatune.results.study import NetworkCurve, NetworkRun, StudyDocument, StudyRun
 from alphatune.studies.catalogue import STUDIES
 from alphatune.studies.checkpoints import measure_checkpoint, read_checkpoints
 from alphatune.studies.experiment import Experiment, Study
 from alphatune.studies.images import open_images
 from alphatune.studies.output_range import output_ranges
-from alphatune.studies.runs import append_run, keep_whole_lines, key_of, of_experiment, read_runs
+from alphatune.studies.runs import (
+    append_run,
+    keep_whole_lines,
+    key_of,
+    of_experiment,
+    read_networks,
+    read_runs,
+)
 from alphatune.studies.scale import ALPHAS, SCALES, ScaleName
 from alphatune.studies.summary import check_claims, summarise_variants
 from alphatune.studies.training import Trainer
 
 OUTPUT_RANGE = "output-range"
 NAMES = (*STUDIES, OUTPUT_RANGE)
-RUNS = "runs.jsonl"
+RUNS, NETWORKS = "runs.jsonl", "networks.jsonl"
 
 
 def run_study(
@@ -152,11 +161,17 @@ def _output_range(scale: ScaleName, folder: Path) -> StudyDocument:
 def _over_checkpoints(
     name: str, scale: ScaleName, study: Study, file: str, folder: Path, meter: Meter
 ) -> StudyDocument:
-    networks: tuple[NetworkCurve, ...] = tuple(
-        measure_checkpoint(checkpoint, meter) for checkpoint in read_checkpoints(file)
-    )
+    keep_whole_lines(folder / NETWORKS)
+    measured, networks = read_networks(folder / NETWORKS), list[NetworkCurve]()
+    for checkpoint in read_checkpoints(file):
+        settings = checkpoint.identity()
+        run = next((each for each in measured if each.settings == settings), None)
+        if run is None:
+            run = NetworkRun(settings=settings, curve=measure_checkpoint(checkpoint, meter))
+            append_run(folder / NETWORKS, run)
+        networks.append(structs.replace(run.curve, name=checkpoint.name))
     seconds = sum(each.seconds for each in networks)
-    return write_study(folder, _document(name, scale, study, networks=networks, seconds=seconds))
+    return write_study(folder, _document(name, scale, study, networks=tuple(networks), seconds=seconds))
 
 
 def _trained(

@@ -1,19 +1,21 @@
-"""Trained networks as lines of a file, which can be committed and continued."""
+"""Networks that were trained or measured, as lines of a file, which can be committed and continued."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from alphatune.core.errors import InputError, ResourceError, one_line
-from alphatune.results.study import StudyRun
+from alphatune.results.study import NetworkRun, StudyRun
 from alphatune.results.values import Open
 
 #: what tells a run from all others
 Key = tuple[str, str, int]
+R = TypeVar("R", StudyRun, NetworkRun)
 
 
 def key_of(scale: str, experiment: Open, seed: int) -> Key:
@@ -22,23 +24,27 @@ def key_of(scale: str, experiment: Open, seed: int) -> Key:
 
 
 def read_runs(file: Path) -> dict[Key, StudyRun]:
-    """The finished runs of a file; a last line that was not finished is left out.
+    """The networks that were trained; raises InputError where a line is none."""
+    return {key_of(run.scale, run.experiment, run.seed): run for run in _read(file, StudyRun)}
 
-    Raises:
-        InputError: a line is no run.
-    """
+
+def read_networks(file: Path) -> list[NetworkRun]:
+    """The checkpoints that were measured; raises InputError where a line is none."""
+    return _read(file, NetworkRun)
+
+
+def _read(file: Path, kind: type[R]) -> list[R]:
+    """The lines of a file; a last one that was not finished is left out."""
     if not file.exists():
-        return {}
-    text = file.read_text(encoding="utf-8")
-    runs = {}
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        return []
+    runs = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(keepends=True), 1):
         if not line.endswith("\n"):
             continue
         try:
-            run = msgspec.json.decode(line, type=StudyRun)
+            runs.append(msgspec.json.decode(line, type=kind))
         except msgspec.DecodeError as error:
             raise InputError(f"line {number} of {file} is no run of a study: {one_line(error)}") from None
-        runs[key_of(run.scale, run.experiment, run.seed)] = run
     return runs
 
 
@@ -48,7 +54,7 @@ def keep_whole_lines(file: Path) -> None:
         file.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
-def append_run(file: Path, run: StudyRun) -> None:
+def append_run(file: Path, run: StudyRun | NetworkRun) -> None:
     """Add a run as a line.
 
     Raises:

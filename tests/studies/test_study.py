@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from conftest import Run
+from conftest import TINY, Run
 from jsonschema import Draft202012Validator
 from scipy import stats
 
@@ -19,7 +20,7 @@ from alphatune.results.schemas import read_schema
 from alphatune.results.study import AlphaCurve, StudyRun
 from alphatune.studies import repeat, training
 from alphatune.studies.catalogue import STUDIES
-from alphatune.studies.checkpoints import read_checkpoints
+from alphatune.studies.checkpoints import CHECKPOINT_ALPHAS, read_checkpoints
 from alphatune.studies.experiment import Claim, Experiment, Study
 from alphatune.studies.images import open_images
 from alphatune.studies.output_range import output_ranges
@@ -107,6 +108,37 @@ def test_a_run_that_diverges_counts_as_guessing(tmp_path: Path, monkeypatch: pyt
     monkeypatch.undo()
     again = run_study("group-norm", "smoke", seeds=2, output=str(tmp_path))  # it is a finding, and is kept
     assert again.variants == document.variants
+
+
+def test_checkpoints_that_were_measured_are_not_measured_again(
+    tiny_checkpoint: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(tiny_checkpoint, tmp_path / "a.pth")
+    file = tmp_path / "networks.toml"
+    file.write_text(
+        "".join(
+            f"[[network]]\nname = '{name}'\nmodel = '{TINY}'\ncheckpoint = '{tmp_path}/a.pth'\n"
+            f"data = '{image_folder}'\ninput_size = '12'\ncrop_pct = 1.0\nmean = '{mean}'\nstd = '0.25'\n"
+            for name, mean in (("one", 0.5), ("other", 0.4))
+        )
+    )
+
+    def curves() -> dict[str, tuple[float, ...]]:
+        found = run_study("inference-weight", checkpoints=str(file), output=str(tmp_path / "out"))
+        assert found.networks[0].alphas == CHECKPOINT_ALPHAS
+        return {each.name: each.loss for each in found.networks}
+
+    first = curves()
+    assert first["one"] != first["other"]
+    assert "|one|48|top1|" in (tmp_path / "out" / "inference-weight-smoke.md").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(repeat, "measure_checkpoint", None)
+        file.write_text(file.read_text().replace("'other'", "'renamed'"))
+        assert curves() == {"one": first["one"], "renamed": first["other"]}
+    weights = torch.load(tmp_path / "a.pth")
+    weights["state_dict"]["module.head.bias"] += 1
+    torch.save(weights, tmp_path / "a.pth")
+    assert curves()["one"] != first["one"]  # other weights under the same name
 
 
 def test_the_command(run: Run, tmp_path: Path) -> None:
