@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alphatune.core.metrics import MEANS, Metric
+from alphatune.core.metrics import Metric
 from alphatune.results.metrics import Metrics
-from alphatune.statistics.conditions import by_image, conditions_of, mean_over_conditions
-from alphatune.statistics.gain import paired_difference, paired_differences, paired_interval
+from alphatune.statistics.conditions import conditions_of
+from alphatune.statistics.gain import paired_differences
 from alphatune.statistics.scores import Scores, summarise
-from alphatune.statistics.set_statistics import STATISTICS, statistics_of
 from alphatune.tuning.search import Search
 from alphatune.tuning.sweep import Sweep
 
@@ -50,30 +49,22 @@ def interpolated_curve(search: Search, measured: Sweep, baseline_alpha: float) -
     """
     exact = dict(zip(measured.alphas, measured.scores, strict=True))
     baseline, curve = summarise(measured.baseline), search.curve
-    ids = curve.ids
     whole = len(curve) == len(measured.baseline)  # nothing to estimate: these are the examples
-    plain, statistics = curve.at(0), statistics_of(measured.baseline)
-    points = []
+    first = curve.at(0)
+    plain, points = summarise(first), list[CurvePoint]()
     for index, t in enumerate(search.grid):
         alpha = round(abs(baseline_alpha - t), 12)
         if alpha in exact:
             points.append(_measured(alpha, exact[alpha], measured.baseline))
             continue
-        point = curve.at(index)
-        values: dict[str, float] = {}
-        ci: dict[Metric, Interval] = {}
-        for metric in statistics:
-            value, before = STATISTICS[metric].value(point), STATISTICS[metric].value(plain)
-            values[metric] = value if whole else _within(metric, baseline[metric] + value - before)
-            if STATISTICS[metric].linearised:
-                ci[metric] = paired_difference(point, plain, metric)
-        for metric in MEANS:
-            here = curve.values(metric)[index].astype(np.float64)
-            difference = here - curve.values(metric)[0]
-            ci[metric] = paired_interval(by_image(difference, ids))
-            change = float(mean_over_conditions(difference, ids))
-            estimate = _within(metric, getattr(baseline, metric) + change)
-            values[metric] = float(mean_over_conditions(here, ids)) if whole else estimate
+        scores = curve.at(index)
+        here = summarise(scores)
+        values = {
+            name: here[name] if whole else _within(name, value + here[name] - plain[name])
+            for name, value in baseline.items()
+            if name != "n" and here.has(name)
+        }
+        ci = paired_differences(scores, first)
         points.append(CurvePoint(alpha, whole and t in search.nodes, Metrics(n=len(curve), **values), ci))
     return tuple(points)
 

@@ -11,8 +11,13 @@ import torch
 
 from alphatune.data.prefetch import Batch
 from alphatune.evaluation.predictor import score_logits
+from alphatune.statistics.conditions import example_ids
 from alphatune.statistics.interpolation import interpolation_weights, lobatto_nodes
+from alphatune.statistics.scores import summarise
+from alphatune.tuning.curve import interpolated_curve
 from alphatune.tuning.curve_scores import CurveScores, join, score_curve_
+from alphatune.tuning.search import Search
+from alphatune.tuning.sweep import Sweep
 
 
 def batch(n: int, classes: int, start: int = 0) -> Batch:
@@ -87,3 +92,29 @@ def test_memory_stays_small(n: int) -> None:
         [sys.executable, "-c", MEMORY.format(n=n)], capture_output=True, text=True, check=True
     )
     assert float(out.stdout) < 100
+
+
+@pytest.mark.parametrize("conditions", [1, 3])
+def test_a_whole_curve_has_the_figures_of_its_scores(conditions: int) -> None:
+    """Of every metric, each condition of equal weight, as a measured point has them."""
+    rng = np.random.default_rng(0)
+    n = 60
+    targets = np.tile(rng.integers(0, 4, n), conditions).astype(np.int32)
+    images = np.arange(n)
+    ids = (
+        images if conditions == 1 else np.concatenate([example_ids(k + 1, images) for k in range(conditions)])
+    )
+    drawn = []
+    for strength in (1.0, 1.5):
+        logits = strength * np.eye(4)[targets] + rng.normal(0, 1, (len(targets), 4))
+        batch = Batch(torch.zeros(len(ids)), torch.from_numpy(targets).long(), torch.from_numpy(ids))
+        drawn.append(score_logits(torch.from_numpy(logits).float(), batch))
+    search = Search(
+        t=0.0, grid=(0.0, 0.1), curve=CurveScores.stacked(drawn), nodes=(0.0, 0.1), choosing=np.arange(len(ids)),
+        confirming=np.arange(0), baseline=drawn[0], best={}, estimated_error=0.0,
+    )  # fmt: skip
+    points = interpolated_curve(search, Sweep((0.0,), (drawn[0],)), 0.0)
+    for point, scores in zip(points, drawn, strict=True):
+        expected = dict(summarise(scores).items())
+        assert dict(point.metrics.items()) == pytest.approx(expected, abs=1e-12)
+    assert ("macro_f1" in points[1].ci) == (conditions == 1)
