@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alphatune.cli import options as o
 from alphatune.cli.usage import as_options
+from alphatune.core.metrics import Metric
 from alphatune.settings.option import MAX_SEED, OUTPUT
 
 if TYPE_CHECKING:  # results are not waited for by --help
@@ -24,8 +25,12 @@ Results = Annotated[
     ),
 ]
 RankBy = Annotated[
-    Literal["top1", "top5", "loss", "ece"] | None,
-    typer.Option("--metric", help="What to rank by. Default: what the first was tuned for, else top1."),
+    Metric | None,
+    typer.Option(
+        "--metric",
+        metavar="METRIC",
+        help="What to rank by. Default: what the first was tuned for, else top1.",
+    ),
 ]
 BootstrapSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Random seed for the bootstrap.")]
 ComparisonFile = Annotated[

@@ -90,7 +90,7 @@ def near_chance(targets: NDArray[Any], top1: float, at: str = "") -> list[str]:
     chance = 1 / max(2, len(np.unique(targets)))
     if top1 >= chance + 0.1 * (1 - chance):
         return []
-    if chance == 0.5 and top1 < 0.4:
+    if chance == 0.5 and top1 < 0.4 and int(targets.max()) <= 1:
         return [
             f"top-1{at and ' ' + at} is {top1:.4f}, below chance: the two classes may be the other way round; "
             "`class_map` puts them in the model's order"

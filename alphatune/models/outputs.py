@@ -31,6 +31,7 @@ from alphatune.evaluation.reading import (
     tensors_of,
 )
 from alphatune.models.stability import preserved, require_stable
+from alphatune.models.temperature import without_temperature
 
 #: autograd's names of what changes the shape of values only, and of what gives logits: layers and averages
 _SHAPES = (
@@ -57,6 +58,8 @@ _LAYERS = (
     "Sub",
     "NativeBatchNorm",
 )
+#: what changes the scale of values only, such as a temperature in the model's own code
+_SCALES = ("Mul", "Div")
 #: images that are looked at
 EXAMPLES = 8
 
@@ -136,7 +139,7 @@ def check_outputs_(model: nn.Module, images: Tensor) -> tuple[str, ...]:
     images = images[:EXAMPLES].to(input_dtype(model))
     notes: tuple[str, ...] = ()
     try:
-        with evaluation_mode(model), preserved(model):
+        with evaluation_mode(model), preserved(model), without_temperature(model):
             values = reading.take(model(images)).clone()
     except RuntimeError as error:
         if is_out_of_memory(error):  # whatever runs next takes fewer at a time
@@ -178,13 +181,17 @@ def _are_sigmoids(model: nn.Module, images: Tensor, values: Tensor) -> bool:
     unless_known = low < 0.5 < high
     reading = kept_reading(model) or Reading()
     try:
-        with evaluation_mode(model), preserved(model), torch.enable_grad():
+        with evaluation_mode(model), preserved(model), without_temperature(model), torch.enable_grad():
             node = reading.take(model(images.clone().requires_grad_())).grad_fn
     except RuntimeError:  # a model that cannot be differentiated, or has no room to
         return unless_known
-    while node is not None and node.name().startswith(_SHAPES) and node.next_functions:
-        node = node.next_functions[0][0]
-    if node is None or node.name().startswith(("Sigmoid", "Hardsigmoid")):
+    while node is not None and node.name().startswith((*_SHAPES, *_SCALES)):
+        computed = [each for each, _ in node.next_functions if each is not None and each.next_functions]
+        if not computed:
+            break
+        node = computed[0]  # others are parameters
+    probabilities = ("Sigmoid", "Hardsigmoid", *(("Softmax", "Exp") if reading.single else ()))
+    if node is None or node.name().startswith(probabilities):
         return node is not None or unless_known
     return unless_known and not node.name().startswith(_LAYERS)
 

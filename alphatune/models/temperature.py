@@ -8,7 +8,9 @@ code that knows nothing of temperatures.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -43,6 +45,17 @@ def set_temperature_(model: nn.Module, temperature: float) -> None:
     if temperature != 1:
         # First among the hooks: whatever else looks at the output sees what the model returns.
         model.register_forward_hook(_Temperature(float(temperature)), prepend=True)
+
+
+@contextlib.contextmanager
+def without_temperature(model: nn.Module) -> Iterator[None]:
+    """The model returns its own logits for the time of a ``with`` block."""
+    temperature = get_temperature(model)
+    set_temperature_(model, 1.0)
+    try:
+        yield
+    finally:
+        set_temperature_(model, temperature)
 
 
 def get_temperature(model: nn.Module) -> float:

@@ -7,7 +7,7 @@ from functools import partial
 
 from msgspec.structs import asdict
 
-from alphatune.core.metrics import STANDARD, shown
+from alphatune.core.metrics import SCORE, STANDARD, shown
 from alphatune.reports.averages import averages_sentences
 from alphatune.reports.batch_statistics import companions_sentence
 from alphatune.reports.changes import value_text
@@ -48,6 +48,7 @@ def _render(document: Tuned, folder: str, *, folded: bool) -> str:
     front = front_table(document)
     return environment.get_template(name).render(
         **fields | {"best": known} | shift_tables(document),
+        other="" if document.metric in (*STANDARD, SCORE) else document.metric,
         title=f"alphatune: {document.model.source}",
         front=front,
         front_drawn=front is not None and len(front.rows) > 1,

@@ -152,7 +152,9 @@ def _after_gate(document: Tuned, folder: str, gate: Gate) -> Step | None:
     kind, _, metric = gate.name.partition(" ")
     if kind == "max-latency-ratio":
         if gate.value is not None and gate.limit >= 1 and document.baseline.n >= FEWEST_TO_REFINE:
-            caption = f"leave α out of layers until inference takes {gate.limit:g} times as long at most"
+            caption = (
+                f"leave α out of layers until inference takes {gate.limit:g} times as long as folded, at most"
+            )
             if step := _within_budget(document, folder, gate.limit, caption):
                 return step
         return Step(

@@ -74,6 +74,7 @@ def compare_document(
         ]
     )
     alike = [first, *(one for one, c in zip(compared[1:], comparisons, strict=True) if c.same_data)]
+    alike = [one for one in alike if one.metrics.has(metric)]  # earlier versions knew fewer metrics
     entries = tuple(
         _entry(one, label, _rank(one, alike, metric) if any(one is other for other in alike) else None)
         for one, label in zip(compared, LABELS, strict=False)

@@ -51,6 +51,7 @@ def paired_gain(
     comparisons: int = 1,
     folds: int = 0,
     limits: Limits | None = None,
+    parts: NDArray[np.int64] | None = None,
 ) -> Gain:
     """Gain of the same examples' scores over others.
 
@@ -62,6 +63,8 @@ def paired_gain(
             what counts as significant allow for them all (Bonferroni).
         folds: for the record.
         limits: where choosing has to be allowed for.
+        parts: of the examples (n,), each scored at an α of its own: a statistic that ranks them is taken within each,
+            as logits at different α have no common scale.
     """
     rng = np.random.default_rng(seed)
     confidence = 1 - (1 - CONFIDENCE) / comparisons
@@ -70,8 +73,8 @@ def paired_gain(
             (scores.confidence, scores.top1), (baseline.confidence, baseline.top1), rng, confidence, limits
         )
     else:
-        difference = by_image(per_example(scores, metric) - per_example(baseline, metric), scores.ids)
         changed = not np.array_equal(scores.loss, baseline.loss)
+        difference = _differences(scores, baseline, metric, parts)
         measured = mean_gain(difference, metric, limits or Limits.without_choice(confidence), changed)
     return make_gain(metric, measured, count_images(scores.ids), folds, (), confidence)
 
@@ -107,8 +110,7 @@ def paired_difference(scores: Scores, baseline: Scores, metric: Metric) -> tuple
 
     For the band of a curve; it is not corrected for looking at many α.
     """
-    difference = by_image(per_example(scores, metric) - per_example(baseline, metric), scores.ids)
-    return paired_interval(INFO[metric].sign * difference)
+    return paired_interval(INFO[metric].sign * _differences(scores, baseline, metric))
 
 
 def change_intervals(scores: Scores, baseline: Scores, *, seed: int = 0) -> dict[Metric, tuple[float, float]]:
@@ -139,6 +141,28 @@ def paired_interval(difference: FloatArray) -> tuple[float, float]:
         return proportion_interval(better, worse, len(difference), limits.low, limits.high)
     half = ndtri(0.5 + CONFIDENCE / 2) * difference.std(ddof=1) / np.sqrt(len(difference))
     return float(difference.mean() - half), float(difference.mean() + half)
+
+
+def _differences(
+    scores: Scores, baseline: Scores, metric: Metric, parts: NDArray[np.int64] | None = None
+) -> FloatArray:
+    """Paired differences, larger is better, whose mean is the gain: one an image, and those of made-up examples."""
+    statistic = STATISTICS.get(metric)
+    if statistic is None or parts is None or not statistic.two_classes:
+        difference = by_image(per_example(scores, metric) - per_example(baseline, metric), scores.ids)
+    else:
+        difference = np.empty(len(scores))
+        for part in np.unique(parts):
+            rows = parts == part
+            difference[rows] = per_example(scores.take(rows), metric) - per_example(
+                baseline.take(rows), metric
+            )
+    if statistic is None or statistic.changes is None or np.array_equal(scores.loss, baseline.loss):
+        return difference
+    changes = np.concatenate([statistic.changes(each) for each in (baseline, scores)]) / np.sqrt(2)
+    n = len(difference)
+    # Divided by the number of all, the sum is that of the real ones, as the made-up ones cancel.
+    return np.concatenate([difference, changes, -changes]) * ((n + 2 * len(changes)) / n)
 
 
 def per_example(scores: Scores, metric: Metric) -> FloatArray:

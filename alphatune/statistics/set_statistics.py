@@ -8,6 +8,9 @@ so that the shares have the mean S. IF is the influence function: the derivative
 of S by the weight of example i, times n. What is so linearised has the standard
 error of S, as n grows, and paired differences of shares that of a difference
 (of AUROC this is the method of DeLong, DeLong & Clarke-Pearson 1988).
+The spread says nothing of a class none of whose few examples changes, so that two
+made-up examples a class count in tests: one that gets better, one that gets worse
+(as in Bonett & Price 2012 for paired proportions).
 The ECE has a kink where a bin's gap is 0, so a bootstrap takes the place of that
 (gain.py).
 """
@@ -38,12 +41,14 @@ class SetStatistic:
     Args:
         shares: of each example (n,); their mean is the metric.
         value: the metric, where it is faster than the mean of its shares.
+        changes: by how much a share changes where an example of a class turns right or wrong (classes,).
         linearised: whether the spread of the shares tells that of the metric.
         two_classes: whether it means something for two classes only, both of which there are.
     """
 
     shares: Callable[[Scores], FloatArray]
     value: Callable[[Scores], float]
+    changes: Callable[[Scores], FloatArray] | None = None
     linearised: bool = True
     two_classes: bool = False
 
@@ -63,6 +68,18 @@ def macro_recall_shares(scores: Scores) -> FloatArray:
     influence = len(own) * (right - recall[own]) / (len(size) * size[own])
     shares: FloatArray = recall.mean() + influence
     return shares
+
+
+def macro_recall_changes(scores: Scores) -> FloatArray:
+    """n / (C n_c) of each class."""
+    size = np.unique(scores.targets, return_counts=True)[1]
+    return len(scores.targets) / (len(size) * size.astype(np.float64))
+
+
+def macro_f1_changes(scores: Scores) -> FloatArray:
+    """2 n / (C (n_c + m_c)) of each class."""
+    both = np.unique(np.concatenate([scores.targets, scores.predicted]), return_counts=True)[1]
+    return 2 * len(scores.targets) / (len(both) * both.astype(np.float64))
 
 
 def macro_f1_shares(scores: Scores) -> FloatArray:
@@ -151,14 +168,21 @@ def _share_below(others: FloatArray, values: FloatArray) -> FloatArray:
     return shares
 
 
+#: examples of each class that a statistic of two classes takes at least, so that every fold has both
+FEWEST_OF_A_CLASS = 20
+
 STATISTICS: dict[Metric, SetStatistic] = {
     "ece": SetStatistic(
         shares=lambda scores: calibration_shares(scores.confidence, scores.top1),
         value=lambda scores: expected_calibration_error(scores.confidence, scores.top1),
         linearised=False,
     ),
-    "macro_recall": SetStatistic(shares=macro_recall_shares, value=_mean_of(macro_recall_shares)),
-    "macro_f1": SetStatistic(shares=macro_f1_shares, value=_mean_of(macro_f1_shares)),
+    "macro_recall": SetStatistic(
+        shares=macro_recall_shares, value=_mean_of(macro_recall_shares), changes=macro_recall_changes
+    ),
+    "macro_f1": SetStatistic(
+        shares=macro_f1_shares, value=_mean_of(macro_f1_shares), changes=macro_f1_changes
+    ),
     "auroc": SetStatistic(shares=auroc_shares, value=_mean_of(auroc_shares), two_classes=True),
     "average_precision": SetStatistic(
         shares=average_precision_shares, value=_mean_of(average_precision_shares), two_classes=True

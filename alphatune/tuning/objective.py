@@ -190,11 +190,19 @@ class Objective:
         comparisons: int = 1,
         folds: int = 0,
         limits: Limits | None = None,
+        parts: NDArray[np.int64] | None = None,
     ) -> Gain:
         """Gain of the same examples' scores over others, as ``paired_gain``; of the worst condition where that counts."""
         if self.over == "mean" or not has_conditions(after.ids):
             return paired_gain(
-                after, before, self.metric, seed=seed, comparisons=comparisons, folds=folds, limits=limits
+                after,
+                before,
+                self.metric,
+                seed=seed,
+                comparisons=comparisons,
+                folds=folds,
+                limits=limits,
+                parts=parts,
             )
         values = np.stack([getattr(before, self.metric), getattr(after, self.metric)])
         rows = self.per_image(values, after.ids)

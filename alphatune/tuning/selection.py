@@ -41,7 +41,7 @@ from alphatune.statistics.gain import (
 )
 from alphatune.statistics.scores import Scores, concatenate
 from alphatune.statistics.selection_bias import Limits, limits_of_choosing
-from alphatune.statistics.set_statistics import metrics_of
+from alphatune.statistics.set_statistics import STATISTICS, metrics_of
 from alphatune.tuning.choosing import Choices, best_point, larger_is_better
 from alphatune.tuning.objective import Objective, Purpose
 from alphatune.tuning.set_score import SetScore, groups_of
@@ -122,15 +122,20 @@ def select_by_score(
     if n >= FEWEST_EXAMPLES:
         if whole is None:
             chosen = _best_without_each(values, fold)
-            after = shares[chosen[fold], np.arange(n)]
+            difference = shares[chosen[fold], np.arange(n)] - shares[0]
         else:
             others = [fold != k for k in range(folds)]
             chosen = np.array([np.argmax([whole.value(rows[some]) for rows in values]) for some in others])
-            after = whole.shares(values[chosen[fold], np.arange(n)], group)
+            difference = np.empty(len(place))
+            for point in np.unique(chosen):  # rows at different α may have no common scale
+                rows, own = chosen[fold] == point, np.flatnonzero(chosen[place] == point)
+                part = np.searchsorted(own, group[rows])
+                after, before = (whole.shares(values[i][rows], part) for i in (point, 0))
+                difference[own] = after - before
         limits = Limits.without_choice(CONFIDENCE)
         if chosen.any():
             limits = limits_of_choosing(shares - shares[0], place, chosen, CONFIDENCE, rng)
-        measured = mean_gain(after - shares[0], SCORE, limits, changed=bool(chosen.any()))
+        measured = mean_gain(difference, SCORE, limits, changed=bool(chosen.any()))
         gain = make_gain(SCORE, measured, n, folds, tuple(alphas[i] for i in chosen))
     return decide(SCORE, alphas[best], {SCORE: alphas[best]}, alphas[0], gain, n, accept), shares
 
@@ -198,6 +203,9 @@ def cross_fitted_gain(
     scores, before = choices.scores, choices.baseline
     ids, n = scores.ids, count_images(scores.ids)
     folds = max(2, min(folds, n // 2))
+    statistic = STATISTICS.get(objective.metric)
+    if statistic is not None and statistic.two_classes:  # two of each class in every fold
+        folds = max(2, min(folds, int(np.unique(before.targets, return_counts=True)[1].min()) // 2))
     rng = np.random.default_rng(seed)
     targets = before.targets[first_of_image(ids)] if has_conditions(ids) else before.targets
     fold = _stratified_folds(targets, folds, rng)
@@ -213,14 +221,16 @@ def cross_fitted_gain(
         exact, alpha = confirmed.chosen, confirmed.alpha
         way = np.array(choices.alphas)[chosen] - choices.alphas[0]
         chosen = np.array([choices.nearest(choices.alphas[0] + confirmed.share * step) for step in way])
-    after = choices.at(chosen[own], exact, alpha)
+    after, parts = choices.at(chosen[own], exact, alpha), chosen[own]
     if confirmed is not None:
         confirming = count_images(confirmed.before.ids)
+        more = np.full(len(confirmed.before), choices.nearest(confirmed.alpha))
+        parts = np.concatenate([parts, more])[np.argsort(np.concatenate([ids, confirmed.before.ids]))]
         before, after = concatenate([before, confirmed.before]), concatenate([after, confirmed.after])
     limits = None
     if chosen.any():
         limits = limits_of_choosing(values - values[0], fold, chosen, CONFIDENCE, rng, confirming)
-    gain = objective.gain(after, before, seed=seed, folds=folds, limits=limits)
+    gain = objective.gain(after, before, seed=seed, folds=folds, limits=limits, parts=parts)
     return msgspec.structs.replace(gain, fold_alphas=tuple(choices.alphas[i] for i in chosen))
 
 

@@ -70,8 +70,8 @@ class SetScore:
             ) from None
         if not np.isfinite(value):
             raise ConfigurationError(
-                f"{self.__name__} is {value:g} for {len(rows)} of the examples",
-                "the statistic must be finite for a tenth of them, too",
+                f"{self.__name__} is {value:g} over {len(rows)} of the examples",
+                "it is computed over parts of them, too: every part has to have what it needs, such as labelled pixels",
             )
         return value
 
@@ -107,7 +107,8 @@ def _pixels(outputs: Any, masks: Any) -> Tensor:
     """Pixels (N, 2C) that are both predicted and labelled as each class, and those that are either.
 
     Args:
-        outputs: logits (N, C, H, W), or a container of them; enlarged to the size of the masks.
+        outputs: logits (N, C, H, W), or a container of them; enlarged to the size of the masks. A single channel is
+            the logit of class 1 against class 0.
         masks: classes (N, H, W); numbers that are none are not counted, such as 255.
     """
     found = {path: t for path, t in tensors_of(outputs).items() if t.ndim == 4 and t.is_floating_point()}
@@ -120,6 +121,8 @@ def _pixels(outputs: Any, masks: Any) -> Tensor:
         )
     if logits.shape[2:] != masks.shape[1:]:
         logits = interpolate(logits.float(), size=masks.shape[1:], mode="bilinear", align_corners=False)
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
     classes, masks = logits.shape[1], masks.to(logits.device)
     counted = (masks >= 0) & (masks < classes)
     predicted = logits.argmax(1)
@@ -128,7 +131,7 @@ def _pixels(outputs: Any, masks: Any) -> Tensor:
         there, chosen = (masks == c) & counted, (predicted == c) & counted
         both.append((there & chosen).sum((1, 2)))
         either.append((there | chosen).sum((1, 2)))
-    return torch.stack([*both, *either], dim=1).double()
+    return torch.stack([*both, *either], dim=1)  # whole numbers
 
 
 def _mean_iou(rows: NDArray[Any]) -> float:

@@ -44,7 +44,7 @@ from alphatune.results.shift import Over
 from alphatune.statistics.conditions import conditions_of, count_images, has_conditions
 from alphatune.statistics.gain import FEWEST_TO_REFINE
 from alphatune.statistics.scores import Scores, summarise
-from alphatune.statistics.set_statistics import STATISTICS
+from alphatune.statistics.set_statistics import FEWEST_OF_A_CLASS, STATISTICS
 from alphatune.tuning.alphas import resolve_alphas
 from alphatune.tuning.batch_stats_baseline import BatchStatistics, compare_batch_statistics
 from alphatune.tuning.candidate import Candidate
@@ -433,12 +433,21 @@ def _goal(metric: Metric, over: Over, guard: Sequence[str], batches: Data) -> Ob
         ConfigurationError: a condition where there are none, a guard that fits none, a metric that is no mean, or one
             of two classes where the data has not both.
     """
-    statistic, classes = STATISTICS.get(metric), np.unique(batches.targets)
-    if statistic is not None and statistic.two_classes and classes.tolist() != [0, 1]:
-        raise ConfigurationError(
-            f"{INFO[metric].name} takes examples of two classes, 0 and 1, and the data has {len(classes)}",
-            "`metric=macro_f1`, for example, takes any number of classes",
-        )
+    statistic = STATISTICS.get(metric)
+    if statistic is not None and statistic.two_classes:
+        classes, sizes = np.unique(batches.targets, return_counts=True)
+        hint = "`metric=macro_f1`, for example, takes any classes"
+        if classes.tolist() != [0, 1]:
+            listed = ", ".join(map(str, classes[:4])) + ", ..." * (len(classes) > 4)
+            raise ConfigurationError(
+                f"{INFO[metric].name} takes examples of two classes, 0 and 1, and the data has {listed}", hint
+            )
+        if sizes.min() < FEWEST_OF_A_CLASS:
+            raise ConfigurationError(
+                f"{INFO[metric].name} takes at least {FEWEST_OF_A_CLASS} examples of each class, and the data has "
+                f"{sizes.min()} of class {sizes.argmin()}",
+                hint,
+            )
     if not has_conditions(batches.ids):
         if over != "mean" or guard:
             raise ConfigurationError(

@@ -116,6 +116,50 @@ def test_a_tune_finds_the_same(
     assert json.loads(out)["metrics"]["loss"] == pytest.approx(one["chosen"]["metrics"]["loss"], abs=1e-5)
 
 
+def test_logits_between_0_and_1_are_no_probabilities() -> None:
+    """Also where a temperature, of ours or in the model's own code, brought them there."""
+
+    class Scaled(torch.nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.head, self.factor = torch.nn.Linear(3, 1), torch.nn.Parameter(torch.tensor(factor))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.factor * self.head(x.mean((2, 3)) if x.ndim == 4 else x)
+
+    x = torch.rand(8, 3)
+    for model in (Scaled(1.0), torch.nn.Linear(3, 1)):
+        layer = model.head if isinstance(model, Scaled) else model
+        layer.weight.data = torch.tensor([[3.0, 1.0, 1.0]])
+        layer.bias.data.zero_()
+        find_reading_(model, model(x), 8)
+        set_temperature_(model, float(model(x).max()) * 1.01)
+        values = model(x)
+        assert 0 < values.min() < 0.5 < values.max() < 1
+        assert check_outputs_(model, x) == ()
+        reading = kept_reading(model)
+        assert reading is not None
+        assert not reading.probabilities
+
+
+def test_probabilities_of_any_making_are_seen() -> None:
+    x = torch.randn(8, 3)
+    two = torch.nn.Linear(3, 2)
+    for last in (
+        lambda z: z.softmax(1)[:, 1],
+        lambda z: z.log_softmax(1).exp()[:, 1],
+        lambda z: z[:, 0].sigmoid(),
+    ):
+
+        class Ends(torch.nn.Module):
+            def forward(self, x: torch.Tensor, last: Any = last) -> torch.Tensor:
+                return last(two(x))
+
+        model = Ends()
+        find_reading_(model, model(x), 8)
+        assert "a sigmoid" in check_outputs_(model, x)[0]
+
+
 @needs_torch(ONNX)
 @pytest.mark.parametrize("kind", ["row", "map", "probability"])
 def test_an_export_has_the_output_of_the_model(
@@ -201,3 +245,4 @@ def test_two_classes_the_other_way_round() -> None:
     assert "the other way round" in near_chance(targets, 0.1)[0]
     assert "close to chance" in near_chance(targets, 0.5)[0]
     assert near_chance(targets, 0.9) == []
+    assert "close to chance" in near_chance(np.array([3, 5] * 50), 0.2)[0]  # of more outputs than two

@@ -23,6 +23,8 @@ from alphatune.evaluation.predictor import score_logits
 from alphatune.statistics.gain import paired_gain
 from alphatune.statistics.scores import Scores, concatenate, summarise
 from alphatune.statistics.set_statistics import STATISTICS, metrics_of
+from alphatune.tuning.selection import cross_fitted_gain
+from alphatune.tuning.sweep import Sweep
 
 LINEARISED: list[Metric] = [name for name, each in STATISTICS.items() if each.linearised]
 TINY = f"{TESTS / 'tiny.py'}:tiny"
@@ -129,6 +131,47 @@ def test_intervals_of_a_difference_hold(name: Metric) -> None:
     assert 0.91 <= inside / runs <= 0.985
 
 
+@pytest.mark.parametrize("rare", [2, 5, 20])
+def test_a_class_of_few_examples_makes_nothing_significant(rare: int) -> None:
+    """A network that finds more of a large class, at the cost of a small one of which this sample tells nothing."""
+    found, runs = 0, 200
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        targets = np.repeat([0, 1], (300, rare))
+        margin = rng.normal(0, 1, len(targets)) + np.where(targets == 1, 1.2, -1.2)
+        worse = scored(np.stack([np.zeros_like(margin), margin], 1), targets)
+        better = scored(
+            np.stack([np.zeros_like(margin), margin - 0.25], 1), targets
+        )  # macro recall is no higher
+        gain = paired_gain(better, worse, "macro_recall")
+        found += gain.significant and gain.delta > 0
+    assert found / runs <= 0.05
+
+
+def test_nothing_changes_where_nothing_changes() -> None:
+    for name in LINEARISED:
+        gain = paired_gain(drawn(0), drawn(0), name)
+        assert (gain.delta, gain.ci, gain.p) == (0.0, (0.0, 0.0), 1.0)
+
+
+@pytest.mark.parametrize("name", ["auroc", "average_precision"])
+@pytest.mark.parametrize("positives", [20, 200])
+def test_margins_of_different_alphas_are_not_compared(name: Metric, positives: int) -> None:
+    """α that shift all margins, and change no order, gain nothing, whichever α each fold chooses."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        targets = np.repeat([0, 1], (200, positives))
+        base = rng.normal(0, 1, len(targets)) + targets
+        runs = []
+        for k in range(4):
+            margin = base + rng.normal(0, 1e-3, len(targets)) + 3 * k
+            runs.append(scored(np.stack([np.zeros_like(margin), margin], 1), targets))
+        sweep = Sweep((0.0, 0.1, 0.2, 0.3), tuple(runs))
+        gain = cross_fitted_gain(sweep.choices(), name, seed=seed)
+        assert abs(gain.delta) < 0.002
+        assert not np.isnan(gain.ci).any()
+
+
 def test_batches_in_any_order_give_the_same() -> None:
     whole = drawn(1, 50)
     parts = [whole.take(np.arange(30, 50)), whole.take(np.arange(30))]
@@ -193,9 +236,14 @@ def test_finer_alphas_are_judged_by_the_metric(network: nn.Module) -> None:
 
 
 def test_two_classes_are_asked_for(network: nn.Module) -> None:
+    few = [(x, torch.arange(len(x)) < 5) for x, _ in shifted(100, 2)]
+    with pytest.raises(
+        ConfigurationError, match="at least 20 examples of each class, and the data has 5 of class 1"
+    ):
+        alphatune.tune(network, [(x, y.long()) for x, y in few], metric="auroc", alphas="0,0.1")
     one_class = [(x, torch.zeros(len(x), dtype=torch.long)) for x, _ in shifted(200, 2)]
     with pytest.raises(
-        ConfigurationError, match="AUROC takes examples of two classes, 0 and 1, and the data has 1"
+        ConfigurationError, match="AUROC takes examples of two classes, 0 and 1, and the data has 0"
     ):
         alphatune.tune(network, one_class, metric="auroc", alphas="0,0.1")
     with pytest.raises(ConfigurationError, match="this one has more outputs"):
@@ -226,7 +274,7 @@ def test_the_command_line(run: Run, tiny_checkpoint: Path, tmp_path: Path) -> No
         assert {*METRICS} <= metrics.keys()
     assert {"auroc", "macro_f1"} <= result["chosen"]["ci"].keys() or result["decision"]["keep_baseline"]
     report = (tmp_path / "tuned" / "report.md").read_text()
-    assert "AUROC" in report
+    assert "| α | AUROC | Δ AUROC | top-1 |" in report
     assert (tmp_path / "tuned" / "figures" / "curve-auroc.svg").is_file()
     assert "auroc_delta_low" in (tmp_path / "tuned" / "curve.csv").read_text()
     code, out, err = run("evaluate", *words, "--scores", tmp_path / "a.npz", "--quiet")
@@ -248,7 +296,7 @@ def test_the_command_line_refuses_what_means_nothing(
     ]  # fmt: skip
     code, _, err = run(*words, "--metric", "auroc")
     assert code == 2
-    assert "AUROC takes examples of two classes, 0 and 1, and the data has 4" in err
+    assert "AUROC takes examples of two classes, 0 and 1, and the data has 0, 1, 2, 3" in err
     assert "--metric macro_f1" in err
     code, _, err = run(*words, "--metric", "macro_f1", "--shift", "contrast")
     assert code == 2

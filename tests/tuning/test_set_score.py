@@ -135,6 +135,15 @@ def test_mean_iou_is_that_of_all_pixels() -> None:
     assert "mean IoU" in str(result)
 
 
+def test_one_channel_is_the_logit_of_class_1() -> None:
+    logits, masks = torch.randn(6, 1, 8, 8), torch.randint(2, (6, 8, 8))
+    one, two = (
+        np.asarray(alphatune.mean_iou(z, masks)) for z in (logits, torch.cat([0 * logits, logits], 1))
+    )
+    assert (one == two).all()
+    assert alphatune.mean_iou.value(one) < 0.6
+
+
 def test_maps_of_another_size_are_enlarged() -> None:
     masks = torch.zeros(2, 8, 8, dtype=torch.long)
     masks[:, 4:] = 1
@@ -187,7 +196,7 @@ def test_multi_label_networks_are_tuned() -> None:
     [
         (SetScore(minus_loss, np.mean), ConfigurationError, r"a row of numbers an example.*\(50, k\)"),
         (SetScore(lambda o, t: o, lambda rows: rows), ConfigurationError, "must give one number"),
-        (SetScore(lambda o, t: o, lambda rows: float("nan")), ConfigurationError, "finite for a tenth"),
+        (SetScore(lambda o, t: o, lambda rows: float("nan")), ConfigurationError, "is nan over"),
         (SetScore(lambda o, t: o * float("inf"), np.mean), NumericError, "for example 0"),
         (alphatune.mean_iou, ConfigurationError, "masks"),
         (alphatune.mean_average_precision, ConfigurationError, "labels"),
