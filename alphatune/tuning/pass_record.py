@@ -56,7 +56,10 @@ class PassRecord(Generic[R]):
         while journal and (saved := journal.entry(f"{name}-{self._segment}").read()):
             if saved["after"] != self.examples:
                 break  # left by a run whose earlier segments are gone
-            self.results += [_from_plain(each) for each in saved["results"]]
+            try:
+                self.results += [_from_plain(each) for each in saved["results"]]
+            except TypeError:
+                break  # kept by a version whose scores had fewer columns
             self.examples = self._written = int(saved["examples"])
             self._segment += 1
 

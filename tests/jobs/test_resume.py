@@ -132,6 +132,14 @@ def test_what_waited_is_written_when_it_is_time(tmp_path: Path, monkeypatch: pyt
     np.testing.assert_array_equal(again.results[0][0], np.arange(2))
 
 
+def test_scores_that_a_version_before_kept_with_fewer_columns_are_measured_again(tmp_path: Path) -> None:
+    saving = Journal(tmp_path / "j", "", 10)
+    curve = {"class": "CurveScores", "ids": torch.arange(3), "loss": torch.zeros(2, 3)}
+    saving.entry("p-0").write({"results": [curve], "after": 0, "examples": 3})
+    record = pass_record.PassRecord[Any](saving, "p")
+    assert (record.examples, record.results) == (0, [])
+
+
 def test_another_question_is_another_record(tmp_path: Path) -> None:
     """Other examples, other α, another kind of look, another number of processes."""
     some, others = np.arange(10), np.arange(1, 11)
