@@ -20,7 +20,7 @@ class AlphaCurve(Part, frozen=True, kw_only=True):
 
 
 class StudyRun(Part, frozen=True, kw_only=True):
-    """A network that was trained: a line of the file of runs.
+    """One trained network, a line of runs.jsonl.
 
     Where training diverged the curves are those of guessing.
     """
@@ -88,7 +88,7 @@ class NetworkCurve(Part, frozen=True, kw_only=True):
 
 
 class NetworkRun(Part, frozen=True, kw_only=True):
-    """A checkpoint that was measured: a line of the file of checkpoints."""
+    """One measured checkpoint, a line of networks.jsonl."""
 
     settings: Open
     curve: NetworkCurve

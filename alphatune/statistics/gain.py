@@ -146,7 +146,7 @@ def paired_interval(difference: FloatArray) -> tuple[float, float]:
 def _differences(
     scores: Scores, baseline: Scores, metric: Metric, parts: NDArray[np.int64] | None = None
 ) -> FloatArray:
-    """Paired differences, larger is better, whose mean is the gain: one an image, and those of made-up examples."""
+    """Paired differences, larger is better, whose mean is the gain: one an image, and those of pseudo-examples."""
     statistic = STATISTICS.get(metric)
     if statistic is None or parts is None or not statistic.two_classes:
         difference = by_image(per_example(scores, metric) - per_example(baseline, metric), scores.ids)
@@ -161,7 +161,7 @@ def _differences(
         return difference
     changes = np.concatenate([statistic.changes(each) for each in (baseline, scores)]) / np.sqrt(2)
     n = len(difference)
-    # Divided by the number of all, the sum is that of the real ones, as the made-up ones cancel.
+    # Pseudo-examples cancel in the sum; the factor keeps the mean that of the real ones.
     return np.concatenate([difference, changes, -changes]) * ((n + 2 * len(changes)) / n)
 
 

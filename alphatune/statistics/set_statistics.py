@@ -8,9 +8,9 @@ so that the shares have the mean S. IF is the influence function: the derivative
 of S by the weight of example i, times n. What is so linearised has the standard
 error of S, as n grows, and paired differences of shares that of a difference
 (of AUROC this is the method of DeLong, DeLong & Clarke-Pearson 1988).
-The spread says nothing of a class none of whose few examples changes, so that two
-made-up examples a class count in tests: one that gets better, one that gets worse
-(as in Bonett & Price 2012 for paired proportions).
+If none of a small class's examples changes, the spread says nothing about that
+class. Tests therefore add two pseudo-examples per class, one that gets better and
+one that gets worse (as Bonett & Price 2012 do for paired proportions).
 The ECE has a kink where a bin's gap is 0, so a bootstrap takes the place of that
 (gain.py).
 """

@@ -2,7 +2,7 @@
 
 Finished runs are lines of ``runs.jsonl`` in the output folder, which studies
 share: what has been trained once is not trained again, by whichever study.
-Checkpoints that were measured are lines of ``networks.jsonl``.
+Measured checkpoints are lines of ``networks.jsonl``.
 """
 
 from __future__ import annotations

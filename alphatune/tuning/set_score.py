@@ -140,7 +140,7 @@ def _mean_iou(rows: NDArray[Any]) -> float:
 
 
 def _scores_and_labels(outputs: Any, labels: Any) -> Tensor:
-    """Logits and labels (N, 2C); labels are 1, 0, or below 0 where it is not known."""
+    """Logits and labels (N, 2C); a label is 1, 0, or negative if it is unknown."""
     found = [t for t in tensors_of(outputs).values() if torch.is_tensor(labels) and t.shape == labels.shape]
     if len(found) != 1 or labels.ndim != 2:
         raise ConfigurationError(
